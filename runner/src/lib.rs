@@ -1,1 +1,3 @@
-//! Placeholder door, filled by the first slice.
+//! The runner: builds images in virtual machines, without privileges.
+
+pub mod event;

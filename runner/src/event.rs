@@ -1,0 +1,88 @@
+//! What a build tells while it runs.
+//!
+//! One closed stream of events: the library says what happens, a [`Sink`] at the edge decides how a
+//! person or a log sees it. Nothing in here prints.
+
+use std::fmt;
+
+/// A part of a build that a person waits for, in the order in which they come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Stage {
+    /// Is the host fit: qemu, space, memory, user namespaces.
+    Preflight,
+    /// Signed metadata and package choice.
+    Select,
+    /// Packages into the cache.
+    Fetch,
+    /// Which accelerator really runs a guest.
+    Canary,
+    /// File tree and file system image, written on the host.
+    Compose,
+    /// The builder guest at work.
+    Guest,
+    /// Conversion to the format that was asked for.
+    Convert,
+    /// The finished image boots.
+    Verify,
+}
+
+impl Stage {
+    /// The word a log shows.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Preflight => "preflight",
+            Self::Select => "select",
+            Self::Fetch => "fetch",
+            Self::Canary => "canary",
+            Self::Compose => "compose",
+            Self::Guest => "guest",
+            Self::Convert => "convert",
+            Self::Verify => "verify",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+/// Something worth telling.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A stage begins.
+    Started(Stage),
+    /// A stage ended well.
+    Finished(Stage),
+    /// How far a stage is: what it does right now, and its bytes where it counts any.
+    Progress {
+        /// The stage.
+        stage: Stage,
+        /// What it does right now, in a few words; may hold text of the guest, so a sink cleans it.
+        doing: String,
+        /// Bytes done so far.
+        bytes: u64,
+        /// Bytes there are to do, where known.
+        total: Option<u64>,
+    },
+    /// A fact that a reader of the log wants later.
+    Note(String),
+    /// Something is worse than it should be, and the build goes on.
+    Warning(String),
+}
+
+/// Takes events. Called from several threads; must not block.
+pub trait Sink: Send + Sync {
+    /// Takes one event.
+    fn event(&self, event: Event);
+}
+
+/// Drops every event.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Sink for Silent {
+    fn event(&self, _: Event) {}
+}
