@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
+    /// A mount of the device, in the host's namespace.
+    Mounted,
     /// A mount in a mount namespace other than the host's.
     ForeignNamespace,
     /// A mount on a directory of this one.
@@ -56,6 +58,7 @@ impl Reason {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::Mounted => "mounted",
             Self::ForeignNamespace => "foreign_namespace",
             Self::ChildMount => "child_mount",
             Self::StackedMount => "stacked_mount",

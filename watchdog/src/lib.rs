@@ -1,1 +1,6 @@
-//! Placeholder door, filled by the first slice.
+//! The watchdog.
+
+pub mod decide;
+pub mod kernel;
+pub mod model;
+pub mod worker;
