@@ -3,6 +3,7 @@
 //! A field that names a file descriptor is its index among those sent beside the message.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::lease::{Epoch, LeaseId, LeaseView, Report, Tracking};
 use crate::resource::ResourceView;
@@ -292,9 +293,46 @@ pub enum CallError {
     },
 }
 
+impl CallError {
+    /// The error's name without its interface, and its details.
+    #[must_use]
+    pub fn on_the_wire(&self) -> (String, Value) {
+        // Serde writes an enum's variant as the only key of an object: just the two parts needed.
+        let written = serde_json::to_value(self).ok();
+        let parts = written.and_then(|value| match value {
+            Value::Object(object) => object.into_iter().next(),
+            _ => None,
+        });
+        parts.unwrap_or_else(|| ("Unavailable".to_owned(), Value::Null))
+    }
+
+    /// The error of that name with these details; `None` when it is none of ours.
+    #[must_use]
+    pub fn from_the_wire(name: &str, details: Value) -> Option<Self> {
+        let mut object = serde_json::Map::new();
+        object.insert(name.to_owned(), details);
+        serde_json::from_value(Value::Object(object)).ok()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn errors_come_back_as_they_were_sent() {
+        let errors = [
+            CallError::Refused { reason: "no".to_owned() },
+            CallError::NoSuchLease { lease: LeaseId(7) },
+            CallError::StaleEpoch { lease: LeaseId(7), epoch: Epoch(3) },
+            CallError::LimitReached { limit: "leases".to_owned(), value: 9 },
+        ];
+        for error in errors {
+            let (name, details) = error.on_the_wire();
+            assert_eq!(CallError::from_the_wire(&name, details), Some(error));
+        }
+        assert_eq!(CallError::from_the_wire("Other", Value::Null), None);
+    }
 
     #[test]
     fn the_description_names_every_method_and_no_other() {

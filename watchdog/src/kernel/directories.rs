@@ -40,6 +40,15 @@ pub fn owner(directory: impl AsFd) -> io::Result<u32> {
     Ok(fstat(directory)?.st_uid)
 }
 
+/// Whether a descriptor was opened for writing.
+///
+/// # Errors
+/// What `fcntl(2)` says.
+pub fn is_writable(descriptor: impl AsFd) -> io::Result<bool> {
+    let flags = rustix::fs::fcntl_getfl(descriptor)?;
+    Ok(flags.intersects(OFlags::WRONLY | OFlags::RDWR) && !flags.contains(OFlags::PATH))
+}
+
 /// Where a directory is now, as the kernel shows it to this process; for people, and as a hint.
 ///
 /// # Errors

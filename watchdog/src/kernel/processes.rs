@@ -20,6 +20,17 @@ pub fn start_time(pid: u32) -> io::Result<StartTime> {
     parse_start_time(&text).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "stat has no field 22"))
 }
 
+/// The real user of a process: whoever started it, also when it is a setuid program.
+///
+/// # Errors
+/// `NotFound` when it is gone.
+pub fn real_user(pid: u32) -> io::Result<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Uid:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "status has no user"))
+}
+
 /// Field 22 of `/proc/PID/stat`. The second field is the process's name in parentheses, and may
 /// itself hold parentheses and spaces: fields are counted from the last closing one.
 fn parse_start_time(text: &[u8]) -> Option<StartTime> {

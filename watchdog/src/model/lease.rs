@@ -33,13 +33,6 @@ pub struct Claim {
     pub handle: Option<(i32, Vec<u8>)>,
 }
 
-/// A loop device that a client proved by its descriptor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ClaimedLoop {
-    /// Which attachment.
-    pub identity: LoopIdentity,
-}
-
 /// A lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {

@@ -12,7 +12,7 @@ pub use identity::{
     BackingFile, BootId, CgroupIdentity, DeviceNumber, DirectoryIdentity, DiskSequence, LoopIdentity,
     MountIdentity, MountNamespace, MountNumber, ProcessIdentity, ResourceIdentity, StartTime,
 };
-pub use lease::{Claim, ClaimedLoop, Lease, Phase};
+pub use lease::{Claim, Lease, Phase};
 pub use plan::{Plan, Step, StepResult};
 pub use snapshot::{
     FileHold, Gap, LoopDevice, LoopState, Mount, Place, Process, Snapshot, SnapshotDepth, UnderClaim,

@@ -10,7 +10,7 @@ use rustix::net::{
 };
 
 /// The most descriptors that the kernel passes at once (`SCM_MAX_FD`).
-pub const DESCRIPTOR_LIMIT: usize = 253;
+const DESCRIPTOR_LIMIT: usize = 253;
 
 /// Sends some of `bytes`, with `descriptors` beside the first of them; returns how many were sent.
 ///

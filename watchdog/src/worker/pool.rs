@@ -152,11 +152,7 @@ impl Pool {
     ) -> Result<Response, WorkerError> {
         let permit = self.inner.permits.acquire().await;
         let _permit = permit.expect("the semaphore is never closed");
-        let idle = self.inner.idle.borrow_mut().pop();
-        let mut worker = match idle {
-            Some(worker) => worker,
-            None => Worker::start(&self.inner.program)?,
-        };
+        let mut worker = self.take()?;
         let result = worker.converse(request, descriptors, silence).await;
         if result.is_ok() && self.inner.idle.borrow().len() < IDLE_LIMIT {
             self.inner.idle.borrow_mut().push(worker);
@@ -164,6 +160,16 @@ impl Pool {
             self.give_up(worker);
         }
         result
+    }
+
+    /// An idle worker that still lives, else a new one.
+    fn take(&self) -> Result<Worker, WorkerError> {
+        while let Some(mut worker) = self.inner.idle.borrow_mut().pop() {
+            if matches!(worker.child.try_wait(), Ok(None)) {
+                return Ok(worker);
+            }
+        }
+        Worker::start(&self.inner.program)
     }
 
     /// Ends a worker and collects those that have ended meanwhile. Never waits.
