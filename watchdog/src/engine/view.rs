@@ -13,7 +13,7 @@ use super::{Engine, now_ms};
 use crate::decide::{Ownership, Target, everything_of, explain, plan};
 use crate::kernel::loops;
 use crate::metrics::LEASE_STATES;
-use crate::model::{Gap, LoopState, ResourceIdentity, Snapshot, SnapshotDepth};
+use crate::model::{Gap, Lease, LoopState, ResourceIdentity, Snapshot, SnapshotDepth};
 
 impl Engine {
     /// Leases and resources of the host.
@@ -29,7 +29,11 @@ impl Engine {
             let verdict = verdict_of(record.state);
             let resources = everything_of(record.lease.id, &snapshot, &ownership)
                 .into_iter()
-                .map(|identity| show(identity, &snapshot, verdict, Some(record.lease.id)))
+                .map(|identity| {
+                    let mut resource = show(identity, &snapshot, verdict, Some(record.lease.id));
+                    name_by_lease(identity, &record.lease, &mut resource);
+                    resource
+                })
                 .collect();
             leases.push(record.view(now, resources));
         }
@@ -37,7 +41,7 @@ impl Engine {
         Ok(HostStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             loops_in_use: snapshot.loops.len() as u64,
-            loops_limit: loops::limit(std::path::Path::new("/sys")),
+            loops_limit: loops::limit(),
             leases,
             others: others(&snapshot, &ownership),
             gaps: snapshot.gaps.iter().map(Gap::sentence).collect(),
@@ -130,7 +134,7 @@ impl Engine {
             }
         }
         metrics.loops_in_use.set(i64::try_from(snapshot.loops.len()).unwrap_or(i64::MAX));
-        let limit = loops::limit(std::path::Path::new("/sys")).unwrap_or(0);
+        let limit = loops::limit().unwrap_or(0);
         metrics.loops_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
         self.shared.measured.set(Some(Instant::now()));
     }
@@ -181,6 +185,23 @@ fn others(snapshot: &Snapshot, ownership: &Ownership) -> Vec<ResourceView> {
         }
     }
     found
+}
+
+/// Directories and control groups have no name in a snapshot; the lease knows it.
+fn name_by_lease(identity: ResourceIdentity, lease: &Lease, resource: &mut ResourceView) {
+    match identity {
+        ResourceIdentity::Directory(directory) => {
+            if let Some(claim) = lease.claims.iter().find(|claim| claim.directory == directory) {
+                resource.name.clone_from(&claim.path);
+            }
+        }
+        ResourceIdentity::Cgroup(cgroup) => {
+            if let Some((_, path)) = lease.cgroup.as_ref().filter(|(identity, _)| *identity == cgroup) {
+                resource.name = printable(path.as_bytes());
+            }
+        }
+        ResourceIdentity::Process(_) | ResourceIdentity::Mount(_) | ResourceIdentity::Loop(_) => {}
+    }
 }
 
 fn show(
