@@ -105,7 +105,7 @@ for script in /hostler/steps/*; do
     chroot /target /usr/bin/env -i \
         PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb LC_ALL=C.UTF-8 \
         DEBIAN_FRONTEND=noninteractive DEBCONF_NONINTERACTIVE_SEEN=true \
-        DEBCONF_NOWARNINGS=yes HOSTLER_DISK="$disk_device" HOSTLER_ROOT_UUID="$root_uuid" \
+        DEBCONF_NOWARNINGS=yes HOSTLER_DISK="$disk_device" HOSTLER_ROOT="$root_device" HOSTLER_ROOT_UUID="$root_uuid" \
         HOSTLER_MIRROR="$mirror" \
         /bin/sh -e /run/hostler/step </dev/null 3>&-
     status=$?
