@@ -78,15 +78,6 @@ impl DiskFormat {
     }
 }
 
-/// Whether what the guest writes stays.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DiskWrites {
-    /// Into the file, without ever waiting for the host's disk.
-    Kept,
-    /// Into a temporary file that qemu deletes at once, next to the working directory.
-    Dropped,
-}
-
 /// One disk of the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {
@@ -94,8 +85,6 @@ pub struct Disk {
     pub path: PathBuf,
     /// Its layout.
     pub format: DiskFormat,
-    /// Whether writes stay.
-    pub writes: DiskWrites,
 }
 
 /// Where the guest's first instructions come from.
@@ -202,12 +191,8 @@ pub fn arguments(spec: &VmSpec) -> Vec<OsString> {
 
 fn drive(number: usize, disk: &Disk) -> OsString {
     let mut text = OsString::from(format!(
-        "if=none,id=disk{number},format={},cache=unsafe,discard=unmap,detect-zeroes=unmap,snapshot={},file.driver=file,file.filename=",
-        disk.format.name(),
-        match disk.writes {
-            DiskWrites::Kept => "off",
-            DiskWrites::Dropped => "on",
-        }
+        "if=none,id=disk{number},format={},cache=unsafe,discard=unmap,detect-zeroes=unmap,file.driver=file,file.filename=",
+        disk.format.name()
     ));
     text.push(escaped_path(&disk.path));
     text
@@ -263,9 +248,7 @@ mod tests {
             },
             disks: vec![Disk {
                 path: "work/x,y.raw".into(),
-                format: DiskFormat::Raw,
-                writes: DiskWrites::Kept,
-            }],
+                format: DiskFormat::Raw }],
             network: Network::Mirror,
             port_name: CONTROL_PORT,
             smbios_serial: None,
@@ -303,7 +286,7 @@ mod tests {
         assert_eq!(
             values(&arguments, "-drive"),
             [
-                "if=none,id=disk0,format=raw,cache=unsafe,discard=unmap,detect-zeroes=unmap,snapshot=off,file.driver=file,file.filename=./work/x,,y.raw"
+                "if=none,id=disk0,format=raw,cache=unsafe,discard=unmap,detect-zeroes=unmap,file.driver=file,file.filename=./work/x,,y.raw"
             ]
         );
         // `-initrd` takes a list, split at single commas.
@@ -319,21 +302,18 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_boots_its_disk_gets_no_kernel_and_keeps_no_writes() {
+    fn a_machine_that_boots_its_disk_gets_no_kernel() {
         let arguments = arguments(&VmSpec {
             boot: Boot::Disk,
             smbios_serial: Some("a,b".into()),
             disks: vec![Disk {
                 path: "/x.qcow2".into(),
-                format: DiskFormat::Qcow2,
-                writes: DiskWrites::Dropped,
-            }],
+                format: DiskFormat::Qcow2 }],
             ..spec()
         });
         assert!(values(&arguments, "-kernel").is_empty());
         assert_eq!(values(&arguments, "-smbios"), ["type=1,serial=a,,b"]);
         assert!(values(&arguments, "-drive")[0].contains("format=qcow2"));
-        assert!(values(&arguments, "-drive")[0].contains("snapshot=on"));
     }
 
     #[test]
