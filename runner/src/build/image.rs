@@ -54,12 +54,7 @@ fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Im
 ///
 /// # Errors
 /// When `qemu-img` fails, takes too long or is to stop; `target` may be there then.
-pub fn convert(
-    qemu_img: &Path,
-    source: &Path,
-    target: &Path,
-    cancel: &Cancel,
-) -> Result<(), ImageError> {
+pub fn convert(qemu_img: &Path, source: &Path, target: &Path, cancel: &Cancel) -> Result<(), ImageError> {
     let mut command = child::command(qemu_img);
     command.args(["convert", "-q", "-f", "raw", "-O", "qcow2", "-c", "-W", "-m", "4"]);
     command.args(["-t", "unsafe", "-T", "unsafe"]).arg("--").arg(named(source)).arg(named(target));
@@ -71,12 +66,7 @@ pub fn convert(
 ///
 /// # Errors
 /// When `qemu-img` fails, takes too long or is to stop.
-pub fn overlay(
-    qemu_img: &Path,
-    base: &Path,
-    target: &Path,
-    cancel: &Cancel,
-) -> Result<(), ImageError> {
+pub fn overlay(qemu_img: &Path, base: &Path, target: &Path, cancel: &Cancel) -> Result<(), ImageError> {
     let mut command = child::command(qemu_img);
     // The name of the base is looked up from the folder of the overlay.
     let base = Path::new(base.file_name().unwrap_or(base.as_os_str()));
@@ -85,11 +75,7 @@ pub fn overlay(
     run("make a scratch copy of", command, cancel)
 }
 
-fn run(
-    action: &'static str,
-    command: std::process::Command,
-    cancel: &Cancel,
-) -> Result<(), ImageError> {
+fn run(action: &'static str, command: std::process::Command, cancel: &Cancel) -> Result<(), ImageError> {
     match child::output(command, CONVERT_DEADLINE, Some(cancel)) {
         Ok(_) => Ok(()),
         Err(ChildError::Cancelled { .. }) => Err(ImageError::Cancelled),

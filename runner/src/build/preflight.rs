@@ -136,11 +136,9 @@ fn qemu(shim: &Path) -> (Finding, Option<Host>) {
     });
     let finding = judge_versions(&versions);
     let host = match (finding.fitness, versions) {
-        (Fitness::Fit, [Ok(qemu_version), _]) => Some(Host {
-            programs: Programs { shim: shim.to_owned(), qemu },
-            qemu_img,
-            qemu_version,
-        }),
+        (Fitness::Fit, [Ok(qemu_version), _]) => {
+            Some(Host { programs: Programs { shim: shim.to_owned(), qemu }, qemu_img, qemu_version })
+        }
         _ => None,
     };
     (finding, host)
@@ -247,9 +245,7 @@ fn judge_space(folder: &Path, free: u64, needed: u64) -> Finding {
 }
 
 fn memory(guest: u64) -> Finding {
-    let available = std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| parse_available(&text));
+    let available = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| parse_available(&text));
     match available {
         Some(available) => judge_memory(available, guest),
         None => Finding::bad(
@@ -318,10 +314,7 @@ mod tests {
 
     #[test]
     fn available_memory_is_read_in_bytes() {
-        assert_eq!(
-            parse_available("MemTotal: 9 kB\nMemAvailable:   24 kB\n"),
-            Some(24 * 1024)
-        );
+        assert_eq!(parse_available("MemTotal: 9 kB\nMemAvailable:   24 kB\n"), Some(24 * 1024));
         assert_eq!(parse_available("MemTotal: 9 kB\n"), None);
     }
 }

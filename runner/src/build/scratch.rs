@@ -116,9 +116,9 @@ pub fn sweep(parent: &Path) -> Result<Vec<PathBuf>, ScratchError> {
         let entry = entry.map_err(unlisted)?;
         let path = entry.path();
         let is_ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX))
-            && entry.metadata().is_ok_and(|data| {
-                data.is_dir() && data.uid() == rustix::process::geteuid().as_raw()
-            });
+            && entry
+                .metadata()
+                .is_ok_and(|data| data.is_dir() && data.uid() == rustix::process::geteuid().as_raw());
         if !is_ours {
             continue;
         }

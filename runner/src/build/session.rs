@@ -15,9 +15,7 @@ use crate::debian::{self, Selection};
 use crate::disk::{self, BuilderTools, ComposedDisk};
 use crate::event::{Event, Sink, Stage};
 use crate::recipe::Recipe;
-use crate::vm::argv::{
-    Accelerator, Boot, CONTROL_PORT, Disk, DiskFormat, Network, PROOF_PORT, VmSpec,
-};
+use crate::vm::argv::{Accelerator, Boot, CONTROL_PORT, Disk, DiskFormat, Network, PROOF_PORT, VmSpec};
 use crate::vm::canary::Canary;
 use crate::vm::nonce::nonce;
 use crate::vm::run::{Report, Run, run};
@@ -146,9 +144,8 @@ impl<'a> Session<'a> {
         let packages = self.packages()?;
         let accelerator = self.stage(Stage::Canary, |session| session.canary(host, &packages))?;
         let disk = self.stage(Stage::Compose, |session| session.compose(&packages))?;
-        let (report, guest_log) = self.stage(Stage::Guest, |session| {
-            session.guest(host, &packages, &disk, accelerator)
-        })?;
+        let (report, guest_log) =
+            self.stage(Stage::Guest, |session| session.guest(host, &packages, &disk, accelerator))?;
         let name = &self.request.recipe.image.name;
         let qcow2 = self.scratch.path().join(format!("{name}.qcow2"));
         let sums = self.scratch.path().join(format!("{name}.qcow2.sha256"));
@@ -159,13 +156,11 @@ impl<'a> Session<'a> {
         })?;
         let mut files = vec![guest_log];
         if self.request.recipe.verify.boot {
-            let log =
-                self.stage(Stage::Verify, |session| session.verify(host, &qcow2, accelerator))?;
+            let log = self.stage(Stage::Verify, |session| session.verify(host, &qcow2, accelerator))?;
             files.push(log);
         }
-        let bytes = fs::metadata(&qcow2)
-            .map_err(|source| BuildError::Write { path: qcow2.clone(), source })?
-            .len();
+        let bytes =
+            fs::metadata(&qcow2).map_err(|source| BuildError::Write { path: qcow2.clone(), source })?.len();
         files.extend([sums, qcow2]);
         let mut delivered = image::deliver(&files, &self.request.output)?;
         // In the order in which they were given: logs, digest, image.
@@ -216,8 +211,7 @@ impl<'a> Session<'a> {
             session.interruptible(Stage::Select, move || {
                 let cache = Arc::new(Cache::open(&request.cache)?);
                 let fetcher = Arc::new(Fetcher::new(cache, FetchOptions::default())?);
-                let chosen =
-                    debian::select(&request.recipe, &fetcher, &request.apt_root, sink.as_ref())?;
+                let chosen = debian::select(&request.recipe, &fetcher, &request.apt_root, sink.as_ref())?;
                 Ok((fetcher, Arc::new(chosen)))
             })
         })?;
@@ -281,8 +275,7 @@ impl<'a> Session<'a> {
             sources: (!recipe.guest.run.is_empty()).then_some(sources.as_str()),
             verify: recipe.verify.boot,
         };
-        let programs =
-            GuestPrograms { busybox: &packages.tools.busybox, modules: &packages.tools.modules };
+        let programs = GuestPrograms { busybox: &packages.tools.busybox, modules: &packages.tools.modules };
         let path = self.scratch.path().join("builder.cpio");
         let written = File::create(&path).map(BufWriter::new);
         initramfs(programs, &work)?
@@ -317,21 +310,13 @@ impl<'a> Session<'a> {
             mirror.as_ref().map_or(0, Mirror::bytes)
         };
         let log = self.scratch.path().join(format!("{}.console.log", recipe.image.name));
-        let report =
-            self.boot(host, &spec, &nonce, Stage::Guest, &log, (&serve, &served))?;
-        let missing = mirror
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner)
-            .map_or_else(Vec::new, Mirror::stop);
+        let report = self.boot(host, &spec, &nonce, Stage::Guest, &log, (&serve, &served))?;
+        let missing =
+            mirror.into_inner().unwrap_or_else(PoisonError::into_inner).map_or_else(Vec::new, Mirror::stop);
         self.accept(report, Stage::Guest, log, missing)
     }
 
-    fn verify(
-        &self,
-        host: &Host,
-        qcow2: &Path,
-        accelerator: Accelerator,
-    ) -> Result<PathBuf, BuildError> {
+    fn verify(&self, host: &Host, qcow2: &Path, accelerator: Accelerator) -> Result<PathBuf, BuildError> {
         let recipe = &self.request.recipe;
         let nonce = nonce().map_err(BuildError::Nonce)?;
         let overlay = self.scratch.path().join("verify.qcow2");
@@ -347,8 +332,7 @@ impl<'a> Session<'a> {
             smbios_serial: Some(nonce.clone()),
         };
         let log = self.scratch.path().join(format!("{}.verify.log", recipe.image.name));
-        let report =
-            self.boot(host, &spec, &nonce, Stage::Verify, &log, (&|_| Ok(()), &|| 0))?;
+        let report = self.boot(host, &spec, &nonce, Stage::Verify, &log, (&|_| Ok(()), &|| 0))?;
         let (_, log) = self.accept(report, Stage::Verify, log, Vec::new())?;
         Ok(log)
     }
@@ -363,16 +347,12 @@ impl<'a> Session<'a> {
         log: &Path,
         (serve, mirror_bytes): (&dyn Fn(TcpListener) -> std::io::Result<()>, &dyn Fn() -> u64),
     ) -> Result<Report, BuildError> {
-        let file = File::create(log)
-            .map_err(|source| BuildError::Write { path: log.to_owned(), source })?;
+        let file = File::create(log).map_err(|source| BuildError::Write { path: log.to_owned(), source })?;
         let asked = Run {
             programs: &host.programs,
             spec,
             nonce,
-            limits: Limits {
-                total: self.left(),
-                no_progress: self.request.recipe.limits.no_progress,
-            },
+            limits: Limits { total: self.left(), no_progress: self.request.recipe.limits.no_progress },
             register: &|process| self.environment.registrar.adopt(process),
             serve,
             mirror_bytes,
@@ -408,10 +388,7 @@ impl<'a> Session<'a> {
     ) -> Result<T, BuildError> {
         let (done, result) = channel();
         let name = stage.name().to_owned();
-        thread::Builder::new()
-            .name(name)
-            .spawn(move || done.send(work()))
-            .map_err(BuildError::Thread)?;
+        thread::Builder::new().name(name).spawn(move || done.send(work())).map_err(BuildError::Thread)?;
         let mut patience = None;
         loop {
             match result.recv_timeout(Duration::from_millis(100)) {
@@ -454,8 +431,5 @@ fn preflight_host(request: &Request, environment: &Environment) -> Result<Host, 
 
 /// One line of what `guest/preinst.sh` reads.
 fn preinst_line(preinst: &disk::Preinst) -> String {
-    format!(
-        "{} {} {} {}",
-        preinst.package, preinst.architecture, preinst.version, preinst.script
-    )
+    format!("{} {} {} {}", preinst.package, preinst.architecture, preinst.version, preinst.script)
 }

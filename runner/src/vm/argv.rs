@@ -246,9 +246,7 @@ mod tests {
                 initramfs: "a,b.cpio".into(),
                 command_line: "console=ttyS0 x=a,b".into(),
             },
-            disks: vec![Disk {
-                path: "work/x,y.raw".into(),
-                format: DiskFormat::Raw }],
+            disks: vec![Disk { path: "work/x,y.raw".into(), format: DiskFormat::Raw }],
             network: Network::Mirror,
             port_name: CONTROL_PORT,
             smbios_serial: None,
@@ -306,9 +304,7 @@ mod tests {
         let arguments = arguments(&VmSpec {
             boot: Boot::Disk,
             smbios_serial: Some("a,b".into()),
-            disks: vec![Disk {
-                path: "/x.qcow2".into(),
-                format: DiskFormat::Qcow2 }],
+            disks: vec![Disk { path: "/x.qcow2".into(), format: DiskFormat::Qcow2 }],
             ..spec()
         });
         assert!(values(&arguments, "-kernel").is_empty());

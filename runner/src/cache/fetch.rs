@@ -1,0 +1,661 @@
+//! Brings files from upstream into the cache.
+//!
+//! A file is named by the digest that signed metadata gives for it; several addresses are tried in
+//! turn. What is truncated, too long or has another digest is never kept. The functions block and
+//! may be called from any thread, also from within an asynchronous runtime: the fetcher has a small
+//! runtime of its own. Deliberately absent: what the digests ought to be, and printing.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use reqwest::header::{
+    CONTENT_RANGE, ETAG, HeaderMap, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, RANGE,
+};
+use reqwest::{Client, Response, StatusCode};
+use tokio::runtime::Runtime;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::event::{Event, Sink, Stage};
+
+use super::digest::Digest;
+use super::proxy::Proxies;
+use super::store::{Cache, Remembered, StoreError, Writer};
+
+/// Metadata has no digest to compare a size with; Debian's is 0.15 MB.
+const METADATA_LIMIT: usize = 32 << 20;
+
+/// Why a file cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The HTTP client cannot be set up.
+    #[error("cannot set up downloads: check the proxy settings")]
+    Client {
+        /// What the library said.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// The runtime cannot be started.
+    #[error("cannot start the threads for downloads")]
+    Runtime {
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// No address is known.
+    #[error("no upstream is known for {name}: name one in the sources")]
+    NoUpstream {
+        /// The file.
+        name: String,
+    },
+    /// Upstream refuses.
+    #[error(
+        "upstream answered {status} for {name}: it does not have the file (is the mirror complete and up to date?)"
+    )]
+    Status {
+        /// The file.
+        name: String,
+        /// The status code.
+        status: u16,
+    },
+    /// Upstream cannot be reached.
+    #[error("cannot reach upstream for {name}: check the network, the proxy and the mirror")]
+    Connect {
+        /// The file.
+        name: String,
+        /// What the library said.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// Upstream says nothing any more.
+    #[error("upstream sent nothing of {name} for {} s: it is too slow or hangs", idle.as_secs())]
+    Silent {
+        /// The file.
+        name: String,
+        /// How long was waited.
+        idle: Duration,
+    },
+    /// The file ends too early.
+    #[error("upstream truncated {name}: {received} of {expected} bytes came")]
+    Truncated {
+        /// The file.
+        name: String,
+        /// Bytes that came.
+        received: u64,
+        /// Bytes that signed metadata promises.
+        expected: u64,
+    },
+    /// The file is longer than it should be.
+    #[error("upstream sent more than the {expected} bytes that {name} has: the file was replaced")]
+    TooLong {
+        /// The file.
+        name: String,
+        /// Bytes that signed metadata promises.
+        expected: u64,
+    },
+    /// The file has another digest.
+    #[error("upstream sent an altered {name}: its digest is {found} where signed metadata says {wanted}")]
+    Altered {
+        /// The file.
+        name: String,
+        /// What signed metadata says.
+        wanted: Digest,
+        /// What came.
+        found: Digest,
+    },
+    /// Metadata too large to be any.
+    #[error("upstream sent more than {METADATA_LIMIT} bytes for {name}: that is no such file")]
+    Oversized {
+        /// The file.
+        name: String,
+    },
+    /// The cache fails.
+    #[error("cannot keep {name}")]
+    Store {
+        /// The file.
+        name: String,
+        /// What is wrong.
+        #[source]
+        source: StoreError,
+    },
+    /// A download was broken off from inside.
+    #[error("the download of {name} was broken off")]
+    BrokenOff {
+        /// The file.
+        name: String,
+    },
+}
+
+impl FetchError {
+    /// The status that upstream refused with, if it did.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Status { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+
+    /// May the same request go well a moment later?
+    fn is_transient(&self) -> bool {
+        match self {
+            Self::Status { status, .. } => *status >= 500 || matches!(status, 408 | 416 | 425 | 429),
+            Self::Connect { .. } | Self::Silent { .. } | Self::Truncated { .. } => true,
+            Self::Client { .. }
+            | Self::Runtime { .. }
+            | Self::NoUpstream { .. }
+            | Self::TooLong { .. }
+            | Self::Altered { .. }
+            | Self::Oversized { .. }
+            | Self::Store { .. }
+            | Self::BrokenOff { .. } => false,
+        }
+    }
+}
+
+/// How downloads are done.
+#[derive(Clone, Debug)]
+pub struct FetchOptions {
+    /// Proxies.
+    pub proxies: Proxies,
+    /// For a connection to stand.
+    pub connect_timeout: Duration,
+    /// Without a byte.
+    pub idle_timeout: Duration,
+    /// Tries per upstream.
+    pub attempts: u32,
+    /// Wait before the second try; doubled for each further one.
+    pub backoff: Duration,
+    /// Downloads at the same time.
+    pub parallel: usize,
+}
+
+impl Default for FetchOptions {
+    fn default() -> Self {
+        Self {
+            proxies: Proxies::default(),
+            connect_timeout: Duration::from_secs(15),
+            idle_timeout: Duration::from_secs(30),
+            attempts: 4,
+            backoff: Duration::from_millis(500),
+            parallel: 6,
+        }
+    }
+}
+
+/// A file to fetch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// How messages call it, such as its path under the archive's root.
+    pub name: String,
+    /// Where it can be had, tried in turn.
+    pub urls: Vec<String>,
+    /// Bytes it has.
+    pub size: u64,
+    /// Its digest.
+    pub digest: Digest,
+}
+
+/// What was transferred since the fetcher was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Bytes of packages and indices from upstream.
+    pub upstream_bytes: u64,
+    /// Bytes of signed Release files from upstream.
+    pub metadata_bytes: u64,
+    /// Requests to upstream, of every kind.
+    pub upstream_requests: u64,
+    /// Bytes of files that the cache already had.
+    pub cache_bytes: u64,
+    /// Damaged files found in the cache and removed.
+    pub damaged: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    upstream: AtomicU64,
+    metadata: AtomicU64,
+    requests: AtomicU64,
+    cache: AtomicU64,
+}
+
+fn add(counter: &AtomicU64, amount: u64) {
+    counter.fetch_add(amount, Ordering::Relaxed);
+}
+
+/// The answer of an address that has no digest: a signed Release file.
+#[derive(Clone, Debug)]
+pub struct Metadata {
+    /// Its bytes; nothing has vouched for them yet.
+    pub bytes: Vec<u8>,
+    /// Why it is the remembered answer instead of a new one, where upstream failed.
+    pub stale: Option<String>,
+    url: String,
+    validators: Option<(Option<String>, Option<String>)>,
+}
+
+/// Fetches files into a cache.
+pub struct Fetcher {
+    core: Arc<Core>,
+    runtime: Option<Runtime>,
+}
+
+/// The part that asynchronous tasks share.
+pub(super) struct Core {
+    cache: Arc<Cache>,
+    client: Client,
+    options: FetchOptions,
+    counters: Counters,
+    flights: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+impl Drop for Fetcher {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // The plain drop would panic inside another runtime.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Fetcher {
+    /// Prepares downloads into `cache`.
+    ///
+    /// # Errors
+    /// A proxy's address is unusable, or threads cannot be started.
+    pub fn new(cache: Arc<Cache>, options: FetchOptions) -> Result<Self, FetchError> {
+        // Fails only when a provider is already there, which serves as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut builder = Client::builder()
+            .no_proxy()
+            .user_agent(concat!("hostler/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(options.connect_timeout)
+            .read_timeout(options.idle_timeout);
+        for proxy in options.proxies.for_client()? {
+            builder = builder.proxy(proxy);
+        }
+        let client = builder.build().map_err(|source| FetchError::Client { source })?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("hostler-fetch")
+            .enable_all()
+            .build()
+            .map_err(|source| FetchError::Runtime { source })?;
+        Ok(Self {
+            core: Arc::new(Core {
+                cache,
+                client,
+                options,
+                counters: Counters::default(),
+                flights: Mutex::default(),
+            }),
+            runtime: Some(runtime),
+        })
+    }
+
+    /// The cache behind.
+    #[must_use]
+    pub fn cache(&self) -> &Arc<Cache> {
+        &self.core.cache
+    }
+
+    /// What was transferred so far.
+    #[must_use]
+    pub fn counted(&self) -> Counted {
+        self.core.counted()
+    }
+
+    pub(super) fn core(&self) -> Arc<Core> {
+        Arc::clone(&self.core)
+    }
+
+    /// Runs `future` on the own runtime, from a thread that belongs to no other.
+    fn block_on<F: Future + Send>(&self, future: F) -> Option<F::Output>
+    where
+        F::Output: Send,
+    {
+        let runtime = self.runtime.as_ref()?;
+        std::thread::scope(|scope| scope.spawn(|| runtime.block_on(future)).join().ok())
+    }
+
+    /// Brings all of `wanted` into the cache, several at a time, and tells of progress in bytes.
+    ///
+    /// # Errors
+    /// The first file that cannot be had; the others in flight are broken off.
+    pub fn fetch_all(&self, wanted: Vec<Wanted>, stage: Stage, sink: &dyn Sink) -> Result<(), FetchError> {
+        let total: u64 = wanted.iter().map(|one| one.size).sum();
+        let future = async {
+            let gate = Arc::new(Semaphore::new(self.core.options.parallel.max(1)));
+            let before = self.core.counted();
+            let mut tasks = JoinSet::new();
+            for one in wanted {
+                let core = Arc::clone(&self.core);
+                let gate = Arc::clone(&gate);
+                tasks.spawn(async move {
+                    let _permit = gate.acquire_owned().await;
+                    core.obtain(&one).await.map(|_| one.name)
+                });
+            }
+            let mut last = String::new();
+            let mut tick = tokio::time::interval(Duration::from_millis(250));
+            loop {
+                tokio::select! {
+                    finished = tasks.join_next() => match finished {
+                        None => return Ok(()),
+                        Some(Ok(Ok(name))) => last = name,
+                        Some(Ok(Err(error))) => return Err(error),
+                        Some(Err(_)) => return Err(FetchError::BrokenOff { name: last }),
+                    },
+                    _ = tick.tick() => {
+                        let now = self.core.counted();
+                        let done = (now.upstream_bytes + now.cache_bytes)
+                            .saturating_sub(before.upstream_bytes + before.cache_bytes);
+                        let doing = last.rsplit('/').next().unwrap_or("").to_owned();
+                        sink.event(Event::Progress { stage, doing, bytes: done.min(total), total: Some(total) });
+                    }
+                }
+            }
+        };
+        self.block_on(future)
+            .unwrap_or_else(|| Err(FetchError::BrokenOff { name: "the packages".to_owned() }))
+    }
+
+    /// Brings one file into the cache and returns its bytes.
+    ///
+    /// # Errors
+    /// It cannot be had or read.
+    pub fn fetch(&self, wanted: &Wanted) -> Result<Vec<u8>, FetchError> {
+        let obtained = self.block_on(self.core.obtain(wanted));
+        let mut file =
+            obtained.unwrap_or_else(|| Err(FetchError::BrokenOff { name: wanted.name.clone() }))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(|source| FetchError::Store {
+            name: wanted.name.clone(),
+            source: StoreError::Read { path: self.core.cache.root().to_owned(), source },
+        })?;
+        Ok(bytes)
+    }
+
+    /// Asks for a file that nothing vouches for yet, unless upstream says that it has not changed
+    /// since [`Fetcher::keep`]. Where upstream cannot be reached, the kept answer is returned.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    pub fn metadata(&self, name: &str, urls: &[String]) -> Result<Metadata, FetchError> {
+        self.block_on(self.core.metadata(name, urls))
+            .unwrap_or_else(|| Err(FetchError::BrokenOff { name: name.to_owned() }))
+    }
+
+    /// Keeps an answer that turned out to be trustworthy.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn keep(&self, metadata: &Metadata) -> Result<Digest, StoreError> {
+        let digest = self.core.cache.put(&metadata.bytes)?;
+        if let Some((etag, last_modified)) = metadata.validators.clone() {
+            let answer = Remembered {
+                digest: digest.to_string(),
+                size: metadata.bytes.len() as u64,
+                etag,
+                last_modified,
+            };
+            self.core.cache.remember(&metadata.url, &answer)?;
+        }
+        Ok(digest)
+    }
+}
+
+impl Core {
+    pub(super) fn counted(&self) -> Counted {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counted {
+            upstream_bytes: read(&self.counters.upstream),
+            metadata_bytes: read(&self.counters.metadata),
+            upstream_requests: read(&self.counters.requests),
+            cache_bytes: read(&self.counters.cache),
+            damaged: self.cache.damaged(),
+        }
+    }
+
+    /// One lock per digest, so that two who want the same file fetch it once.
+    fn flight(&self, digest: Digest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut flights = match self.flights.lock() {
+            Ok(flights) => flights,
+            Err(poisoned) => poisoned.into_inner(),
+        };
+        if let Some(flight) = flights.get(&digest).and_then(Weak::upgrade) {
+            return flight;
+        }
+        flights.retain(|_, flight| flight.strong_count() > 0);
+        let flight = Arc::new(tokio::sync::Mutex::new(()));
+        flights.insert(digest, Arc::downgrade(&flight));
+        flight
+    }
+
+    /// The file out of the cache, fetched into it where it is missing.
+    pub(super) async fn obtain(&self, wanted: &Wanted) -> Result<File, FetchError> {
+        let flight = self.flight(wanted.digest);
+        let _turn = flight.lock().await;
+        let cache = Arc::clone(&self.cache);
+        let (digest, size) = (wanted.digest, wanted.size);
+        let found = tokio::task::spawn_blocking(move || cache.get(digest, size)).await;
+        let found = found.map_err(|_| FetchError::BrokenOff { name: wanted.name.clone() })?;
+        if let Some(file) = found.map_err(|source| store_error(wanted, source))? {
+            add(&self.counters.cache, size);
+            return Ok(file);
+        }
+        let mut failure = FetchError::NoUpstream { name: wanted.name.clone() };
+        for url in &wanted.urls {
+            match self.from_upstream(url, wanted).await {
+                Ok(file) => return Ok(file),
+                Err(error @ FetchError::Store { .. }) => return Err(error),
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+
+    async fn from_upstream(&self, url: &str, wanted: &Wanted) -> Result<File, FetchError> {
+        let mut writer = self.cache.writer().map_err(|source| store_error(wanted, source))?;
+        let mut attempt = 1;
+        let mut resumed = false;
+        loop {
+            resumed |= writer.size() > 0;
+            match self.transfer(url, wanted, &mut writer).await {
+                Ok(()) => match writer.commit(wanted.digest, wanted.size) {
+                    Ok(file) => return Ok(file),
+                    // The two halves may be of different files: once more, in one piece.
+                    Err(StoreError::Mismatch { .. }) if resumed => {
+                        resumed = false;
+                        writer = self.cache.writer().map_err(|source| store_error(wanted, source))?;
+                    }
+                    Err(StoreError::Mismatch { found, .. }) => {
+                        return Err(FetchError::Altered {
+                            name: wanted.name.clone(),
+                            wanted: wanted.digest,
+                            found,
+                        });
+                    }
+                    Err(source) => return Err(store_error(wanted, source)),
+                },
+                Err(error) if error.is_transient() && attempt < self.options.attempts => {
+                    tokio::time::sleep(self.options.backoff.saturating_mul(1 << (attempt - 1).min(6))).await;
+                    attempt += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// One request; appends to what the writer already has where upstream can continue.
+    async fn transfer(&self, url: &str, wanted: &Wanted, writer: &mut Writer<'_>) -> Result<(), FetchError> {
+        let mut request = self.client.get(url);
+        if writer.size() > 0 {
+            request = request.header(RANGE, format!("bytes={}-", writer.size()));
+        }
+        add(&self.counters.requests, 1);
+        let mut response = request.send().await.map_err(|error| self.broken(error, wanted, 0))?;
+        match response.status() {
+            StatusCode::PARTIAL_CONTENT if continues_at(response.headers(), writer.size()) => {}
+            StatusCode::OK => writer.restart().map_err(|source| store_error(wanted, source))?,
+            status => {
+                writer.restart().map_err(|source| store_error(wanted, source))?;
+                return Err(FetchError::Status { name: wanted.name.clone(), status: status.as_u16() });
+            }
+        }
+        while let Some(chunk) =
+            next_chunk(&mut response).await.map_err(|error| self.broken(error, wanted, writer.size()))?
+        {
+            let length = chunk.as_ref().len() as u64;
+            add(&self.counters.upstream, length);
+            if writer.size() + length > wanted.size {
+                return Err(FetchError::TooLong { name: wanted.name.clone(), expected: wanted.size });
+            }
+            writer.write(chunk.as_ref()).map_err(|source| store_error(wanted, source))?;
+        }
+        if writer.size() < wanted.size {
+            return Err(FetchError::Truncated {
+                name: wanted.name.clone(),
+                received: writer.size(),
+                expected: wanted.size,
+            });
+        }
+        Ok(())
+    }
+
+    fn broken(&self, error: reqwest::Error, wanted: &Wanted, received: u64) -> FetchError {
+        let name = wanted.name.clone();
+        if received > 0 && !error.is_timeout() {
+            let expected = wanted.size;
+            return FetchError::Truncated { name, received, expected };
+        }
+        self.unreachable(error, name)
+    }
+
+    fn unreachable(&self, error: reqwest::Error, name: String) -> FetchError {
+        if error.is_timeout() && !error.is_connect() {
+            let idle = self.options.idle_timeout;
+            return FetchError::Silent { name, idle };
+        }
+        FetchError::Connect { name, source: error.without_url() }
+    }
+
+    async fn metadata(&self, name: &str, urls: &[String]) -> Result<Metadata, FetchError> {
+        let mut failure = FetchError::NoUpstream { name: name.to_owned() };
+        let mut attempt = 1;
+        loop {
+            for url in urls {
+                match self.ask(name, url).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) => failure = error,
+                }
+            }
+            if !failure.is_transient() || attempt >= self.options.attempts {
+                break;
+            }
+            tokio::time::sleep(self.options.backoff.saturating_mul(1 << (attempt - 1).min(6))).await;
+            attempt += 1;
+        }
+        // Only for an upstream that is away: one that answers wrongly must be heard.
+        if failure.is_transient() {
+            for url in urls {
+                if let Some((_, bytes)) = self.kept(url) {
+                    return Ok(Metadata {
+                        bytes,
+                        stale: Some(failure.to_string()),
+                        url: url.clone(),
+                        validators: None,
+                    });
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    fn kept(&self, url: &str) -> Option<(Remembered, Vec<u8>)> {
+        let remembered = self.cache.remembered(url)?;
+        let digest = remembered.digest.parse().ok()?;
+        let mut bytes = Vec::new();
+        let mut file = self.cache.get(digest, remembered.size).ok()??;
+        file.read_to_end(&mut bytes).ok()?;
+        Some((remembered, bytes))
+    }
+
+    async fn ask(&self, name: &str, url: &str) -> Result<Metadata, FetchError> {
+        let kept = self.kept(url);
+        let mut request = self.client.get(url);
+        if let Some((remembered, _)) = &kept {
+            if let Some(etag) = &remembered.etag {
+                request = request.header(IF_NONE_MATCH, etag);
+            }
+            if let Some(date) = &remembered.last_modified {
+                request = request.header(IF_MODIFIED_SINCE, date);
+            }
+        }
+        add(&self.counters.requests, 1);
+        let sent = request.send().await;
+        let mut response = sent.map_err(|error| self.unreachable(error, name.to_owned()))?;
+        if let (StatusCode::NOT_MODIFIED, Some((_, bytes))) = (response.status(), kept) {
+            return Ok(Metadata { bytes, stale: None, url: url.to_owned(), validators: None });
+        }
+        if response.status() != StatusCode::OK {
+            return Err(FetchError::Status { name: name.to_owned(), status: response.status().as_u16() });
+        }
+        let header = |field| {
+            let value = response.headers().get(field)?;
+            Some(value.to_str().ok()?.to_owned())
+        };
+        let validators = Some((header(ETAG), header(LAST_MODIFIED)));
+        let mut bytes: Vec<u8> = Vec::new();
+        while let Some(chunk) =
+            next_chunk(&mut response).await.map_err(|error| self.unreachable(error, name.to_owned()))?
+        {
+            add(&self.counters.metadata, chunk.as_ref().len() as u64);
+            bytes.extend_from_slice(chunk.as_ref());
+            if bytes.len() > METADATA_LIMIT {
+                return Err(FetchError::Oversized { name: name.to_owned() });
+            }
+        }
+        Ok(Metadata { bytes, stale: None, url: url.to_owned(), validators })
+    }
+}
+
+async fn next_chunk(response: &mut Response) -> Result<Option<impl AsRef<[u8]> + use<>>, reqwest::Error> {
+    response.chunk().await
+}
+
+fn store_error(wanted: &Wanted, source: StoreError) -> FetchError {
+    FetchError::Store { name: wanted.name.clone(), source }
+}
+
+/// Does the answer go on exactly where we stopped?
+fn continues_at(headers: &HeaderMap, position: u64) -> bool {
+    headers
+        .get(CONTENT_RANGE)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.trim().strip_prefix("bytes "))
+        .and_then(|value| value.split_once('-'))
+        .is_some_and(|(start, _)| start.trim().parse() == Ok(position))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_answer_that_continues_is_appended() {
+        let check = |text: &str, position| {
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_RANGE, text.parse().expect("header"));
+            continues_at(&headers, position)
+        };
+        assert!(check("bytes 5-9/10", 5));
+        assert!(!check("bytes 4-9/10", 5));
+        assert!(!check("bytes */10", 5));
+        assert!(!continues_at(&HeaderMap::new(), 0));
+    }
+}
