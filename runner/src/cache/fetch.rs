@@ -16,146 +16,16 @@ use reqwest::header::{
     CONTENT_RANGE, ETAG, HeaderMap, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, RANGE,
 };
 use reqwest::{Client, Response, StatusCode};
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::event::{Event, Sink, Stage};
 
 use super::digest::Digest;
+use super::fetch_error::{FetchError, METADATA_LIMIT};
 use super::proxy::Proxies;
 use super::store::{Cache, Remembered, StoreError, Writer};
-
-/// Metadata has no digest to compare a size with; Debian's is 0.15 MB.
-const METADATA_LIMIT: usize = 32 << 20;
-
-/// Why a file cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum FetchError {
-    /// The HTTP client cannot be set up.
-    #[error("cannot set up downloads: check the proxy settings")]
-    Client {
-        /// What the library said.
-        #[source]
-        source: reqwest::Error,
-    },
-    /// The runtime cannot be started.
-    #[error("cannot start the threads for downloads")]
-    Runtime {
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
-    /// No address is known.
-    #[error("no upstream is known for {name}: name one in the sources")]
-    NoUpstream {
-        /// The file.
-        name: String,
-    },
-    /// Upstream refuses.
-    #[error(
-        "upstream answered {status} for {name}: it does not have the file (is the mirror complete and up to date?)"
-    )]
-    Status {
-        /// The file.
-        name: String,
-        /// The status code.
-        status: u16,
-    },
-    /// Upstream cannot be reached.
-    #[error("cannot reach upstream for {name}: check the network, the proxy and the mirror")]
-    Connect {
-        /// The file.
-        name: String,
-        /// What the library said.
-        #[source]
-        source: reqwest::Error,
-    },
-    /// Upstream says nothing any more.
-    #[error("upstream sent nothing of {name} for {} s: it is too slow or hangs", idle.as_secs())]
-    Silent {
-        /// The file.
-        name: String,
-        /// How long was waited.
-        idle: Duration,
-    },
-    /// The file ends too early.
-    #[error("upstream truncated {name}: {received} of {expected} bytes came")]
-    Truncated {
-        /// The file.
-        name: String,
-        /// Bytes that came.
-        received: u64,
-        /// Bytes that signed metadata promises.
-        expected: u64,
-    },
-    /// The file is longer than it should be.
-    #[error("upstream sent more than the {expected} bytes that {name} has: the file was replaced")]
-    TooLong {
-        /// The file.
-        name: String,
-        /// Bytes that signed metadata promises.
-        expected: u64,
-    },
-    /// The file has another digest.
-    #[error("upstream sent an altered {name}: its digest is {found} where signed metadata says {wanted}")]
-    Altered {
-        /// The file.
-        name: String,
-        /// What signed metadata says.
-        wanted: Digest,
-        /// What came.
-        found: Digest,
-    },
-    /// Metadata too large to be any.
-    #[error("upstream sent more than {METADATA_LIMIT} bytes for {name}: that is no such file")]
-    Oversized {
-        /// The file.
-        name: String,
-    },
-    /// The cache fails.
-    #[error("cannot keep {name}")]
-    Store {
-        /// The file.
-        name: String,
-        /// What is wrong.
-        #[source]
-        source: StoreError,
-    },
-    /// A download was broken off from inside.
-    #[error("the download of {name} was broken off")]
-    BrokenOff {
-        /// The file.
-        name: String,
-    },
-}
-
-impl FetchError {
-    /// The status that upstream refused with, if it did.
-    #[must_use]
-    pub fn status(&self) -> Option<u16> {
-        match self {
-            Self::Status { status, .. } => Some(*status),
-            _ => None,
-        }
-    }
-
-    /// May the same request go well a moment later?
-    fn is_transient(&self) -> bool {
-        match self {
-            Self::Status { status, .. } => *status >= 500 || matches!(status, 408 | 416 | 425 | 429),
-            Self::Connect { .. } | Self::Silent { .. } | Self::Truncated { .. } => true,
-            Self::Client { .. }
-            | Self::Runtime { .. }
-            | Self::NoUpstream { .. }
-            | Self::TooLong { .. }
-            | Self::Altered { .. }
-            | Self::Oversized { .. }
-            | Self::Store { .. }
-            | Self::BrokenOff { .. } => false,
-        }
-    }
-}
 
 /// How downloads are done.
 #[derive(Clone, Debug)]
@@ -313,8 +183,12 @@ impl Fetcher {
         Arc::clone(&self.core)
     }
 
+    pub(super) fn handle(&self) -> Option<Handle> {
+        self.runtime.as_ref().map(|runtime| runtime.handle().clone())
+    }
+
     /// Runs `future` on the own runtime, from a thread that belongs to no other.
-    fn block_on<F: Future + Send>(&self, future: F) -> Option<F::Output>
+    pub(super) fn block_on<F: Future + Send>(&self, future: F) -> Option<F::Output>
     where
         F::Output: Send,
     {
@@ -436,21 +310,31 @@ impl Core {
         flight
     }
 
+    /// The checked file with `digest`, if the cache has it.
+    pub(super) async fn find(&self, digest: Digest, size: u64) -> Option<File> {
+        self.look_up(digest, size).await?.ok()?
+    }
+
+    /// Checks a digest on a thread of its own: a kernel's package takes a while to hash. `None` when
+    /// the runtime is being stopped.
+    async fn look_up(&self, digest: Digest, size: u64) -> Option<Result<Option<File>, StoreError>> {
+        let cache = Arc::clone(&self.cache);
+        tokio::task::spawn_blocking(move || cache.get(digest, size)).await.ok()
+    }
+
     /// The file out of the cache, fetched into it where it is missing.
     pub(super) async fn obtain(&self, wanted: &Wanted) -> Result<File, FetchError> {
         let flight = self.flight(wanted.digest);
         let _turn = flight.lock().await;
-        let cache = Arc::clone(&self.cache);
-        let (digest, size) = (wanted.digest, wanted.size);
-        let found = tokio::task::spawn_blocking(move || cache.get(digest, size)).await;
-        let found = found.map_err(|_| FetchError::BrokenOff { name: wanted.name.clone() })?;
-        if let Some(file) = found.map_err(|source| store_error(wanted, source))? {
-            add(&self.counters.cache, size);
+        let found = self.look_up(wanted.digest, wanted.size).await;
+        let found = found.unwrap_or(Ok(None)).map_err(|source| store_error(wanted, source))?;
+        if let Some(file) = found {
+            add(&self.counters.cache, wanted.size);
             return Ok(file);
         }
         let mut failure = FetchError::NoUpstream { name: wanted.name.clone() };
         for url in &wanted.urls {
-            match self.from_upstream(url, wanted).await {
+            match self.download(url, wanted).await {
                 Ok(file) => return Ok(file),
                 Err(error @ FetchError::Store { .. }) => return Err(error),
                 Err(error) => failure = error,
@@ -459,7 +343,7 @@ impl Core {
         Err(failure)
     }
 
-    async fn from_upstream(&self, url: &str, wanted: &Wanted) -> Result<File, FetchError> {
+    async fn download(&self, url: &str, wanted: &Wanted) -> Result<File, FetchError> {
         let mut writer = self.cache.writer().map_err(|source| store_error(wanted, source))?;
         let mut attempt = 1;
         let mut resumed = false;

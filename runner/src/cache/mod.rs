@@ -5,11 +5,16 @@
 
 mod digest;
 mod fetch;
+mod fetch_error;
+pub mod offer;
 mod proxy;
 
+mod serve;
 mod store;
 
 pub use digest::{Digest, Hasher, NotADigest};
-pub use fetch::{Counted, FetchError, FetchOptions, Fetcher, Metadata, Wanted};
+pub use fetch::{Counted, FetchOptions, Fetcher, Metadata, Wanted};
+pub use fetch_error::FetchError;
 pub use proxy::Proxies;
+pub use serve::{Failure, Mirror, MirrorError, MirrorReport};
 pub use store::{Cache, Remembered, StoreError, Writer, default_directory};

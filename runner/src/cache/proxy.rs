@@ -3,7 +3,7 @@
 //! Pure: environment and apt's configuration come in as text. The environment wins over apt's
 //! configuration, as it does for apt itself.
 
-use super::fetch::FetchError;
+use super::fetch_error::FetchError;
 
 /// Proxies for downloads.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

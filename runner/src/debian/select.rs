@@ -118,6 +118,22 @@ pub struct Suite {
     pub release: Release,
 }
 
+impl Suite {
+    /// The paths under an archive's root at which an index can be had, best first: by its digest it is
+    /// found even while the mirror is just being updated.
+    #[must_use]
+    pub fn index_paths(&self, index: &str, digest: Digest) -> Vec<String> {
+        let root = format!("dists/{}", self.name);
+        let by_name = format!("{root}/{index}");
+        match index.rsplit_once('/') {
+            Some((folder, _)) if self.release.by_hash => {
+                vec![format!("{root}/{folder}/by-hash/SHA256/{digest}"), by_name]
+            }
+            _ => vec![by_name],
+        }
+    }
+}
+
 /// A package of the build.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Package {
@@ -379,15 +395,9 @@ struct IndexFile {
 
 impl IndexFile {
     fn wanted(&self, uris: &[String], suite: &Suite) -> Wanted {
-        let root = format!("dists/{}", suite.name);
-        let folder = self.path.rsplit_once('/').map_or("", |(folder, _)| folder);
-        let by_hash = format!("{root}/{folder}/by-hash/SHA256/{}", self.digest);
-        let by_name = format!("{root}/{}", self.path);
-        // By its digest a file is found even while the mirror is just being updated.
-        let paths =
-            if suite.release.by_hash { vec![by_hash, by_name.clone()] } else { vec![by_name.clone()] };
+        let paths = suite.index_paths(&self.path, self.digest);
         Wanted {
-            name: by_name,
+            name: format!("dists/{}/{}", suite.name, self.path),
             urls: uris.iter().flat_map(|uri| paths.iter().map(move |path| format!("{uri}/{path}"))).collect(),
             size: self.size,
             digest: self.digest,

@@ -39,8 +39,8 @@ fn compare_part(mut left: &[u8], mut right: &[u8]) -> Ordering {
         }
         left = &left[left_text..];
         right = &right[right_text..];
-        let left_digits = run(left, |byte| byte.is_ascii_digit());
-        let right_digits = run(right, |byte| byte.is_ascii_digit());
+        let left_digits = run(left, u8::is_ascii_digit);
+        let right_digits = run(right, u8::is_ascii_digit);
         let order = compare_numbers(&left[..left_digits], &right[..right_digits]);
         if order != Ordering::Equal {
             return order;
