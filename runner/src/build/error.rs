@@ -87,19 +87,8 @@ pub enum BuildError {
         source: RunError,
     },
     /// A guest failed.
-    #[error("{} failed: {failure}", machine(*.stage))]
-    Guest {
-        /// In which stage.
-        stage: Stage,
-        /// How.
-        failure: Failure,
-        /// Its last screen, as plain text.
-        screen: String,
-        /// Where its console's log was kept, if that worked.
-        log: Option<PathBuf>,
-        /// What the mirror could not give it, one line each.
-        missing: Vec<String>,
-    },
+    #[error(transparent)]
+    Guest(Box<GuestError>),
     /// An image file could not be converted or delivered.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -114,16 +103,32 @@ pub enum BuildError {
     Cancelled,
 }
 
+/// A guest that failed, and what is known of it.
+#[derive(Debug, thiserror::Error)]
+#[error("{} failed: {failure}", machine(*.stage))]
+pub struct GuestError {
+    /// In which stage.
+    pub stage: Stage,
+    /// How.
+    pub failure: Failure,
+    /// Its last screen, as plain text.
+    pub screen: String,
+    /// Where its console's log was kept, if that worked.
+    pub log: Option<PathBuf>,
+    /// What the mirror could not give it, one line each.
+    pub missing: Vec<String>,
+}
+
 impl BuildError {
     /// Whether it ended because someone wanted it to.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
+        if let Self::Guest(guest) = self {
+            return guest.failure == Failure::Cancelled;
+        }
         matches!(
             self,
-            Self::Cancelled
-                | Self::Canary(CanaryError::Cancelled)
-                | Self::Image(ImageError::Cancelled)
-                | Self::Guest { failure: Failure::Cancelled, .. }
+            Self::Cancelled | Self::Canary(CanaryError::Cancelled) | Self::Image(ImageError::Cancelled)
         )
     }
 
@@ -142,7 +147,7 @@ impl BuildError {
             Self::Compose(_) => "compose",
             Self::Canary(_) => "canary",
             Self::Finish(_) | Self::Nonce(_) | Self::Thread(_) | Self::Run { .. } => "machine",
-            Self::Guest { failure, .. } => failure.class(),
+            Self::Guest(guest) => guest.failure.class(),
             Self::Image(_) => "image",
             Self::TimedOut { .. } => "timeout",
             Self::Cancelled => "cancelled",

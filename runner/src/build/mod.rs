@@ -17,5 +17,5 @@ pub mod registrar;
 pub mod scratch;
 mod session;
 
-pub use error::BuildError;
+pub use error::{BuildError, GuestError};
 pub use session::{Built, Environment, Request, build};

@@ -1,7 +1,7 @@
 //! The stages of one build, in their order.
 
 use std::fs::{self, File};
-use std::io::BufWriter;
+use std::io::{self, BufWriter};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::cache::{Cache, Counted, FetchOptions, Fetcher, Mirror};
+use crate::cache::{Cache, Counted, Failure, FetchOptions, Fetcher, Mirror, Proxies};
 use crate::cancel::Cancel;
+use crate::child;
 use crate::debian::{self, Selection};
 use crate::disk::{self, BuilderTools, ComposedDisk};
 use crate::event::{Event, Sink, Stage};
@@ -18,10 +19,11 @@ use crate::recipe::Recipe;
 use crate::vm::argv::{Accelerator, Boot, CONTROL_PORT, Disk, DiskFormat, Network, PROOF_PORT, VmSpec};
 use crate::vm::canary::Canary;
 use crate::vm::nonce::nonce;
+use crate::vm::qemu::find_program;
 use crate::vm::run::{Report, Run, run};
 use crate::vm::watch::{Limits, Outcome};
 
-use super::BuildError;
+use super::error::{BuildError, GuestError};
 use super::finish::{GuestPrograms, Work, initramfs, mirror_base};
 use super::image;
 use super::preflight::{Fitness, Host, Needs, examine};
@@ -30,6 +32,9 @@ use super::scratch::{Scratch, sweep};
 
 /// How long stages that cannot be interrupted are waited for, once someone wants to stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long `apt-config` may take.
+const APT_CONFIG_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What to build, and where.
 #[derive(Clone, Debug)]
@@ -210,7 +215,7 @@ impl<'a> Session<'a> {
         let (fetcher, selection) = self.stage(Stage::Select, |session| {
             session.interruptible(Stage::Select, move || {
                 let cache = Arc::new(Cache::open(&request.cache)?);
-                let fetcher = Arc::new(Fetcher::new(cache, FetchOptions::default())?);
+                let fetcher = Arc::new(Fetcher::new(cache, fetch_options())?);
                 let chosen = debian::select(&request.recipe, &fetcher, &request.apt_root, sink.as_ref())?;
                 Ok((fetcher, Arc::new(chosen)))
             })
@@ -301,18 +306,20 @@ impl<'a> Session<'a> {
         let serve = |listener: TcpListener| {
             let selection = Arc::clone(&packages.selection);
             let fetcher = Arc::clone(&packages.fetcher);
-            let started = Mirror::start(listener, selection, fetcher)?;
+            let started = Mirror::start(listener, selection, fetcher).map_err(io::Error::other)?;
             *mirror.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
             Ok(())
         };
         let served = || {
             let mirror = mirror.lock().unwrap_or_else(PoisonError::into_inner);
-            mirror.as_ref().map_or(0, Mirror::bytes)
+            mirror.as_ref().map_or(0, |mirror| mirror.report().served_bytes)
         };
         let log = self.scratch.path().join(format!("{}.console.log", recipe.image.name));
         let report = self.boot(host, &spec, &nonce, Stage::Guest, &log, (&serve, &served))?;
-        let missing =
-            mirror.into_inner().unwrap_or_else(PoisonError::into_inner).map_or_else(Vec::new, Mirror::stop);
+        let missing = mirror
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+            .map_or_else(Vec::new, |mirror| mirror.stop().failures.iter().map(shown_failure).collect());
         self.accept(report, Stage::Guest, log, missing)
     }
 
@@ -337,7 +344,6 @@ impl<'a> Session<'a> {
         Ok(log)
     }
 
-    #[expect(clippy::type_complexity, reason = "the two halves of one mirror")]
     fn boot(
         &self,
         host: &Host,
@@ -345,7 +351,7 @@ impl<'a> Session<'a> {
         nonce: &str,
         stage: Stage,
         log: &Path,
-        (serve, mirror_bytes): (&dyn Fn(TcpListener) -> std::io::Result<()>, &dyn Fn() -> u64),
+        (serve, mirror_bytes): (&dyn Fn(TcpListener) -> io::Result<()>, &dyn Fn() -> u64),
     ) -> Result<Report, BuildError> {
         let file = File::create(log).map_err(|source| BuildError::Write { path: log.to_owned(), source })?;
         let asked = Run {
@@ -376,7 +382,7 @@ impl<'a> Session<'a> {
         };
         let kept = image::deliver(&[log], &self.request.output).ok();
         let log = kept.and_then(|mut kept| kept.pop());
-        Err(BuildError::Guest { stage, failure, screen: report.screen, log, missing })
+        Err(BuildError::Guest(Box::new(GuestError { stage, failure, screen: report.screen, log, missing })))
     }
 
     /// Runs work that has no ear for the wish to stop in a thread of its own, and stops waiting for
@@ -388,14 +394,20 @@ impl<'a> Session<'a> {
     ) -> Result<T, BuildError> {
         let (done, result) = channel();
         let name = stage.name().to_owned();
-        thread::Builder::new().name(name).spawn(move || done.send(work())).map_err(BuildError::Thread)?;
+        thread::Builder::new()
+            .name(name)
+            .spawn(move || {
+                // Nobody waits any more once the build has been given up.
+                let _ = done.send(work());
+            })
+            .map_err(BuildError::Thread)?;
         let mut patience = None;
         loop {
             match result.recv_timeout(Duration::from_millis(100)) {
                 Ok(result) => return result,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
-                    let died = std::io::Error::other("a thread ended without a result");
+                    let died = io::Error::other("a thread ended without a result");
                     return Err(BuildError::Thread(died));
                 }
             }
@@ -432,4 +444,24 @@ fn preflight_host(request: &Request, environment: &Environment) -> Result<Host, 
 /// One line of what `guest/preinst.sh` reads.
 fn preinst_line(preinst: &disk::Preinst) -> String {
     format!("{} {} {} {}", preinst.package, preinst.architecture, preinst.version, preinst.script)
+}
+
+/// A line about something that the mirror could not give; the guest wrote half of it.
+fn shown_failure(failure: &Failure) -> String {
+    let text = format!("{}: {}", failure.path, failure.reason);
+    text.chars().filter(|character| !character.is_control()).take(400).collect()
+}
+
+/// Downloads through the proxy that the environment or apt's configuration names.
+fn fetch_options() -> FetchOptions {
+    // Without apt's tool there is no configuration of apt's to follow.
+    let configuration = find_program("apt-config")
+        .and_then(|program| {
+            let mut command = child::command(&program);
+            command.arg("dump");
+            child::output(command, APT_CONFIG_DEADLINE, None).ok()
+        })
+        .map_or_else(String::new, |output| output.stdout);
+    let variable = |name: &str| std::env::var(name).ok();
+    FetchOptions { proxies: Proxies::choose(variable, &configuration), ..FetchOptions::default() }
 }

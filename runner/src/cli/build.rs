@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hostler_runner::build::preflight::Finding;
 use hostler_runner::build::registrar::Unregistered;
-use hostler_runner::build::{BuildError, Built, Environment, Request, build};
+use hostler_runner::build::{BuildError, Built, Environment, GuestError, Request, build};
 use hostler_runner::cache::default_directory;
 use hostler_runner::cancel::Cancel;
 use hostler_runner::recipe::Recipe;
@@ -82,8 +82,8 @@ pub(crate) fn run(
             show(global, &built)
         }
         Err(mut error) => {
-            if let BuildError::Guest { log: Some(log), .. } = &mut error {
-                *log = moved(log);
+            if let BuildError::Guest(guest) = &mut error {
+                guest.log = guest.log.as_deref().map(moved);
             }
             show_failure(global, &error)
         }
@@ -145,7 +145,8 @@ fn show_failure(global: &Global, error: &BuildError) -> Exit {
         println!("{}", failure_document(error));
         return exit;
     }
-    if let BuildError::Guest { screen, log, missing, .. } = error {
+    if let BuildError::Guest(guest) = error {
+        let GuestError { screen, log, missing, .. } = guest.as_ref();
         if !screen.is_empty() {
             eprintln!("the last on its screen:");
             for line in screen.lines() {
@@ -170,7 +171,8 @@ fn failure_document(error: &BuildError) -> serde_json::Value {
         "message": chain(error),
     });
     match error {
-        BuildError::Guest { stage, screen, log, missing, .. } => {
+        BuildError::Guest(guest) => {
+            let GuestError { stage, screen, log, missing, .. } = guest.as_ref();
             document["stage"] = json!(stage.name());
             document["screen"] = json!(screen);
             document["log"] = json!(log);

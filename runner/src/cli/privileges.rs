@@ -162,7 +162,13 @@ pub(crate) fn unprivileged(global: &Global, wanted: &BuildUnprivileged) -> Exit 
     // Staged by root, and not to be taken for a result; root takes it away if this fails.
     let _ = fs::remove_file(STAGED_RECIPE);
     match Recipe::parse(&text, &wanted.recipe) {
-        Ok(recipe) => run(global, recipe, ".".into(), "/proc/self/fd/0".into(), Some(&wanted.output)),
+        Ok(recipe) => run(
+            global,
+            recipe,
+            ".".into(),
+            format!("/proc/{}/fd/0", std::process::id()).into(),
+            Some(&wanted.output),
+        ),
         Err(error) => fail(&error, Exit::Usage),
     }
 }

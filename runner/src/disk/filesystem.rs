@@ -112,20 +112,20 @@ pub fn make(
         (partition.length / BLOCK).to_string().into(),
     ];
     let environment = [("MKE2FS_CONFIG", configuration.into_os_string())];
-    MKE2FS.run(&arguments, &environment, scratch, LIMIT)?.success()?;
+    MKE2FS.run(&arguments, &environment, Path::new("."), LIMIT)?.success()?;
 
     let commands = scratch.join("owners.debugfs");
     write(&commands, &corrections(layout))?;
     let place = at(image, partition);
     let arguments: [OsString; 4] = ["-w".into(), "-f".into(), commands.into(), place.clone()];
-    let finished = DEBUGFS.run(&arguments, &[], scratch, LIMIT)?.success()?;
+    let finished = DEBUGFS.run(&arguments, &[], Path::new("."), LIMIT)?.success()?;
     let complaint = |line: &&str| !line.is_empty() && !line.starts_with("debugfs ");
     if finished.stderr.lines().any(|line| complaint(&line)) {
         return Err(finished.failure().into());
     }
 
     let arguments: [OsString; 2] = ["-fn".into(), place];
-    let check = E2FSCK.run(&arguments, &[], scratch, LIMIT)?;
+    let check = E2FSCK.run(&arguments, &[], Path::new("."), LIMIT)?;
     check.success().map_err(|source| FilesystemError::Check { source })?;
     Ok(())
 }
