@@ -278,6 +278,27 @@ fn another_signer_is_not_believed() {
 }
 
 #[test]
+fn a_keyring_may_be_armored() {
+    let world = World::new();
+    let recipe = World::recipe(&world.upstream.url(), &world.signer.armored_keyring());
+    debian::select(&recipe, &world.fetcher(), Path::new("/"), &Silent).unwrap();
+}
+
+#[test]
+fn downloads_end_at_their_deadline() {
+    let world = World::new();
+    world.upstream.fault(BIG, Fault::Stuck(1000));
+    let deadline = Some(Instant::now() + Duration::from_secs(1));
+    let idle_timeout = Duration::from_secs(60);
+    let fetcher = world.fetcher_with(FetchOptions { deadline, idle_timeout, ..World::options() });
+    let selection = world.select(&fetcher).unwrap();
+    let started = Instant::now();
+    let error = debian::fetch(&selection, &fetcher, &Silent).unwrap_err();
+    assert!(matches!(error, FetchError::TooLate { .. }), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(20));
+}
+
+#[test]
 fn a_release_file_that_ran_out_is_refused() {
     let world = World::new();
     publish(&world.upstream, &world.signer, WEEK, SystemTime::now() - 2 * WEEK);

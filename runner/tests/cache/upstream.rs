@@ -191,6 +191,13 @@ impl Signer {
         path
     }
 
+    /// The same in the form of a text.
+    pub(crate) fn armored_keyring(&self) -> PathBuf {
+        let path = self.home.path().join("archive.asc");
+        std::fs::write(&path, self.gpg(&["--armor", "--export"], None)).unwrap();
+        path
+    }
+
     pub(crate) fn sign(&self, text: &str) -> Vec<u8> {
         let path = self.home.path().join("Release");
         std::fs::write(&path, text).unwrap();
