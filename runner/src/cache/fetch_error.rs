@@ -101,6 +101,12 @@ pub enum FetchError {
         #[source]
         source: StoreError,
     },
+    /// The deadline of all downloads is reached.
+    #[error("no time is left for {name}: raise limits.total in the recipe, or look for a faster upstream")]
+    TooLate {
+        /// The file, or what was being fetched.
+        name: String,
+    },
     /// A download was broken off from inside.
     #[error("the download of {name} was broken off")]
     BrokenOff {
@@ -131,6 +137,7 @@ impl FetchError {
             | Self::Altered { .. }
             | Self::Oversized { .. }
             | Self::Store { .. }
+            | Self::TooLate { .. }
             | Self::BrokenOff { .. } => false,
         }
     }

@@ -11,10 +11,12 @@ mod proxy;
 
 mod serve;
 mod store;
+mod transfer;
 
 pub use digest::{Digest, Hasher, NotADigest};
-pub use fetch::{Counted, FetchOptions, Fetcher, Metadata, Wanted};
+pub use fetch::{Counted, FetchOptions, Fetcher, Wanted};
 pub use fetch_error::FetchError;
 pub use proxy::Proxies;
 pub use serve::{Failure, Mirror, MirrorError, MirrorReport};
 pub use store::{Cache, Remembered, StoreError, Writer, default_directory};
+pub use transfer::Metadata;

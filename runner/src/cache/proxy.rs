@@ -1,9 +1,17 @@
 //! Which proxy the downloads of this host take.
 //!
-//! Pure: environment and apt's configuration come in as text. The environment wins over apt's
+//! [`Proxies::choose`] is pure: environment and apt's configuration come in as text. The environment wins over apt's
 //! configuration, as it does for apt itself.
 
+use std::ffi::OsString;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::host_tool::HostTool;
+
 use super::fetch_error::FetchError;
+
+const APT_CONFIG: HostTool = HostTool { name: "apt-config", package: "apt" };
 
 /// Proxies for downloads.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,6 +25,18 @@ pub struct Proxies {
 }
 
 impl Proxies {
+    /// Those of this host: by this process's environment, else by apt's configuration. A host without
+    /// apt, or whose apt-config fails, has only its environment.
+    #[must_use]
+    pub fn of_host() -> Self {
+        let arguments: [OsString; 1] = ["dump".into()];
+        let dump = APT_CONFIG
+            .run(&arguments, &[], Path::new("/"), Duration::from_secs(10))
+            .map(|finished| String::from_utf8_lossy(&finished.stdout).into_owned())
+            .unwrap_or_default();
+        Self::choose(|name| std::env::var(name).ok(), &dump)
+    }
+
     /// Decides from the environment and from the output of `apt-config dump`.
     #[must_use]
     pub fn choose(variable: impl Fn(&str) -> Option<String>, apt_configuration: &str) -> Self {

@@ -31,9 +31,10 @@ use tokio_util::io::ReaderStream;
 use crate::debian::Selection;
 
 use super::digest::Digest;
-use super::fetch::{Core, Fetcher};
+use super::fetch::Fetcher;
 use super::fetch_error::FetchError;
 use super::offer::{self, BeyondEnd, Offer, Offered};
+use super::transfer::Core;
 
 /// A guest can ask for any number of wrong addresses; the report needs only the first.
 const FAILURES_LIMIT: usize = 200;
@@ -155,7 +156,7 @@ impl Mirror {
         drop(self.stop.take());
         if let Some(mut server) = self.server.take() {
             // Without a runtime there is nothing left to stop.
-            let _ = self.fetcher.block_on(async {
+            let _ = self.fetcher.run(async {
                 let ended = tokio::time::timeout(STOP_LIMIT, &mut server).await.is_ok();
                 if !ended {
                     server.abort();

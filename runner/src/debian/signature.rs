@@ -71,11 +71,12 @@ pub enum SignatureError {
 /// # Errors
 /// It cannot be verified, or is not trusted.
 pub fn verify(message: &[u8], keyring: &Path, scratch: &Path) -> Result<String, SignatureError> {
-    std::fs::File::open(keyring)
-        .map_err(|source| SignatureError::Keyring { path: keyring.to_owned(), source })?;
+    let keys = read_keyring(keyring)?;
+    let binary = scratch.join("keyring");
     let input = scratch.join("message");
     let output = scratch.join("text");
     let failed = |path: &Path, source| SignatureError::Scratch { path: path.to_owned(), source };
+    std::fs::write(&binary, keys).map_err(|source| failed(&binary, source))?;
     std::fs::write(&input, message).map_err(|source| failed(&input, source))?;
     let arguments: [OsString; 9] = [
         "--homedir".into(),
@@ -83,7 +84,7 @@ pub fn verify(message: &[u8], keyring: &Path, scratch: &Path) -> Result<String, 
         "--status-fd".into(),
         "1".into(),
         "--keyring".into(),
-        keyring.into(),
+        binary.into(),
         "--output".into(),
         output.clone().into(),
         input.into(),
@@ -95,6 +96,54 @@ pub fn verify(message: &[u8], keyring: &Path, scratch: &Path) -> Result<String, 
     judge(&String::from_utf8_lossy(&finished.stdout)).map_err(SignatureError::Distrusted)?;
     let text = std::fs::read(&output).map_err(|source| failed(&output, source))?;
     String::from_utf8(text).map_err(|_| SignatureError::Distrusted(Distrust::Unsigned))
+}
+
+/// The keys of a keyring file in the form that gpgv reads, whichever of apt's two forms it has.
+///
+/// # Errors
+/// It cannot be read, or is neither.
+pub fn read_keyring(path: &Path) -> Result<Vec<u8>, SignatureError> {
+    let failed = |source| SignatureError::Keyring { path: path.to_owned(), source };
+    let bytes = std::fs::read(path).map_err(failed)?;
+    match std::str::from_utf8(&bytes) {
+        Ok(text) if text.contains("-----BEGIN PGP PUBLIC KEY BLOCK-----") => dearmor(text).ok_or_else(|| {
+            let kind = std::io::ErrorKind::InvalidData;
+            failed(std::io::Error::new(kind, "its armor is damaged"))
+        }),
+        _ => Ok(bytes),
+    }
+}
+
+/// Decodes the armored key blocks of a text (RFC 9580, 6.2). Their checksums are left alone: a key
+/// that is damaged verifies nothing.
+fn dearmor(text: &str) -> Option<Vec<u8>> {
+    let mut keys = Vec::new();
+    for block in text.split("-----BEGIN PGP PUBLIC KEY BLOCK-----").skip(1) {
+        let (block, _) = block.split_once("-----END")?;
+        // Headers end with a blank line, which may hold spaces.
+        let mut lines = block.lines().map(str::trim).skip(1);
+        lines.by_ref().find(|line| line.is_empty())?;
+        let mut bits = 0_u32;
+        let mut count = 0;
+        for sign in lines.take_while(|line| !line.starts_with('=')).flat_map(str::bytes) {
+            let value = match sign {
+                b'A'..=b'Z' => sign - b'A',
+                b'a'..=b'z' => sign - b'a' + 26,
+                b'0'..=b'9' => sign - b'0' + 52,
+                b'+' => 62,
+                b'/' => 63,
+                b'=' => continue,
+                _ => return None,
+            };
+            bits = (bits << 6 | u32::from(value)) & 0xffff;
+            count += 6;
+            if count >= 8 {
+                count -= 8;
+                keys.push((bits >> count & 0xff) as u8);
+            }
+        }
+    }
+    Some(keys)
 }
 
 /// Decides from gpgv's status lines (GnuPG's doc/DETAILS) whether the one text is signed by a key of
@@ -190,7 +239,22 @@ mod tests {
         assert_eq!(judge(""), Err(Distrust::Unsigned));
     }
 
+    #[test]
+    fn armored_keys_are_decoded() {
+        let armored = "c\n-----BEGIN PGP PUBLIC KEY BLOCK-----\nVersion: x\n\naGVsbG8s\nIHdvcmxkIQ==\n=abcd\n-----END PGP PUBLIC KEY BLOCK-----\n";
+        assert_eq!(dearmor(armored).as_deref(), Some(&b"hello, world!"[..]));
+        let two = format!("{armored}{armored}");
+        assert_eq!(dearmor(&two).as_deref(), Some(&b"hello, world!hello, world!"[..]));
+        assert_eq!(dearmor(&armored.replace("aGV", "a*V")), None);
+        assert_eq!(dearmor(&armored.replace("-----END", "")), None);
+    }
+
     proptest::proptest! {
+        #[test]
+        fn no_armor_panics(text in "(-----BEGIN PGP PUBLIC KEY BLOCK-----|-----END|\n|[A-z=]){0,30}") {
+            let _ = dearmor(&text);
+        }
+
         #[test]
         fn no_status_without_a_good_line_is_trusted(text in "(\\[GNUPG:\\] |VALIDSIG |PLAINTEXT|NEWSIG|8 |\n|x ){0,40}") {
             proptest::prop_assert!(judge(&text).is_err());

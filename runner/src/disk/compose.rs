@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cache::Cache;
 use crate::debian::Selection;
+use crate::debian::signature::{self, SignatureError};
 use crate::event::{Event, Sink, Stage};
 use crate::recipe::Recipe;
 
@@ -67,14 +68,8 @@ pub enum ComposeError {
         source: io::Error,
     },
     /// A keyring cannot be read.
-    #[error("cannot read keyring {}: check debian.keyring in the recipe", path.display())]
-    Keyring {
-        /// The keyring.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Keyring(#[from] SignatureError),
     /// No random numbers.
     #[error("the kernel gives no random numbers for the disk's identity")]
     Random {
@@ -308,8 +303,7 @@ fn write_configuration(
         let Some(path) = selection.keyring_in_image(repository) else {
             continue;
         };
-        let bytes = std::fs::read(&repository.keyring)
-            .map_err(|source| ComposeError::Keyring { path: repository.keyring.clone(), source })?;
+        let bytes = signature::read_keyring(&repository.keyring)?;
         tree.directories("etc/apt/keyrings", attributes(0o755, modified))?;
         tree.file(&path, &bytes, attributes(0o644, modified))?;
     }
