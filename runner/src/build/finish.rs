@@ -103,6 +103,11 @@ fn add_work(initramfs: &mut Initramfs, work: &Work<'_>) {
     }
     let files = "hostler/files";
     initramfs.file(&format!("{files}/preinst"), 0o400, lines(work.preinst));
+    initramfs.file(
+        &format!("{files}/bin/dpkg-maintscript-helper"),
+        0o755,
+        include_str!("guest/dpkg-maintscript-helper"),
+    );
     if let Some(sources) = work.sources {
         initramfs.file(&format!("{files}/sources.list"), 0o644, sources);
         initramfs.file(&format!("{files}/apt.conf"), 0o644, include_str!("guest/apt.conf"));

@@ -10,6 +10,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use rustix::io::Errno;
@@ -155,6 +157,21 @@ fn lock(path: &Path) -> io::Result<Option<OwnedFd>> {
 /// Removes a tree, without following links. An image's tree has folders that even their owner may
 /// not write to.
 fn remove_tree(path: &Path) -> io::Result<()> {
+    let mut tries = 0;
+    loop {
+        match remove_once(path) {
+            // A thread of a build that was given up may still be writing; without the folders it
+            // fails soon.
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && tries < 20 => {
+                tries += 1;
+                thread::sleep(Duration::from_millis(50));
+            }
+            result => return result,
+        }
+    }
+}
+
+fn remove_once(path: &Path) -> io::Result<()> {
     match fs::remove_dir_all(path) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

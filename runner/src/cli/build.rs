@@ -147,7 +147,8 @@ fn show_failure(global: &Global, error: &BuildError) -> Exit {
     }
     if let BuildError::Guest(guest) = error {
         let GuestError { screen, log, missing, .. } = guest.as_ref();
-        if !screen.is_empty() {
+        // Who stopped it knows why.
+        if !screen.is_empty() && !error.is_cancelled() {
             eprintln!("the last on its screen:");
             for line in screen.lines() {
                 eprintln!("  | {line}");

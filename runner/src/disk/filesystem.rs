@@ -24,7 +24,7 @@ const E2FSCK: HostTool = HostTool { name: "e2fsck", package: "e2fsprogs" };
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// Bytes of a block.
-const BLOCK: u64 = 4096;
+const KIBIBYTE: u64 = 1024;
 
 /// The features are named one by one: what the host's mke2fs would choose may be too new for the
 /// image's own GRUB and kernel.
@@ -109,7 +109,8 @@ pub fn make(
         "-d".into(),
         tree.into(),
         image.into(),
-        (partition.length / BLOCK).to_string().into(),
+        // A bare number means kibibytes, whatever the size of a block (mke2fs(8)).
+        format!("{}k", partition.length / KIBIBYTE).into(),
     ];
     let environment = [("MKE2FS_CONFIG", configuration.into_os_string())];
     MKE2FS.run(&arguments, &environment, Path::new("."), LIMIT)?.success()?;

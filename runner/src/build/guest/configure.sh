@@ -6,6 +6,7 @@ chmod 0755 /usr/sbin/policy-rc.d
 
 # The initramfs is made once, by a step of its own: packages would have it made twice.
 export INITRD=No
+export PATH="/run/hostler/bin:$PATH"
 
 # What maintainer scripts take for granted of an essential system, before the dependencies of these
 # few can be configured themselves.
