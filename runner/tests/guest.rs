@@ -23,9 +23,10 @@ use hostler_runner::vm::initramfs::Initramfs;
 use hostler_runner::vm::launch::Programs;
 use hostler_runner::vm::modules;
 use hostler_runner::vm::nonce::nonce;
+use hostler_runner::vm::outcome::{Failure, Outcome};
 use hostler_runner::vm::qemu;
 use hostler_runner::vm::run::{Report, Run, run};
-use hostler_runner::vm::watch::{Failure, Limits, Outcome};
+use hostler_runner::vm::watch::Limits;
 
 struct Tools {
     _folder: tempfile::TempDir,

@@ -8,8 +8,8 @@ use crate::debian::SelectError;
 use crate::disk::{ComposeError, ToolsError};
 use crate::event::Stage;
 use crate::vm::canary::{CanaryError, Verdicts};
+use crate::vm::outcome::Failure;
 use crate::vm::run::RunError;
-use crate::vm::watch::Failure;
 
 use super::finish::FinishError;
 use super::image::ImageError;

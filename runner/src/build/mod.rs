@@ -18,4 +18,4 @@ pub mod scratch;
 mod session;
 
 pub use error::{BuildError, GuestError};
-pub use session::{Built, Environment, Request, build};
+pub use session::{Built, Environment, Request, build, fetch_options};

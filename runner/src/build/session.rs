@@ -19,9 +19,10 @@ use crate::recipe::Recipe;
 use crate::vm::argv::{Accelerator, Boot, CONTROL_PORT, Disk, DiskFormat, Network, PROOF_PORT, VmSpec};
 use crate::vm::canary::Canary;
 use crate::vm::nonce::nonce;
+use crate::vm::outcome::Outcome;
 use crate::vm::qemu::find_program;
 use crate::vm::run::{Report, Run, run};
-use crate::vm::watch::{Limits, Outcome};
+use crate::vm::watch::Limits;
 
 use super::error::{BuildError, GuestError};
 use super::finish::{GuestPrograms, Work, initramfs, mirror_base};
@@ -453,7 +454,8 @@ fn shown_failure(failure: &Failure) -> String {
 }
 
 /// Downloads through the proxy that the environment or apt's configuration names.
-fn fetch_options() -> FetchOptions {
+#[must_use]
+pub fn fetch_options() -> FetchOptions {
     // Without apt's tool there is no configuration of apt's to follow.
     let configuration = find_program("apt-config")
         .and_then(|program| {

@@ -34,9 +34,9 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     /// Build an image.
     Build(Build),
-    /// Build as the user that root has chosen; `build` starts this itself.
-    #[command(name = "__build", hide = true)]
-    BuildUnprivileged(BuildUnprivileged),
+    /// Go on as the user that root has chosen; the commands start this themselves.
+    #[command(name = "__unprivileged", hide = true)]
+    Unprivileged(Unprivileged),
     /// Is this host fit to build on, and what to do where it is not.
     Doctor(Doctor),
 }
@@ -55,7 +55,7 @@ pub(crate) struct Build {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct BuildUnprivileged {
+pub(crate) struct Unprivileged {
     #[arg(long)]
     pub(crate) user: u32,
     #[arg(long)]
@@ -65,7 +65,7 @@ pub(crate) struct BuildUnprivileged {
     #[arg(long)]
     pub(crate) parent: u32,
     #[arg(long)]
-    pub(crate) recipe: PathBuf,
+    pub(crate) recipe: Option<PathBuf>,
     #[arg(long)]
     pub(crate) output: PathBuf,
 }

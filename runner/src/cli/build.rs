@@ -13,12 +13,18 @@ use serde_json::json;
 
 use super::arguments::{Build, Global};
 use super::exit::Exit;
-use super::{privileges, progress, signals};
+use super::privileges::{self, Delegated};
+use super::{progress, signals};
 
 /// Runs the command.
 pub(crate) fn main(global: &Global, wanted: &Build) -> Exit {
     if rustix::process::geteuid().is_root() {
-        return privileges::main(global, wanted);
+        let delegated = Delegated {
+            recipe: Some(&wanted.recipe),
+            output: &wanted.output,
+            cache: wanted.cache.as_deref(),
+        };
+        return privileges::main(global, &delegated);
     }
     let recipe = match Recipe::load(&wanted.recipe) {
         Ok(recipe) => recipe,

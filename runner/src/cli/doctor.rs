@@ -3,19 +3,22 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use hostler_runner::build::fetch_options;
 use hostler_runner::build::preflight::{Finding, Fitness, Host, Needs, Subject, examine};
 use hostler_runner::build::scratch::Scratch;
-use hostler_runner::cache::{Cache, FetchOptions, Fetcher};
+use hostler_runner::cache::{Cache, Fetcher};
 use hostler_runner::cancel::Cancel;
 use hostler_runner::disk::builder_tools;
 use hostler_runner::event::Silent;
 use hostler_runner::recipe::Recipe;
+use hostler_runner::vm::argv::Accelerator;
 use hostler_runner::vm::canary::Canary;
 use serde_json::json;
 
 use super::arguments::{Doctor, Global};
 use super::build::{cache_directory, chain, fail};
 use super::exit::Exit;
+use super::privileges::{self, Delegated};
 use super::signals;
 
 /// What the example recipe needs.
@@ -26,6 +29,18 @@ const RECIPE: &str = include_str!("../../examples/debian-12.toml");
 
 /// Runs the command.
 pub(crate) fn main(global: &Global, wanted: &Doctor) -> Exit {
+    if rustix::process::geteuid().is_root() {
+        let cache = wanted.cache.as_deref();
+        return privileges::main(global, &Delegated { recipe: None, output: &wanted.output, cache });
+    }
+    match cache_directory(wanted.cache.as_deref()) {
+        Ok(cache) => examine_host(global, &wanted.output, &cache),
+        Err(error) => fail(&error, Exit::Usage),
+    }
+}
+
+/// Examines the host as the user that this process is.
+pub(crate) fn examine_host(global: &Global, output: &Path, cache: &Path) -> Exit {
     let cancel = match Cancel::new().map(Arc::new) {
         Ok(cancel) => cancel,
         Err(error) => return fail(&error, Exit::Failed),
@@ -34,9 +49,9 @@ pub(crate) fn main(global: &Global, wanted: &Doctor) -> Exit {
     if let Err(error) = signals::watch(move |_| asked.cancel()) {
         return fail(&error, Exit::Failed);
     }
-    let (mut findings, host) = examine(Path::new("/proc/self/exe"), &wanted.output, NEEDS);
+    let (mut findings, host) = examine(Path::new("/proc/self/exe"), output, NEEDS);
     if let Some(host) = host {
-        findings.push(acceleration(&host, wanted, &cancel));
+        findings.push(acceleration(&host, output, cache, &cancel));
     }
     findings.push(watchdog(&global.socket));
     show(global, &findings);
@@ -65,8 +80,8 @@ fn show(global: &Global, findings: &[Finding]) {
     }
 }
 
-fn acceleration(host: &Host, wanted: &Doctor, cancel: &Cancel) -> Finding {
-    match judge(host, wanted, cancel) {
+fn acceleration(host: &Host, output: &Path, cache: &Path, cancel: &Cancel) -> Finding {
+    match judge(host, output, cache, cancel) {
         Ok(finding) => finding,
         Err(error) => Finding::bad(
             Subject::Acceleration,
@@ -77,11 +92,15 @@ fn acceleration(host: &Host, wanted: &Doctor, cancel: &Cancel) -> Finding {
     }
 }
 
-fn judge(host: &Host, wanted: &Doctor, cancel: &Cancel) -> Result<Finding, Box<dyn std::error::Error>> {
-    let directory = cache_directory(wanted.cache.as_deref())?;
+fn judge(
+    host: &Host,
+    output: &Path,
+    cache: &Path,
+    cancel: &Cancel,
+) -> Result<Finding, Box<dyn std::error::Error>> {
     let recipe = Recipe::parse(RECIPE, Path::new("debian-12.toml"))?;
-    let scratch = Scratch::create(&wanted.output)?;
-    let fetcher = Fetcher::new(Arc::new(Cache::open(&directory)?), FetchOptions::default())?;
+    let scratch = Scratch::create(output)?;
+    let fetcher = Fetcher::new(Arc::new(Cache::open(cache)?), fetch_options())?;
     let selection = hostler_runner::debian::select(&recipe, &fetcher, Path::new("/"), &Silent)?;
     let tools = builder_tools(&selection, &fetcher, scratch.path(), &Silent)?;
     let canary = Canary {
@@ -93,10 +112,16 @@ fn judge(host: &Host, wanted: &Doctor, cancel: &Cancel) -> Result<Finding, Box<d
         register: &|_| Ok(()),
         cancel,
     };
-    let verdicts = canary.judge(Some(&directory.join("acceleration")))?;
+    let verdicts = canary.judge(Some(&cache.join("acceleration")))?;
     scratch.remove()?;
     Ok(match verdicts.best() {
-        Some(_) => Finding::fit(Subject::Acceleration, verdicts.to_string()),
+        Some(Accelerator::Kvm) => Finding::fit(Subject::Acceleration, verdicts.to_string()),
+        Some(Accelerator::Tcg) => Finding::bad(
+            Subject::Acceleration,
+            Fitness::Poor,
+            verdicts.to_string(),
+            "builds work and take some minutes; for fast ones use a host that lends out its virtualization",
+        ),
         None => Finding::bad(
             Subject::Acceleration,
             Fitness::Unfit,

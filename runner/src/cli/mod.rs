@@ -31,7 +31,7 @@ pub(crate) fn main() -> ExitCode {
     };
     let exit = match arguments.command {
         Command::Build(wanted) => build::main(&arguments.global, &wanted),
-        Command::BuildUnprivileged(wanted) => privileges::unprivileged(&arguments.global, &wanted),
+        Command::Unprivileged(wanted) => privileges::unprivileged(&arguments.global, &wanted),
         Command::Doctor(wanted) => doctor::main(&arguments.global, &wanted),
     };
     exit.into()

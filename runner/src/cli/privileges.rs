@@ -1,6 +1,6 @@
-//! `hostler build` started by root: root only prepares, waits and takes over the result.
+//! Commands started by root: root only prepares, waits and takes over the result.
 //!
-//! The build itself, which reads what the network and guests send, runs in a second process that
+//! The command itself, which reads what the network and guests send, runs in a second process that
 //! gives its privileges up before it does anything. Root makes a staging directory that nobody else
 //! can reach, with a folder of the build user's in it as that process' working directory, so that
 //! all its paths are relative and it needs no way through root's own directories. The cache comes as
@@ -24,10 +24,10 @@ use rustix::process::{
     set_parent_process_death_signal,
 };
 
-use super::arguments::{Build, BuildUnprivileged, Global};
+use super::arguments::{Global, Unprivileged};
 use super::build::{chain, fail, run};
 use super::exit::Exit;
-use super::signals;
+use super::{doctor, signals};
 
 /// The largest recipe, in bytes.
 const LARGEST_RECIPE: u64 = 1024 * 1024;
@@ -79,8 +79,18 @@ struct BuildUser {
     group: u32,
 }
 
-/// Runs the command as root.
-pub(crate) fn main(global: &Global, wanted: &Build) -> Exit {
+/// A command that root gives to the build user.
+pub(crate) struct Delegated<'a> {
+    /// The recipe to build; without one, the host is examined.
+    pub(crate) recipe: Option<&'a Path>,
+    /// Where the image goes, or would go.
+    pub(crate) output: &'a Path,
+    /// The cache that was asked for.
+    pub(crate) cache: Option<&'a Path>,
+}
+
+/// Runs a command of root's as the build user.
+pub(crate) fn main(global: &Global, wanted: &Delegated<'_>) -> Exit {
     match supervise(global, wanted) {
         Ok(exit) => exit,
         Err(error @ PrivilegeError::Recipe { .. }) => fail(&error, Exit::Usage),
@@ -88,28 +98,30 @@ pub(crate) fn main(global: &Global, wanted: &Build) -> Exit {
     }
 }
 
-fn supervise(global: &Global, wanted: &Build) -> Result<Exit, PrivilegeError> {
-    let text = read_recipe(&wanted.recipe)?;
+fn supervise(global: &Global, wanted: &Delegated<'_>) -> Result<Exit, PrivilegeError> {
+    let text = wanted.recipe.map(read_recipe).transpose()?;
     let user = build_user()?;
     let prepare = |path: &Path| {
         let path = path.to_owned();
         move |source| PrivilegeError::Prepare { path, source }
     };
-    fs::create_dir_all(&wanted.output).map_err(prepare(&wanted.output))?;
-    sweep(&wanted.output).map_err(|error| prepare(&wanted.output)(io::Error::other(chain(&error))))?;
-    let staging = Scratch::create(&wanted.output)
-        .map_err(|error| prepare(&wanted.output)(io::Error::other(chain(&error))))?;
+    fs::create_dir_all(wanted.output).map_err(prepare(wanted.output))?;
+    sweep(wanted.output).map_err(|error| prepare(wanted.output)(io::Error::other(chain(&error))))?;
+    let staging = Scratch::create(wanted.output)
+        .map_err(|error| prepare(wanted.output)(io::Error::other(chain(&error))))?;
     let folder = staging.path().join("work");
     DirBuilder::new().mode(0o700).create(&folder).map_err(prepare(&folder))?;
-    let recipe = folder.join(STAGED_RECIPE);
-    fs::write(&recipe, text).map_err(prepare(&recipe))?;
-    fs::set_permissions(&recipe, Permissions::from_mode(0o644)).map_err(prepare(&recipe))?;
+    if let Some(text) = text {
+        let recipe = folder.join(STAGED_RECIPE);
+        fs::write(&recipe, text).map_err(prepare(&recipe))?;
+        fs::set_permissions(&recipe, Permissions::from_mode(0o644)).map_err(prepare(&recipe))?;
+    }
     chown(&folder, Some(user.user), Some(user.group)).map_err(prepare(&folder))?;
-    let cache = open_cache(wanted.cache.as_deref(), user)?;
+    let cache = open_cache(wanted.cache, user)?;
 
     let start = |source| PrivilegeError::Start { user: user.user, source };
     let mut command = Command::new("/proc/self/exe");
-    command.arg("__build").arg("--socket").arg(&global.socket);
+    command.arg("__unprivileged").arg("--socket").arg(&global.socket);
     if global.json {
         command.arg("--json");
     }
@@ -118,7 +130,10 @@ fn supervise(global: &Global, wanted: &Build) -> Result<Exit, PrivilegeError> {
     if let Some(group) = kvm_group() {
         command.arg(format!("--kvm-group={group}"));
     }
-    command.arg("--recipe").arg(&wanted.recipe).arg("--output").arg(&wanted.output);
+    if let Some(recipe) = wanted.recipe {
+        command.arg("--recipe").arg(recipe);
+    }
+    command.arg("--output").arg(wanted.output);
     command.current_dir(&folder).stdin(cache);
     let mut child = command.spawn().map_err(start)?;
     let pidfd = i32::try_from(child.id())
@@ -140,9 +155,9 @@ fn supervise(global: &Global, wanted: &Build) -> Result<Exit, PrivilegeError> {
         return Err(start(error));
     }
     let status = child.wait().map_err(start)?;
-    take_over(&folder, &wanted.output, user)?;
+    take_over(&folder, wanted.output, user)?;
     let removed = staging.remove();
-    removed.map_err(|error| prepare(&wanted.output)(io::Error::other(chain(&error))))?;
+    removed.map_err(|error| prepare(wanted.output)(io::Error::other(chain(&error))))?;
     Ok(match (status.code(), status.signal()) {
         (Some(code), _) => Exit::Other(u8::try_from(code).unwrap_or(1)),
         (None, Some(signal)) => Exit::Stopped(u8::try_from(signal).unwrap_or(0)),
@@ -151,29 +166,28 @@ fn supervise(global: &Global, wanted: &Build) -> Result<Exit, PrivilegeError> {
 }
 
 /// Continues as the build user, in the process that [`main`] started.
-pub(crate) fn unprivileged(global: &Global, wanted: &BuildUnprivileged) -> Exit {
+pub(crate) fn unprivileged(global: &Global, wanted: &Unprivileged) -> Exit {
     if let Err(error) = give_up_privileges(wanted) {
         return fail(&error, Exit::Failed);
     }
+    // By the number of this process, so that its children can follow it as well.
+    let cache = PathBuf::from(format!("/proc/{}/fd/0", std::process::id()));
+    let Some(recipe) = &wanted.recipe else {
+        return doctor::examine_host(global, Path::new("."), &cache);
+    };
     let text = match fs::read_to_string(STAGED_RECIPE) {
         Ok(text) => text,
         Err(error) => return fail(&error, Exit::Failed),
     };
     // Staged by root, and not to be taken for a result; root takes it away if this fails.
     let _ = fs::remove_file(STAGED_RECIPE);
-    match Recipe::parse(&text, &wanted.recipe) {
-        Ok(recipe) => run(
-            global,
-            recipe,
-            ".".into(),
-            format!("/proc/{}/fd/0", std::process::id()).into(),
-            Some(&wanted.output),
-        ),
+    match Recipe::parse(&text, recipe) {
+        Ok(recipe) => run(global, recipe, ".".into(), cache, Some(&wanted.output)),
         Err(error) => fail(&error, Exit::Usage),
     }
 }
 
-fn give_up_privileges(wanted: &BuildUnprivileged) -> Result<(), PrivilegeError> {
+fn give_up_privileges(wanted: &Unprivileged) -> Result<(), PrivilegeError> {
     let failed = |source: io::Error| PrivilegeError::Start { user: wanted.user, source };
     let groups: Vec<Gid> = wanted.kvm_group.map(Gid::from_raw).into_iter().collect();
     setgroups(&groups).map_err(|error| failed(error.into()))?;

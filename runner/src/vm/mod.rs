@@ -17,6 +17,7 @@ pub mod launch;
 mod loopback;
 pub mod modules;
 pub mod nonce;
+pub mod outcome;
 mod passing;
 pub mod qemu;
 pub mod qmp;

@@ -20,8 +20,9 @@ use super::argv::VmSpec;
 use super::console::{Console, Sign};
 use super::control;
 use super::launch::{LaunchError, Machine, Programs, launch};
+use super::outcome::Outcome;
 use super::qmp::{self, BlockTotals, Said};
-use super::watch::{Limits, Outcome, Seen, Watch};
+use super::watch::{Limits, Seen, Watch};
 
 /// The most that is kept of a console, in bytes.
 const CONSOLE_LIMIT: u64 = 64 * 1024 * 1024;
