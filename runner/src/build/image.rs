@@ -56,7 +56,20 @@ fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Im
 /// When `qemu-img` fails, takes too long or is to stop; `target` may be there then.
 pub fn convert(qemu_img: &Path, source: &Path, target: &Path, cancel: &Cancel) -> Result<(), ImageError> {
     let mut command = child::command(qemu_img);
-    command.args(["convert", "-q", "-f", "raw", "-O", "qcow2", "-c", "-W", "-m", "4"]);
+    command.args([
+        "convert",
+        "-q",
+        "-f",
+        "raw",
+        "-O",
+        "qcow2",
+        "-c",
+        "-o",
+        "compression_type=zstd",
+        "-W",
+        "-m",
+        "4",
+    ]);
     command.args(["-t", "unsafe", "-T", "unsafe"]).arg("--").arg(named(source)).arg(named(target));
     run("convert", command, cancel)
 }

@@ -102,6 +102,9 @@ pub enum Operation {
 /// Runs the shim; returns only on failure.
 #[must_use]
 pub fn main() -> ExitCode {
+    if close_inherited().is_err() {
+        return ExitCode::from(2);
+    }
     let stdin = io::stdin();
     // A duplicate that closes on exec: its end is how the runner learns that qemu runs.
     let Ok(socket) = fcntl_dupfd_cloexec(stdin.as_fd(), 3) else {
@@ -114,6 +117,21 @@ pub fn main() -> ExitCode {
         let _ = passing::send(socket.as_fd(), &text, &[]);
     }
     ExitCode::from(2)
+}
+
+/// Closes every descriptor but the standard three: what the caller of `hostler` left open to its
+/// children, such as a lock, is not for qemu.
+fn close_inherited() -> io::Result<()> {
+    let mut inherited = Vec::new();
+    for entry in fs::read_dir("/proc/self/fd")? {
+        let name = entry?.file_name();
+        inherited.extend(name.to_str().and_then(|name| name.parse::<i32>().ok()));
+    }
+    for descriptor in inherited.into_iter().filter(|&descriptor| descriptor > 2) {
+        // The one of the listing itself is closed already.
+        let _ = nix::unistd::close(descriptor);
+    }
+    Ok(())
 }
 
 struct Failure {
