@@ -1,7 +1,7 @@
 //! Boots real guests through the library and checks each verdict.
 //!
-//! Runs as root or as an ordinary user. Needs qemu-system-x86 and, for the guest's kernel and
-//! busybox, the host's apt sources.
+//! Runs as root or as an ordinary user. Needs qemu-system-x86, gpgv and, for the guest's kernel and
+//! busybox, the archive that the host's apt sources name or a filled cache.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
@@ -11,12 +11,17 @@ use std::net::TcpListener;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use hostler_runner::build::fetch_options;
+use hostler_runner::cache::{Cache, Fetcher, default_directory};
 use hostler_runner::cancel::Cancel;
+use hostler_runner::debian;
+use hostler_runner::disk::builder_tools;
 use hostler_runner::event::{Silent, Stage};
+use hostler_runner::recipe::Recipe;
 use hostler_runner::vm::argv::{Accelerator, Boot, CONTROL_PORT, Network, VmSpec};
 use hostler_runner::vm::canary::{Canary, Verdict};
 use hostler_runner::vm::initramfs::Initramfs;
@@ -35,43 +40,20 @@ struct Tools {
     busybox: PathBuf,
 }
 
-/// The kernel and busybox that the host's own apt gives; downloaded once per test run.
+/// The builder's own kernel and busybox, out of the host's archive through the user's cache.
 fn tools() -> &'static Tools {
     static TOOLS: OnceLock<Tools> = OnceLock::new();
     TOOLS.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
-        let said = |command: &mut Command| {
-            let output = command.current_dir(folder.path()).output().unwrap();
-            assert!(output.status.success(), "{command:?}: {output:?}");
-            String::from_utf8(output.stdout).unwrap()
-        };
-        let depends = said(Command::new("apt-cache").args(["depends", "linux-image-cloud-amd64"]));
-        let image = depends
-            .lines()
-            .find_map(|line| line.trim().strip_prefix("Depends: linux-image-"))
-            .expect("the kernel's package depends on one with a version");
-        said(Command::new("apt-get").args(["download", &format!("linux-image-{image}"), "busybox-static"]));
-        for entry in std::fs::read_dir(folder.path()).unwrap() {
-            let path = entry.unwrap().path();
-            said(Command::new("dpkg-deb").arg("-x").arg(path).arg("tree"));
-        }
-        let tree = folder.path().join("tree");
-        let modules = tree.join("lib/modules");
-        Tools {
-            kernel: only_file(&tree.join("boot"), "vmlinuz-"),
-            busybox: tree.join("bin/busybox"),
-            modules,
-            _folder: folder,
-        }
+        let example = include_str!("../examples/debian-12.toml");
+        let recipe = Recipe::parse(example, Path::new("debian-12.toml")).unwrap();
+        let directory = default_directory(|name| std::env::var_os(name)).unwrap();
+        let cache = Arc::new(Cache::open(&directory).unwrap());
+        let fetcher = Fetcher::new(cache, fetch_options()).unwrap();
+        let selection = debian::select(&recipe, &fetcher, Path::new("/"), &Silent).unwrap();
+        let tools = builder_tools(&selection, &fetcher, folder.path(), &Silent).unwrap();
+        Tools { kernel: tools.kernel, modules: tools.modules, busybox: tools.busybox, _folder: folder }
     })
-}
-
-fn only_file(folder: &Path, prefix: &str) -> PathBuf {
-    std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .find(|path| path.file_name().unwrap().to_str().unwrap().starts_with(prefix))
-        .expect("the package has it")
 }
 
 fn programs() -> Programs {

@@ -204,7 +204,7 @@ fn judge_namespaces(result: Result<(), LaunchError>) -> Finding {
         Err(LaunchError::UserNamespaces(source)) => Finding::bad(
             Subject::UserNamespaces,
             Fitness::Unfit,
-            format!("this user may not make user namespaces: {source}"),
+            format!("this user may not make user namespaces: {}", denial(&source)),
             "an administrator can allow them: sysctl user.max_user_namespaces=15000, and where it \
              exists kernel.unprivileged_userns_clone=1 or an AppArmor profile for hostler",
         ),
@@ -214,6 +214,15 @@ fn judge_namespaces(result: Result<(), LaunchError>) -> Finding {
             format!("a confined process could not be started: {error}"),
             "look at this user's limits (ulimit -a) and the kernel's log",
         ),
+    }
+}
+
+/// user_namespaces(7): the limit on their number answers as if a disk were full.
+fn denial(error: &io::Error) -> String {
+    if error.kind() == io::ErrorKind::StorageFull {
+        "the limit on their number is reached".to_owned()
+    } else {
+        error.to_string()
     }
 }
 
@@ -300,6 +309,8 @@ mod tests {
         let finding = judge_namespaces(Err(denied));
         assert_eq!(finding.fitness, Fitness::Unfit);
         assert!(finding.advice.is_some_and(|advice| advice.contains("max_user_namespaces")));
+        let limited = LaunchError::UserNamespaces(io::Error::from_raw_os_error(28));
+        assert!(judge_namespaces(Err(limited)).found.ends_with("limit on their number is reached"));
     }
 
     #[test]

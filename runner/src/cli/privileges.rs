@@ -11,7 +11,7 @@ use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown, fchown};
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -121,7 +121,7 @@ fn supervise(global: &Global, wanted: &Delegated<'_>) -> Result<Exit, PrivilegeE
 
     let start = |source| PrivilegeError::Start { user: user.user, source };
     let mut command = Command::new("/proc/self/exe");
-    command.arg("__unprivileged").arg("--socket").arg(&global.socket);
+    command.arg0("hostler").arg("__unprivileged").arg("--socket").arg(&global.socket);
     if global.json {
         command.arg("--json");
     }

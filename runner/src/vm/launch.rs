@@ -251,6 +251,7 @@ fn start_shim(program: &Path, socket: OwnedFd) -> Result<Process, LaunchError> {
     let spawn_error = |source| LaunchError::Spawn { program: program.to_owned(), source };
     let mut command = Command::new(program);
     command
+        .arg0("hostler")
         .arg("__vm")
         .env_clear()
         .stdin(socket)
