@@ -15,6 +15,7 @@ fn lease(id: u64) -> Lease {
         owner: ProcessIdentity { pid: 40, start: StartTime(7) },
         tracking: Tracking::Descent,
         cgroup: None,
+        owner_inside: false,
         phase: Phase::Open,
         claims: Vec::new(),
         loops: BTreeSet::new(),

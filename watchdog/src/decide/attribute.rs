@@ -95,7 +95,8 @@ pub fn attribute<'a>(snapshot: &Snapshot, leases: impl IntoIterator<Item = &'a L
 }
 
 fn claim_processes(snapshot: &Snapshot, lease: &Lease, ownership: &mut Ownership) {
-    for identity in snapshot.members.get(&lease.id).into_iter().flatten() {
+    let members = snapshot.members.get(&lease.id).into_iter().flatten();
+    for identity in members.filter(|identity| **identity != lease.owner) {
         ownership.claim(ResourceIdentity::Process(*identity), lease.id);
     }
     if lease.tracking == Tracking::Descent
@@ -123,11 +124,12 @@ fn descendants(snapshot: &Snapshot, lease: &Lease) -> BTreeSet<ProcessIdentity> 
         for process in &snapshot.processes {
             let is_child =
                 parents.get(&process.parent).is_some_and(|parent| parent.start <= process.identity.start);
-            if is_child && process.identity != lease.owner {
+            if is_child {
                 found.insert(process.identity);
             }
         }
         if found.len() == before {
+            found.remove(&lease.owner);
             return found;
         }
     }

@@ -23,6 +23,7 @@ pub(super) fn lease(id: u64, phase: Phase) -> Lease {
         owner: process_identity(9000 + u32::try_from(id).expect("small")),
         tracking: Tracking::Cgroup,
         cgroup: None,
+        owner_inside: false,
         phase,
         claims: Vec::new(),
         loops: BTreeSet::new(),

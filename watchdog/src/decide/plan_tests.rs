@@ -140,6 +140,29 @@ fn an_ended_process_is_not_signalled() {
 }
 
 #[test]
+fn an_owner_in_its_own_lease_is_not_ended_with_it() {
+    let mut snapshot = chroot();
+    let mut lease = lease(1, Phase::Over);
+    lease.owner_inside = true;
+    lease.cgroup = Some((CgroupIdentity(5), "/cg/x".to_owned()));
+    snapshot.cgroups.insert(LeaseId(1), CgroupIdentity(5));
+    snapshot.processes.push(process(lease.owner.pid, 1));
+    snapshot.members.insert(LeaseId(1), vec![process_identity(50), lease.owner]);
+    let ownership = attribute(&snapshot, [&lease]);
+    let planned = plan(&lease, &snapshot, &ownership, SETTINGS);
+    let Some(Step::EndProcesses { processes, cgroup, .. }) = planned.steps.first() else {
+        panic!("{planned:?} does not begin with its processes");
+    };
+    assert_eq!(processes, &[process_identity(50)]);
+    // Killing the whole group would take the owner along.
+    assert_eq!(cgroup, &None);
+
+    snapshot.members.insert(LeaseId(1), vec![process_identity(50)]);
+    let planned = plan(&lease, &snapshot, &attribute(&snapshot, [&lease]), SETTINGS);
+    assert!(matches!(&planned.steps[0], Step::EndProcesses { cgroup: Some(_), .. }));
+}
+
+#[test]
 fn a_scratch_directory_goes_after_its_mounts_and_not_around_a_bystanders() {
     let mut snapshot = chroot();
     let directory = DirectoryIdentity { device: ROOT_DISK, inode: 77 };

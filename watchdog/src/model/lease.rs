@@ -50,6 +50,9 @@ pub struct Lease {
     pub tracking: Tracking,
     /// Its own control group, when it has one, and where it is.
     pub cgroup: Option<(CgroupIdentity, String)>,
+    /// The owner put itself under the lease, so that all it starts is born there. It is no resource
+    /// of its own lease, and is let out before the rest is taken back.
+    pub owner_inside: bool,
     /// Where it is in its life.
     pub phase: Phase,
     /// Its directories.
