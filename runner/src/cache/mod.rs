@@ -18,5 +18,5 @@ pub use fetch::{Counted, FetchOptions, Fetcher, Wanted};
 pub use fetch_error::FetchError;
 pub use proxy::Proxies;
 pub use serve::{Failure, Mirror, MirrorError, MirrorReport};
-pub use store::{Cache, Remembered, StoreError, Writer, default_directory};
+pub use store::{Cache, Remembered, Scratch, StoreError, Writer, default_directory};
 pub use transfer::Metadata;

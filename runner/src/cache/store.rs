@@ -190,7 +190,7 @@ impl Cache {
                 .is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok());
             if abandoned {
                 // Another sweeper may have been faster.
-                let _ = fs::remove_file(&path);
+                let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             }
         }
         Ok(())
@@ -240,18 +240,39 @@ impl Cache {
     /// # Errors
     /// The temporary file cannot be made.
     pub fn writer(&self) -> Result<Writer<'_>, StoreError> {
+        let file = self.born(|builder, directory| {
+            let file = builder.suffix(".part").tempfile_in(directory)?;
+            flock(file.as_file(), FlockOperation::LockExclusive)?;
+            Ok(file)
+        })?;
+        Ok(Writer { cache: self, file, hasher: Hasher::default(), size: 0 })
+    }
+
+    /// A directory for short-lived files of the caller. It goes when it is dropped, or when the cache
+    /// is next opened after its owner was killed.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn scratch(&self) -> Result<Scratch, StoreError> {
+        self.born(|builder, directory| {
+            let directory = builder.tempdir_in(directory)?;
+            let lock = File::open(directory.path())?;
+            flock(&lock, FlockOperation::LockExclusive)?;
+            Ok(Scratch { directory, _lock: lock })
+        })
+    }
+
+    /// Makes and locks something temporary while nobody sweeps.
+    fn born<T>(
+        &self,
+        make: impl FnOnce(&mut tempfile::Builder<'_, '_>, &Path) -> io::Result<T>,
+    ) -> Result<T, StoreError> {
         let lock = self.birth_lock()?;
         let directory = self.root.join("temporary");
-        let failed = |source: io::Error| StoreError::Write { path: directory.clone(), source };
-        flock(&lock, FlockOperation::LockShared).map_err(|error| failed(error.into()))?;
-        let file = tempfile::Builder::new()
-            .prefix("")
-            .suffix(".part")
-            .rand_bytes(16)
-            .tempfile_in(&directory)
-            .map_err(failed)?;
-        flock(file.as_file(), FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
-        Ok(Writer { cache: self, file, hasher: Hasher::default(), size: 0 })
+        flock(&lock, FlockOperation::LockShared)
+            .map_err(io::Error::from)
+            .and_then(|()| make(tempfile::Builder::new().prefix("").rand_bytes(16), &directory))
+            .map_err(|source| StoreError::Write { path: directory, source })
     }
 
     /// Stores `bytes` under their own digest.
@@ -300,6 +321,22 @@ fn hash(file: &mut File) -> io::Result<Digest> {
             return Ok(hasher.finish());
         }
         hasher.update(&buffer[..count]);
+    }
+}
+
+/// A temporary directory of the cache.
+#[derive(Debug)]
+pub struct Scratch {
+    directory: tempfile::TempDir,
+    /// Held as long as the directory is there: tells sweepers that its owner lives.
+    _lock: File,
+}
+
+impl Scratch {
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.directory.path()
     }
 }
 
@@ -439,10 +476,15 @@ mod tests {
         let (directory, cache) = cache();
         let abandoned = directory.path().join("temporary/dead.part");
         fs::write(&abandoned, b"half").expect("written");
+        let abandoned_directory = directory.path().join("temporary/dead");
+        fs::create_dir_all(abandoned_directory.join("inner")).expect("made");
+        let living = cache.scratch().expect("made");
         let mut writer = cache.writer().expect("writer");
         writer.write(b"liv").expect("written");
         let other = Cache::open(directory.path()).expect("usable");
         assert!(!abandoned.exists());
+        assert!(!abandoned_directory.exists());
+        assert!(living.path().exists());
         writer.write(b"ing").expect("written");
         writer.commit(Digest::of(b"living"), 6).expect("still there");
         assert!(read(&other, Digest::of(b"living"), 6).is_some());

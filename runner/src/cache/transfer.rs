@@ -232,7 +232,7 @@ impl Core {
         Err(failure)
     }
 
-    fn kept(&self, url: &str) -> Option<(Remembered, Vec<u8>)> {
+    pub(super) fn kept(&self, url: &str) -> Option<(Remembered, Vec<u8>)> {
         let remembered = self.cache.remembered(url)?;
         let digest = remembered.digest.parse().ok()?;
         let mut bytes = Vec::new();

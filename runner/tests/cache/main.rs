@@ -278,6 +278,17 @@ fn another_signer_is_not_believed() {
 }
 
 #[test]
+fn a_replayed_release_file_does_not_win() {
+    let world = World::new();
+    let newer = world.select(&world.fetcher()).unwrap();
+    let earlier = SystemTime::now() - Duration::from_secs(86_400);
+    publish(&world.upstream, &world.signer, WEEK, earlier);
+    let replayed = world.select(&world.fetcher()).unwrap();
+    let date = |selection: &Selection| selection.repositories[0].suites[0].release.date;
+    assert_eq!(date(&replayed), date(&newer));
+}
+
+#[test]
 fn a_keyring_may_be_armored() {
     let world = World::new();
     let recipe = World::recipe(&world.upstream.url(), &world.signer.armored_keyring());
