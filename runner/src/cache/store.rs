@@ -15,7 +15,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -25,6 +25,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::digest::{Digest, Hasher};
+use super::writer::{Scratch, Writer};
 
 /// Why the cache cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +84,7 @@ pub struct Cache {
 
 /// A file as it was when its digest was checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
+pub(super) struct Identity {
     device: u64,
     inode: u64,
     size: u64,
@@ -91,7 +92,7 @@ struct Identity {
 }
 
 impl Identity {
-    fn of(file: &File) -> io::Result<Self> {
+    pub(super) fn of(file: &File) -> io::Result<Self> {
         let metadata = file.metadata()?;
         Ok(Self {
             device: metadata.dev(),
@@ -159,7 +160,7 @@ impl Cache {
         self.damaged.load(Ordering::Relaxed)
     }
 
-    fn path(&self, digest: Digest) -> PathBuf {
+    pub(super) fn path(&self, digest: Digest) -> PathBuf {
         let name = digest.to_string();
         self.root.join("sha256").join(&name[..2]).join(name)
     }
@@ -229,7 +230,7 @@ impl Cache {
         Ok(Some(file))
     }
 
-    fn remember_verified(&self, digest: Digest, identity: Identity) {
+    pub(super) fn remember_verified(&self, digest: Digest, identity: Identity) {
         if let Ok(mut map) = self.verified.lock() {
             map.insert(digest, identity);
         }
@@ -245,7 +246,7 @@ impl Cache {
             flock(file.as_file(), FlockOperation::LockExclusive)?;
             Ok(file)
         })?;
-        Ok(Writer { cache: self, file, hasher: Hasher::default(), size: 0 })
+        Ok(Writer::new(self, file))
     }
 
     /// A directory for short-lived files of the caller. It goes when it is dropped, or when the cache
@@ -258,7 +259,7 @@ impl Cache {
             let directory = builder.tempdir_in(directory)?;
             let lock = File::open(directory.path())?;
             flock(&lock, FlockOperation::LockExclusive)?;
-            Ok(Scratch { directory, _lock: lock })
+            Ok(Scratch::new(directory, lock))
         })
     }
 
@@ -321,100 +322,6 @@ fn hash(file: &mut File) -> io::Result<Digest> {
             return Ok(hasher.finish());
         }
         hasher.update(&buffer[..count]);
-    }
-}
-
-/// A temporary directory of the cache.
-#[derive(Debug)]
-pub struct Scratch {
-    directory: tempfile::TempDir,
-    /// Held as long as the directory is there: tells sweepers that its owner lives.
-    _lock: File,
-}
-
-impl Scratch {
-    /// Where it is.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        self.directory.path()
-    }
-}
-
-/// Content on its way into the cache. Dropped before [`Writer::commit`], it leaves nothing.
-pub struct Writer<'a> {
-    cache: &'a Cache,
-    file: tempfile::NamedTempFile,
-    hasher: Hasher,
-    size: u64,
-}
-
-impl Writer<'_> {
-    /// Bytes written so far.
-    #[must_use]
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// Takes the next piece.
-    ///
-    /// # Errors
-    /// It cannot be written.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        self.file
-            .write_all(bytes)
-            .map_err(|source| StoreError::Write { path: self.file.path().to_owned(), source })?;
-        self.hasher.update(bytes);
-        self.size += bytes.len() as u64;
-        Ok(())
-    }
-
-    /// Throws away what was written and begins anew.
-    ///
-    /// # Errors
-    /// The file cannot be emptied.
-    pub fn restart(&mut self) -> Result<(), StoreError> {
-        let file = self.file.as_file_mut();
-        let emptied = file.set_len(0).and_then(|()| file.rewind());
-        emptied.map_err(|source| StoreError::Write { path: self.file.path().to_owned(), source })?;
-        self.hasher = Hasher::default();
-        self.size = 0;
-        Ok(())
-    }
-
-    /// Puts the content in its place, if it is what it should be.
-    ///
-    /// # Errors
-    /// It is not, or cannot be written; nothing is kept then.
-    pub fn commit(mut self, digest: Digest, size: u64) -> Result<File, StoreError> {
-        let found = std::mem::take(&mut self.hasher).finish();
-        if found != digest || self.size != size {
-            return Err(StoreError::Mismatch {
-                wanted: digest,
-                wanted_size: size,
-                found,
-                found_size: self.size,
-            });
-        }
-        let path = self.cache.path(digest);
-        if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory)
-                .map_err(|source| StoreError::Directory { path: directory.to_owned(), source })?;
-        }
-        let cache = self.cache;
-        self.publish(&path)?;
-        let failed = |source| StoreError::Read { path: path.clone(), source };
-        let file = File::open(&path).map_err(failed)?;
-        cache.remember_verified(digest, Identity::of(&file).map_err(failed)?);
-        Ok(file)
-    }
-
-    /// Makes the file durable and gives it its name.
-    fn publish(self, path: &Path) -> Result<(), StoreError> {
-        let failed = |source| StoreError::Write { path: path.to_owned(), source };
-        self.file.as_file().sync_data().map_err(failed)?;
-        // The file keeps its lock until it is closed here; its name is then no temporary one.
-        self.file.persist(path).map_err(|error| failed(error.error))?;
-        Ok(())
     }
 }
 

@@ -17,7 +17,8 @@ use reqwest::{Client, Response, StatusCode};
 use super::digest::Digest;
 use super::fetch::{Counted, FetchOptions, Wanted};
 use super::fetch_error::{FetchError, METADATA_LIMIT};
-use super::store::{Cache, Remembered, StoreError, Writer};
+use super::store::{Cache, Remembered, StoreError};
+use super::writer::Writer;
 
 #[derive(Default)]
 pub(super) struct Counters {
