@@ -24,7 +24,7 @@ const E2FSCK: HostTool = HostTool { name: "e2fsck", package: "e2fsprogs" };
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// Bytes of a block.
-const BLOCK: u64 = 4096;
+const KIBIBYTE: u64 = 1024;
 
 /// The features are named one by one: what the host's mke2fs would choose may be too new for the
 /// image's own GRUB and kernel.
@@ -109,23 +109,24 @@ pub fn make(
         "-d".into(),
         tree.into(),
         image.into(),
-        (partition.length / BLOCK).to_string().into(),
+        // A bare number means kibibytes, whatever the size of a block (mke2fs(8)).
+        format!("{}k", partition.length / KIBIBYTE).into(),
     ];
     let environment = [("MKE2FS_CONFIG", configuration.into_os_string())];
-    MKE2FS.run(&arguments, &environment, scratch, LIMIT)?.success()?;
+    MKE2FS.run(&arguments, &environment, Path::new("."), LIMIT)?.success()?;
 
     let commands = scratch.join("owners.debugfs");
     write(&commands, &corrections(layout))?;
     let place = at(image, partition);
     let arguments: [OsString; 4] = ["-w".into(), "-f".into(), commands.into(), place.clone()];
-    let finished = DEBUGFS.run(&arguments, &[], scratch, LIMIT)?.success()?;
+    let finished = DEBUGFS.run(&arguments, &[], Path::new("."), LIMIT)?.success()?;
     let complaint = |line: &&str| !line.is_empty() && !line.starts_with("debugfs ");
     if finished.stderr.lines().any(|line| complaint(&line)) {
         return Err(finished.failure().into());
     }
 
     let arguments: [OsString; 2] = ["-fn".into(), place];
-    let check = E2FSCK.run(&arguments, &[], scratch, LIMIT)?;
+    let check = E2FSCK.run(&arguments, &[], Path::new("."), LIMIT)?;
     check.success().map_err(|source| FilesystemError::Check { source })?;
     Ok(())
 }
