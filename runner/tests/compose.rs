@@ -237,6 +237,9 @@ fn owners_modes_links_and_dpkgs_database() {
     );
     assert_eq!(disk.preinst.len(), 1);
     assert_eq!(disk.preinst[0].script, "/var/lib/dpkg/info/first.preinst");
+    let stats = debugfs(&disk, "stats");
+    let blocks = stats.lines().find_map(|line| line.strip_prefix("Block count:")).unwrap();
+    assert_eq!(blocks.trim().parse::<u64>().unwrap() * 4096, disk.partition.length);
     let record = std::fs::read(&disk.image).unwrap();
     assert_eq!(record[..512], disk.partition.boot_record());
 }
