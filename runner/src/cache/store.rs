@@ -398,6 +398,27 @@ mod tests {
     }
 
     #[test]
+    fn many_writers_readers_and_sweepers_share_one_cache() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        std::thread::scope(|scope| {
+            for seed in 0..4_u32 {
+                let root = directory.path();
+                scope.spawn(move || {
+                    for round in 0..25_u32 {
+                        // Opening sweeps; half of the contents are written by all threads at once.
+                        let cache = Cache::open(root).expect("usable");
+                        let text = format!("{} {}", round, if round % 2 == 0 { 0 } else { seed });
+                        let digest = cache.put(text.as_bytes()).expect("written");
+                        assert_eq!(read(&cache, digest, text.len() as u64), Some(text.into_bytes()));
+                    }
+                });
+            }
+        });
+        let left = fs::read_dir(directory.path().join("temporary")).expect("listed").count();
+        assert_eq!(left, 0);
+    }
+
+    #[test]
     fn addresses_are_remembered() {
         let (directory, cache) = cache();
         let answer = Remembered {

@@ -249,6 +249,7 @@ pub fn select(
         }],
     };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    let damaged = fetcher.counted().damaged;
     let mut repositories: Vec<Repository> = Vec::new();
     let mut catalogue = Catalogue::default();
     for one in chosen {
@@ -294,6 +295,7 @@ pub fn select(
         }
         repositories[repository].suites.push(suite);
     }
+    tell_damage(fetcher, damaged, sink);
     let packages = choose_packages(&catalogue, architecture, &wanted.packages)?;
     Ok(Selection {
         architecture: architecture.to_owned(),
@@ -310,7 +312,20 @@ pub fn select(
 /// One cannot be had.
 pub fn fetch(selection: &Selection, fetcher: &Fetcher, sink: &dyn Sink) -> Result<(), FetchError> {
     let wanted = selection.packages.iter().map(|package| selection.wanted(&package.file)).collect();
-    fetcher.fetch_all(wanted, Stage::Fetch, sink)
+    let damaged = fetcher.counted().damaged;
+    fetcher.fetch_all(wanted, Stage::Fetch, sink)?;
+    tell_damage(fetcher, damaged, sink);
+    Ok(())
+}
+
+/// What was damaged is whole again, but its disk may be about to fail.
+fn tell_damage(fetcher: &Fetcher, before: u64, sink: &dyn Sink) {
+    let found = fetcher.counted().damaged - before;
+    if found > 0 {
+        sink.event(Event::Warning(format!(
+            "{found} damaged files were found in the cache and fetched again: look after its disk"
+        )));
+    }
 }
 
 fn choose_packages(
