@@ -2,14 +2,16 @@
 
 use std::process::ExitCode;
 
-use hostler_runner::vm::shim;
+use hostler_runner::{command, vm::shim};
 
 mod cli;
 
 fn main() -> ExitCode {
     // Before anything else happens in this process: the shim has to be single-threaded and plain.
-    if std::env::args_os().nth(1).is_some_and(|argument| argument == "__vm") {
-        return shim::main();
+    let arguments: Vec<_> = std::env::args_os().collect();
+    match arguments.get(1).and_then(|part| part.to_str()) {
+        Some("__vm") => shim::main(),
+        Some(command::LAUNCH) => ExitCode::from(command::become_command(&arguments[2..])),
+        _ => cli::main(),
     }
-    cli::main()
 }

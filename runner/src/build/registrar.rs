@@ -6,6 +6,8 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use crate::cache::Counted;
+
 /// How a build ended, for the watchdog's count of builds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ending {
@@ -31,9 +33,9 @@ pub trait Registrar: Send + Sync {
     /// When the watchdog refuses.
     fn adopt(&self, process: BorrowedFd<'_>) -> io::Result<()>;
 
-    /// Hears how the build ended and how many seconds it took. A watchdog that cannot be told does
+    /// Hears how the build ended, how many seconds it took, and what it downloaded. A watchdog that cannot be told does
     /// not change the ending.
-    fn report(&self, ending: Ending, seconds: f64);
+    fn report(&self, ending: Ending, seconds: f64, counted: Counted);
 }
 
 /// There is no watchdog.
@@ -49,5 +51,5 @@ impl Registrar for Unregistered {
         Ok(())
     }
 
-    fn report(&self, _: Ending, _: f64) {}
+    fn report(&self, _: Ending, _: f64, _: Counted) {}
 }

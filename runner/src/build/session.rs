@@ -100,7 +100,9 @@ pub fn build(request: &Request, environment: &Environment) -> Result<Built, Buil
         Err(error) if error.is_cancelled() => Ending::Cancelled,
         Err(_) => Ending::Failed,
     };
-    environment.registrar.report(ending, started.elapsed().as_secs_f64());
+    // A build that failed may have downloaded as well; only a finished one has counted it.
+    let counted = result.as_ref().map(|built| built.counted).unwrap_or_default();
+    environment.registrar.report(ending, started.elapsed().as_secs_f64(), counted);
     result
 }
 

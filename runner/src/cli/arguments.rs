@@ -4,7 +4,15 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-/// Builds operating-system images without privileges, and shows what holds a builder's devices.
+use super::lease::LeaseCommand;
+use super::run::RunArguments;
+use super::status::StatusArguments;
+
+/// Builds operating-system images without privileges, runs builders so that they cannot leak, and
+/// shows what holds their devices.
+///
+/// Exit status: 0 done, 1 the build or command failed, 2 wrong usage or recipe, 3 refused, 4 the
+/// watchdog is not reachable, 5 this host is not fit (`hostler doctor` tells why).
 #[derive(Debug, Parser)]
 #[command(name = "hostler", version, propagate_version = true)]
 pub(crate) struct Arguments {
@@ -22,7 +30,7 @@ pub(crate) struct Global {
         global = true,
         value_name = "PATH",
         env = "HOSTLER_SOCKET",
-        default_value = "/run/hostler/hostler.sock"
+        default_value = hostler_protocol::DEFAULT_SOCKET
     )]
     pub(crate) socket: PathBuf,
     /// Print one JSON document instead of text.
@@ -37,7 +45,29 @@ pub(crate) enum Command {
     /// Go on as the user that root has chosen; the commands start this themselves.
     #[command(name = "__unprivileged", hide = true)]
     Unprivileged(Unprivileged),
-    /// Is this host fit to build on, and what to do where it is not.
+    /// Run a command under a lease: what it leaves behind is taken back when it ends or dies.
+    ///
+    /// Exit status, signals and terminal are the command's.
+    Run(RunArguments),
+    /// Open, close and list leases, for jobs that are no single process.
+    #[command(subcommand)]
+    Lease(LeaseCommand),
+    /// Show leases, what belongs to them, and loop devices that belong to none.
+    Status(StatusArguments),
+    /// Show what holds a loop device, a mount point or a process.
+    Why {
+        /// A loop device (/dev/loop3), a mount point as findmnt shows it, or a process number.
+        target: String,
+    },
+    /// Show what the watchdog would do now for leases that are over.
+    Plan,
+    /// End a lease and take back all of it now (root only).
+    Reclaim {
+        /// The lease's number, as `hostler status` shows it.
+        #[arg(long, value_name = "ID")]
+        lease: u64,
+    },
+    /// Is this host fit, and what to do where it is not.
     Doctor(Doctor),
 }
 

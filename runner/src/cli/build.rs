@@ -4,16 +4,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hostler_runner::build::preflight::Finding;
-use hostler_runner::build::registrar::Unregistered;
+use hostler_runner::build::registrar::{Registrar, Unregistered};
 use hostler_runner::build::{BuildError, Built, Environment, GuestError, Request, build};
 use hostler_runner::cache::default_directory;
 use hostler_runner::cancel::Cancel;
+use hostler_runner::event::Event;
 use hostler_runner::recipe::Recipe;
+use hostler_runner::watchdog::WatchdogError;
 use serde_json::json;
 
 use super::arguments::{Build, Global};
 use super::exit::Exit;
 use super::privileges::{self, Delegated};
+use super::registration::Registration;
 use super::{progress, signals};
 
 /// Runs the command.
@@ -45,6 +48,10 @@ pub(crate) fn cache_directory(asked: Option<&Path>) -> Result<PathBuf, hostler_r
     }
 }
 
+/// What it means to build without a watchdog.
+const NO_WATCHDOG: &str = "no watchdog is reachable: if this process is killed, its machine dies with it, and \
+     its scratch directory stays until the next build into the same output directory";
+
 /// Builds, as the user that this process is. Files are shown as if they lay in `shown`, which is
 /// where root will have moved them when someone looks.
 pub(crate) fn run(
@@ -62,21 +69,33 @@ pub(crate) fn run(
     if let Err(error) = signals::watch(move |_| asked.cancel()) {
         return fail(&error, Exit::Failed);
     }
+    let sink = progress::sink();
+    let registration = match Registration::open(&global.socket, &format!("build {}", recipe.image.name)) {
+        Ok(registration) => Some(Arc::new(registration)),
+        Err(WatchdogError::Unreachable { .. }) => {
+            sink.event(Event::Note(NO_WATCHDOG.to_owned()));
+            None
+        }
+        Err(error @ WatchdogError::Refused(_)) => return fail(&error, Exit::Refused),
+        Err(error) => return fail(&error, Exit::NoWatchdog),
+    };
+    let registrar: Arc<dyn Registrar> = match &registration {
+        Some(registration) => Arc::<Registration>::clone(registration),
+        None => Arc::new(Unregistered),
+    };
     let environment = Environment {
         // Not the path of the program: a package's upgrade may put another one there meanwhile.
         shim: "/proc/self/exe".into(),
-        registrar: Arc::new(Unregistered),
+        registrar,
         cancel,
-        sink: progress::sink(),
+        sink,
     };
-    environment.sink.event(hostler_runner::event::Event::Note(
-        "no watchdog: if this process is killed, its machine dies with it, and its scratch directory \
-         stays until the next build into the same output directory"
-            .to_owned(),
-    ));
     let request = Request { recipe, output, cache, apt_root: "/".into() };
     let result = build(&request, &environment);
     drop(environment);
+    if let Some(Err(error)) = registration.map(|registration| registration.close()) {
+        eprintln!("hostler: the build's lease could not be closed: {}", chain(&error));
+    }
     let moved = |path: &Path| match (shown, path.file_name()) {
         (Some(shown), Some(name)) => shown.join(name),
         _ => path.to_owned(),

@@ -11,6 +11,10 @@ pub(crate) enum Exit {
     Failed,
     /// Wrong usage, or a wrong recipe.
     Usage,
+    /// The watchdog refused.
+    Refused,
+    /// The watchdog is not reachable.
+    NoWatchdog,
     /// The host is not fit.
     Unfit,
     /// A signal with this number told it to stop, and it did so in order.
@@ -26,6 +30,8 @@ impl Exit {
             Self::Done => 0,
             Self::Failed => 1,
             Self::Usage => 2,
+            Self::Refused => 3,
+            Self::NoWatchdog => 4,
             Self::Unfit => 5,
             Self::Stopped(signal) => 128_u8.saturating_add(signal),
             Self::Other(status) => status,

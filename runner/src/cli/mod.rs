@@ -7,16 +7,24 @@ mod arguments;
 mod build;
 mod doctor;
 mod exit;
+mod lease;
 mod privileges;
 mod progress;
+mod registration;
+mod run;
+mod show;
 mod signals;
+mod status;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser as _;
 
 use arguments::{Arguments, Command};
 use exit::Exit;
+use hostler_protocol::text::without_controls;
+use hostler_runner::watchdog::WatchdogError;
 
 /// Runs the program.
 pub(crate) fn main() -> ExitCode {
@@ -33,6 +41,72 @@ pub(crate) fn main() -> ExitCode {
         Command::Build(wanted) => build::main(&arguments.global, &wanted),
         Command::Unprivileged(wanted) => privileges::unprivileged(&arguments.global, &wanted),
         Command::Doctor(wanted) => doctor::main(&arguments.global, &wanted),
+        Command::Run(wanted) => shown(run::run(&arguments.global, &wanted)),
+        Command::Lease(command) => shown(lease::lease(&arguments.global, &command)),
+        Command::Status(wanted) => shown(status::status(&arguments.global, &wanted)),
+        Command::Why { target } => shown(show::why(&arguments.global, &target)),
+        Command::Plan => shown(show::plan(&arguments.global)),
+        Command::Reclaim { lease } => shown(lease::reclaim(&arguments.global, lease)),
     };
     exit.into()
+}
+
+/// Why a subcommand did not do what it should, and the exit status that scripts see.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    exit: Exit,
+    cause: anyhow::Error,
+}
+
+impl Failure {
+    pub(crate) fn new(exit: Exit, cause: impl Into<anyhow::Error>) -> Self {
+        Self { exit, cause: cause.into() }
+    }
+}
+
+impl From<WatchdogError> for Failure {
+    fn from(error: WatchdogError) -> Self {
+        let exit = match error {
+            WatchdogError::Refused(_) => Exit::Refused,
+            WatchdogError::Unreachable { .. }
+            | WatchdogError::Socket(_)
+            | WatchdogError::HungUp
+            | WatchdogError::Nonsense { .. } => Exit::NoWatchdog,
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::new(Exit::Failed, error)
+    }
+}
+
+/// Shows a failure once, with its causes.
+fn shown(result: Result<Exit, Failure>) -> Exit {
+    result.unwrap_or_else(|failure| {
+        let line = format!("hostler: {}", build::chain(failure.cause.as_ref()));
+        let lines: Vec<String> = line.lines().map(without_controls).collect();
+        // Standard error may be closed; the status still tells.
+        let _ = writeln!(io::stderr(), "{}", lines.join("\n"));
+        failure.exit
+    })
+}
+
+/// Prints to standard output. A reader that went away (`| head`) ends the program quietly.
+fn print(text: &str) -> Result<Exit, Failure> {
+    match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
+        Ok(()) => Ok(Exit::Done),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Exit::Done),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Prints one JSON document.
+fn print_json(document: &impl serde::Serialize) -> Result<Exit, Failure> {
+    let mut text =
+        serde_json::to_string_pretty(document).map_err(|error| Failure::new(Exit::Failed, error))?;
+    text.push('\n');
+    print(&text)
 }

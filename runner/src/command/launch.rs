@@ -1,0 +1,114 @@
+//! Starting the command: the launcher's two halves.
+//!
+//! The launcher stops itself (SIGSTOP), which only its parent notices, and goes on when the parent
+//! lets it. That needs no descriptor that the command would inherit, and until then the launcher
+//! dies with its parent.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+
+use rustix::process::{
+    Pid, Signal, WaitIdOptions, getpid, getppid, kill_process, set_parent_process_death_signal,
+};
+
+/// The hidden subcommand that the launcher is: `hostler __launch PARENT COMMAND ARGUMENT…`.
+pub const LAUNCH: &str = "__launch";
+
+/// A started launcher that waits to be let go.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    child: Child,
+}
+
+impl Waiting {
+    /// Starts a launcher for `command`, and returns once it waits.
+    pub(super) fn start(command: &[OsString]) -> io::Result<Self> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg(LAUNCH)
+            .arg(std::process::id().to_string())
+            .args(command)
+            .spawn()?;
+        let pid = pid_of(&child);
+        let how = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        let waited =
+            rustix::io::retry_on_intr(|| rustix::process::waitid(rustix::process::WaitId::Pid(pid), how));
+        match waited {
+            Ok(Some(status)) if status.stopped() => Ok(Self { child }),
+            Ok(_) => {
+                let status = child.wait()?;
+                Err(io::Error::other(format!("the launcher ended early ({status})")))
+            }
+            Err(error) => {
+                child.kill()?;
+                child.wait()?;
+                Err(error.into())
+            }
+        }
+    }
+
+    pub(super) fn pid(&self) -> Pid {
+        pid_of(&self.child)
+    }
+
+    /// Lets it become the command.
+    pub(super) fn go(self) -> io::Result<Pid> {
+        let pid = self.pid();
+        // Take the stop's notice away, so that it is not mistaken for one of the command's.
+        let _stopped = rustix::process::waitid(
+            rustix::process::WaitId::Pid(pid),
+            WaitIdOptions::STOPPED | WaitIdOptions::NOHANG,
+        )?;
+        kill_process(pid, Signal::CONT)?;
+        Ok(pid)
+    }
+
+    /// Ends it without having become anything.
+    pub(super) fn abandon(mut self) -> io::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+fn pid_of(child: &Child) -> Pid {
+    Pid::from_child(child)
+}
+
+/// Waits to be let go, then becomes the command. Returns only when that failed, with the exit status
+/// that a shell would give.
+#[must_use]
+pub fn become_command(arguments: &[OsString]) -> u8 {
+    let [parent, program, arguments @ ..] = arguments else { return 2 };
+    match wait_for_word(parent) {
+        Ok(()) => {}
+        Err(error) => {
+            tell(&format!("hostler: the launcher could not wait for the watchdog: {error}"));
+            return 126;
+        }
+    }
+    let error = Command::new(program).args(arguments).exec();
+    let program = hostler_protocol::text::printable(program.as_encoded_bytes());
+    tell(&format!("hostler: {program}: {error}"));
+    if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
+}
+
+fn wait_for_word(parent: &OsStr) -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    let expected = parent.to_str().and_then(|text| text.parse().ok()).and_then(Pid::from_raw);
+    // A parent that died before the line above is not noticed by it.
+    if expected.is_none() || getppid() != expected {
+        return Err(io::Error::other("the parent is gone"));
+    }
+    kill_process(getpid(), Signal::STOP)?;
+    // From here on the command lives as long as it likes; the watchdog knows it.
+    set_parent_process_death_signal(None)?;
+    Ok(())
+}
+
+fn tell(line: &str) {
+    use std::io::Write;
+    // Standard error may be closed; the exit status still tells.
+    let _ = writeln!(io::stderr(), "{line}");
+}

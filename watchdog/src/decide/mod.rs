@@ -1,0 +1,20 @@
+//! Every decision: pure functions from plain data to plain data.
+//!
+//! `attribute` says whose each resource is, `plan` what is to be done for a lease that is over,
+//! `verify` what became of it by a second look, `explain` what holds a thing. None of them reads
+//! the host, knows the time, or can fail.
+//!
+//! Invariant: a gap in a snapshot only ever makes a resource *doubtful*, never owned; and what is
+//! doubtful is in no plan.
+
+mod attribute;
+mod explain;
+#[cfg(test)]
+mod fixture;
+mod plan;
+mod verify;
+
+pub use attribute::{Ownership, attribute};
+pub use explain::{Target, explain, reasons_for};
+pub use plan::{PlanSettings, plan};
+pub use verify::{everything_of, verify};

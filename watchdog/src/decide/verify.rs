@@ -1,0 +1,121 @@
+//! What became of each resource, by a second look. No call's success counts here.
+
+use std::collections::BTreeSet;
+
+use hostler_protocol::lease::LeaseId;
+use hostler_protocol::resource::Outcome;
+
+use super::attribute::Ownership;
+use crate::model::{Gap, LoopState, Plan, ProcessIdentity, ResourceIdentity, Snapshot, StepResult};
+
+/// All that a lease owns of a snapshot, but processes that have ended already.
+#[must_use]
+pub fn everything_of(
+    lease: LeaseId,
+    snapshot: &Snapshot,
+    ownership: &Ownership,
+) -> BTreeSet<ResourceIdentity> {
+    ownership
+        .of(lease)
+        .filter(|identity| match identity {
+            ResourceIdentity::Process(process) => is_running(*process, snapshot),
+            ResourceIdentity::Mount(_)
+            | ResourceIdentity::Loop(_)
+            | ResourceIdentity::Directory(_)
+            | ResourceIdentity::Cgroup(_) => true,
+        })
+        .collect()
+}
+
+/// What became of `resource`: `after` is the second look, `plan` and `results` what was tried.
+#[must_use]
+pub fn verify(resource: ResourceIdentity, plan: &Plan, results: &[StepResult], after: &Snapshot) -> Outcome {
+    match presence(resource, after) {
+        Presence::There => Outcome::Pinned,
+        Presence::Unclear => Outcome::Unknown,
+        Presence::Gone { name_in_use } => {
+            let acted = plan.steps.iter().zip(results).any(|(step, result)| {
+                step.resources().contains(&resource)
+                    && match result {
+                        StepResult::Done | StepResult::Failed { .. } | StepResult::Hung { .. } => true,
+                        StepResult::Gone | StepResult::Replaced => false,
+                    }
+            });
+            match (acted, name_in_use) {
+                (true, _) => Outcome::Reclaimed,
+                (false, true) => Outcome::Replaced,
+                (false, false) => Outcome::AlreadyGone,
+            }
+        }
+    }
+}
+
+enum Presence {
+    There,
+    Gone { name_in_use: bool },
+    Unclear,
+}
+
+fn presence(resource: ResourceIdentity, after: &Snapshot) -> Presence {
+    let gone = |name_in_use| Presence::Gone { name_in_use };
+    let has_gap = |is_it: fn(&Gap) -> bool| after.gaps.iter().any(is_it);
+    match resource {
+        ResourceIdentity::Process(process) => {
+            if is_running(process, after) {
+                Presence::There
+            } else if has_gap(|gap| matches!(gap, Gap::Processes(_))) {
+                Presence::Unclear
+            } else {
+                gone(false)
+            }
+        }
+        ResourceIdentity::Mount(mount) => {
+            if after.mounts.iter().any(|other| other.identity == mount) {
+                Presence::There
+            } else if has_gap(|gap| matches!(gap, Gap::Mounts(_))) {
+                Presence::Unclear
+            } else {
+                gone(false)
+            }
+        }
+        ResourceIdentity::Loop(identity) => {
+            if has_gap(|gap| matches!(gap, Gap::Loops(_))) {
+                return Presence::Unclear;
+            }
+            let Some(device) = after.loops.iter().find(|device| device.number == identity.number) else {
+                return gone(false);
+            };
+            match (device.sequence, device.state) {
+                (Some(sequence), _) if sequence != identity.sequence => gone(true),
+                (Some(_) | None, LoopState::Unread) | (None, _) => Presence::Unclear,
+                (Some(_), LoopState::Bound(_) | LoopState::Closing) => Presence::There,
+            }
+        }
+        ResourceIdentity::Directory(directory) => {
+            if after.directories.iter().any(|found| found.what == directory) {
+                Presence::There
+            } else if has_gap(|gap| matches!(gap, Gap::Claim(..))) {
+                Presence::Unclear
+            } else {
+                gone(false)
+            }
+        }
+        ResourceIdentity::Cgroup(cgroup) => {
+            if after.cgroups.values().any(|other| *other == cgroup) {
+                Presence::There
+            } else if has_gap(|gap| matches!(gap, Gap::Cgroup(..))) {
+                Presence::Unclear
+            } else {
+                gone(false)
+            }
+        }
+    }
+}
+
+fn is_running(process: ProcessIdentity, snapshot: &Snapshot) -> bool {
+    snapshot.processes.iter().any(|other| other.identity == process && !other.ended)
+}
+
+#[cfg(test)]
+#[path = "verify_tests.rs"]
+mod tests;

@@ -1,0 +1,413 @@
+//! A lease's life, as clients ask for it: open, adopt, claim, close.
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use hostler_protocol::lease::{Epoch, LeaseId, LeaseState, Report, Tracking};
+use hostler_protocol::methods::{CallError, LeaseOpened, ReportBuild};
+use hostler_protocol::text::printable;
+
+use super::record::Record;
+use super::{Engine, now_ms};
+use crate::journal::Entry;
+use crate::kernel::{calls, cgroups, directories, loops, processes, signals};
+use crate::model::{BootId, Claim, DiskSequence, Lease, Phase, ProcessIdentity, SnapshotDepth};
+
+/// Longest name of a lease, in bytes.
+const NAME_LIMIT: usize = 200;
+
+/// Who asks, as the socket tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// The user that connected.
+    pub uid: u32,
+    /// The process that connected, while it lives.
+    pub process: Option<ProcessIdentity>,
+}
+
+impl Caller {
+    fn is_root(self) -> bool {
+        self.uid == 0
+    }
+
+    fn may_use(self, uid: u32) -> bool {
+        self.is_root() || self.uid == uid
+    }
+}
+
+fn refused(reason: impl Into<String>) -> CallError {
+    CallError::Refused { reason: reason.into() }
+}
+
+fn unavailable(reason: impl std::fmt::Display) -> CallError {
+    CallError::Unavailable { reason: reason.to_string() }
+}
+
+impl Engine {
+    /// Opens a lease. The owner is the process that `owner` is a pidfd of, else the caller.
+    ///
+    /// # Errors
+    /// When a limit is reached, or the owner is not the caller's to name.
+    pub async fn open(
+        &self,
+        caller: Caller,
+        name: &str,
+        owner: Option<OwnedFd>,
+        deadline: Option<Duration>,
+    ) -> Result<LeaseOpened, CallError> {
+        if name.len() > NAME_LIMIT {
+            return Err(refused(format!("a lease's name has at most {NAME_LIMIT} bytes")));
+        }
+        let limit = self.shared.config.borrow().limits.leases;
+        let open = self.shared.state.borrow().leases().filter(|lease| lease.uid == caller.uid).count();
+        if open >= limit {
+            return Err(CallError::LimitReached { limit: "leases".to_owned(), value: limit as u64 });
+        }
+        let (owner, pidfd) = match owner {
+            Some(pidfd) => (self.owned_process(caller, &pidfd)?, pidfd),
+            None => {
+                let ended = || refused("the process that connected has ended; pass the owner's pidfd");
+                let process = caller.process.ok_or_else(ended)?;
+                let pidfd = signals::open(process).map_err(unavailable)?;
+                (process, pidfd.ok_or_else(ended)?)
+            }
+        };
+        let id = self.shared.state.borrow_mut().take_number();
+        let cgroup = self.make_cgroup(owner.pid, id);
+        let tracking = if cgroup.is_some() { Tracking::Cgroup } else { Tracking::Descent };
+        let now = now_ms();
+        let lease = Lease {
+            id,
+            epoch: Epoch(now),
+            name: printable(name.as_bytes()),
+            uid: caller.uid,
+            owner,
+            tracking,
+            cgroup,
+            owner_inside: false,
+            phase: Phase::Open,
+            claims: Vec::new(),
+            loops: Default::default(),
+            mounts: Default::default(),
+            processes: Default::default(),
+            loops_before: DiskSequence(0),
+            mounts_before: Default::default(),
+            opened_at_ms: now,
+            deadline_ms: deadline
+                .map(|after| now.saturating_add(after.as_millis().try_into().unwrap_or(u64::MAX))),
+        };
+        let opened = LeaseOpened { lease: id, epoch: lease.epoch, tracking };
+        self.shared.state.borrow_mut().insert(Record::new(lease.clone()));
+        self.record(vec![Entry::Lease { lease: Box::new(lease.clone()) }]).await;
+        self.shared.metrics.leases_opened.inc();
+        tracing::info!(lease = id.0, name = lease.name, uid = caller.uid, owner = owner.pid, "lease opened");
+        self.watch(&lease, pidfd);
+        Ok(opened)
+    }
+
+    fn make_cgroup(&self, owner_pid: u32, id: LeaseId) -> Option<(crate::model::CgroupIdentity, String)> {
+        let hierarchy = self.shared.hierarchy.as_ref()?;
+        match cgroups::create(hierarchy, owner_pid, id) {
+            Ok((identity, path)) => Some((identity, path.to_string_lossy().into_owned())),
+            Err(error) => {
+                tracing::warn!(lease = id.0, %error, "no control group for this lease: its processes are followed by descent, and one that loses its parent between two looks is lost");
+                None
+            }
+        }
+    }
+
+    /// Has the lease end when its owner does, and at its deadline.
+    fn watch(&self, lease: &Lease, pidfd: OwnedFd) {
+        if let Err(error) = self.shared.watcher.watch_owner(lease.id, pidfd) {
+            // Without the event nobody would ever notice: treat it as what it may be.
+            tracing::error!(lease = lease.id.0, %error, "the owner cannot be watched; the lease is closed");
+            self.end(lease.id, Duration::ZERO);
+        }
+        if let Some(deadline) = lease.deadline_ms {
+            let engine = self.clone();
+            let id = lease.id;
+            let left = Duration::from_millis(deadline.saturating_sub(now_ms()));
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(left).await;
+                if engine.shared.state.borrow().get(id).is_some_and(|record| record.state == LeaseState::Open)
+                {
+                    tracing::info!(lease = id.0, "the lease's deadline has passed");
+                    engine.end(id, Duration::ZERO);
+                }
+            });
+        }
+        if lease.tracking == Tracking::Descent {
+            self.follow_descent(lease.id);
+        }
+    }
+
+    /// Looks at a lease's processes again and again while it is open, so that one whose parent
+    /// ends was seen while it still had one.
+    fn follow_descent(&self, id: LeaseId) {
+        const INTERVAL: Duration = Duration::from_millis(500);
+        let engine = self.clone();
+        tokio::task::spawn_local(async move {
+            loop {
+                tokio::time::sleep(INTERVAL).await;
+                if engine.shared.state.borrow().get(id).is_none_or(|record| record.state != LeaseState::Open)
+                {
+                    return;
+                }
+                if let Err(error) = engine.look_and_remember().await {
+                    tracing::warn!(lease = id.0, %error, "a look at the lease's processes gave nothing");
+                }
+            }
+        });
+    }
+
+    /// The process of a pidfd, when it is of the caller's user.
+    fn owned_process(&self, caller: Caller, pidfd: &OwnedFd) -> Result<ProcessIdentity, CallError> {
+        let process = signals::process_of(pidfd)
+            .map_err(|error| refused(error.to_string()))?
+            .ok_or_else(|| refused("that process has ended"))?;
+        let uid = processes::real_user(process.pid).map_err(unavailable)?;
+        // Read before the check that it is still the same process, so that it is this one's.
+        let unchanged = signals::process_of(pidfd).map_err(unavailable)? == Some(process);
+        if unchanged && caller.may_use(uid) {
+            Ok(process)
+        } else {
+            Err(refused(format!("process {} is not one of user {}", process.pid, caller.uid)))
+        }
+    }
+
+    /// Puts a process under a lease.
+    ///
+    /// # Errors
+    /// When the lease or the process is not the caller's.
+    pub async fn adopt(
+        &self,
+        caller: Caller,
+        id: LeaseId,
+        epoch: Epoch,
+        pidfd: &OwnedFd,
+    ) -> Result<(), CallError> {
+        let lease = self.lease_of(caller, id, epoch)?;
+        let process = self.owned_process(caller, pidfd)?;
+        if let Some((_, path)) = &lease.cgroup {
+            cgroups::enter(std::path::Path::new(path), process.pid).map_err(unavailable)?;
+        }
+        self.change(id, |lease| {
+            lease.owner_inside |= process == lease.owner;
+            lease.processes.insert(process);
+        })
+        .await;
+        Ok(())
+    }
+
+    /// Puts a loop device under a lease.
+    ///
+    /// # Errors
+    /// When the descriptor is of no bound loop device that the caller may open for writing.
+    pub async fn register_loop(
+        &self,
+        caller: Caller,
+        id: LeaseId,
+        epoch: Epoch,
+        device: &OwnedFd,
+    ) -> Result<(), CallError> {
+        self.lease_of(caller, id, epoch)?;
+        let number = loops::is_loop_device(device)
+            .map_err(unavailable)?
+            .ok_or_else(|| refused("that descriptor is of no loop device"))?;
+        // Whoever may only read a device must not be able to have it detached.
+        if !caller.is_root() && !directories::is_writable(device).map_err(unavailable)? {
+            return Err(refused(format!(
+                "/dev/loop{number} must be opened for writing to prove that it is yours"
+            )));
+        }
+        let (snapshot, _) = self.look(SnapshotDepth::Ownership).await.map_err(unavailable)?;
+        let identity = snapshot
+            .loops
+            .iter()
+            .find(|seen| seen.number == number)
+            .and_then(crate::model::LoopDevice::identity)
+            .ok_or_else(|| refused(format!("/dev/loop{number} is not bound, or does not answer")))?;
+        self.change(id, |lease| {
+            lease.loops.insert(identity);
+        })
+        .await;
+        Ok(())
+    }
+
+    /// Claims a directory for a lease.
+    ///
+    /// # Errors
+    /// When the lease or the directory is not the caller's, or a limit is reached.
+    pub async fn claim(
+        &self,
+        caller: Caller,
+        id: LeaseId,
+        epoch: Epoch,
+        directory: OwnedFd,
+        scratch: bool,
+    ) -> Result<(), CallError> {
+        let lease = self.lease_of(caller, id, epoch)?;
+        let limit = self.shared.config.borrow().limits.claims;
+        if lease.claims.len() >= limit {
+            return Err(CallError::LimitReached { limit: "claims".to_owned(), value: limit as u64 });
+        }
+        let identity = directories::identity(&directory).map_err(|error| refused(error.to_string()))?;
+        let path = directories::path(&directory).map_err(unavailable)?;
+        let shown = printable(path.as_os_str().as_encoded_bytes());
+        if path == std::path::Path::new("/") {
+            return Err(refused(
+                "the root directory cannot be claimed; claim the directory that the job works in",
+            ));
+        }
+        let owner = directories::owner(&directory).map_err(unavailable)?;
+        if !caller.may_use(owner) || (owner != caller.uid && scratch) {
+            return Err(refused(format!("{shown} belongs to user {owner}; claim a directory of your own")));
+        }
+        let handle = calls::file_handle(&directory).ok();
+        let has_handle = handle.is_some();
+        let claim = Claim { directory: identity, scratch, path: shown, handle };
+        let directory = Rc::new(directory);
+        {
+            let mut state = self.shared.state.borrow_mut();
+            let record = state.get_mut(id).ok_or(CallError::NoSuchLease { lease: id })?;
+            if !has_handle {
+                record.descriptors.insert(record.lease.claims.len(), Rc::clone(&directory));
+            }
+            record.lease.claims.push(claim);
+        }
+        // What is there before the claim is not the lease's.
+        let snapshot = self.observe(SnapshotDepth::Ownership).await.map_err(unavailable)?;
+        let below = snapshot.claimed_mounts.iter().filter(|found| found.lease == id).map(|found| found.what);
+        let newest = snapshot.loops.iter().filter_map(|device| device.sequence).max();
+        self.change(id, |lease| {
+            lease.mounts_before.extend(below);
+            lease.loops_before = lease.loops_before.max(newest.unwrap_or(DiskSequence(0)));
+        })
+        .await;
+        Ok(())
+    }
+
+    /// Counts a build.
+    ///
+    /// # Errors
+    /// When the lease is not the caller's, or the numbers are none.
+    pub fn report_build(&self, caller: Caller, report: &ReportBuild) -> Result<(), CallError> {
+        self.lease_of(caller, report.lease, report.epoch)?;
+        if !report.seconds.is_finite() || report.seconds < 0.0 {
+            return Err(refused("a build takes a number of seconds that is 0 or more"));
+        }
+        let metrics = &self.shared.metrics;
+        metrics.builds.with_label_values(&[report.result.name()]).inc();
+        metrics.build_seconds.with_label_values(&[report.result.name()]).observe(report.seconds);
+        metrics.download_bytes.with_label_values(&["upstream"]).inc_by(report.upstream_bytes);
+        metrics.download_bytes.with_label_values(&["cache"]).inc_by(report.cached_bytes);
+        Ok(())
+    }
+
+    /// Closes a lease, and waits until what it left is gone or cannot be taken back now.
+    ///
+    /// # Errors
+    /// When the lease is not the caller's.
+    pub async fn close(&self, caller: Caller, id: LeaseId, epoch: Epoch) -> Result<Report, CallError> {
+        self.lease_of(caller, id, epoch)?;
+        self.end_and_wait(id).await
+    }
+
+    /// Ends any lease, as root.
+    ///
+    /// # Errors
+    /// When the caller is not root, or there is no such lease.
+    pub async fn reclaim_now(&self, caller: Caller, id: LeaseId) -> Result<Report, CallError> {
+        if !caller.is_root() {
+            return Err(refused("only root may end another's lease; an owner closes its own"));
+        }
+        self.end_and_wait(id).await
+    }
+
+    async fn end_and_wait(&self, id: LeaseId) -> Result<Report, CallError> {
+        let mut reports = {
+            let state = self.shared.state.borrow();
+            let record = state.get(id).ok_or(CallError::NoSuchLease { lease: id })?;
+            // Only a report that comes from now on counts.
+            let mut reports = record.report.subscribe();
+            reports.mark_unchanged();
+            reports
+        };
+        self.end(id, Duration::ZERO);
+        self.shared.changed.notify_waiters();
+        reports.changed().await.map_err(|_| unavailable("the daemon is stopping"))?;
+        let report = reports.borrow().clone();
+        Ok(report.unwrap_or_default())
+    }
+
+    /// The caller's lease of that number and epoch.
+    fn lease_of(&self, caller: Caller, id: LeaseId, epoch: Epoch) -> Result<Lease, CallError> {
+        let state = self.shared.state.borrow();
+        // Another user's lease is answered like none, so that nobody can count them.
+        let record = state
+            .get(id)
+            .filter(|record| caller.may_use(record.lease.uid))
+            .ok_or(CallError::NoSuchLease { lease: id })?;
+        if record.lease.epoch == epoch {
+            Ok(record.lease.clone())
+        } else {
+            Err(CallError::StaleEpoch { lease: id, epoch })
+        }
+    }
+
+    /// Changes a lease, durably.
+    pub(super) async fn change(&self, id: LeaseId, change: impl FnOnce(&mut Lease)) {
+        let entry = {
+            let mut state = self.shared.state.borrow_mut();
+            let Some(record) = state.get_mut(id) else { return };
+            let before = record.lease.clone();
+            change(&mut record.lease);
+            if record.lease == before {
+                return;
+            }
+            Entry::Lease { lease: Box::new(record.lease.clone()) }
+        };
+        self.record(vec![entry]).await;
+    }
+
+    /// Lets a living owner out of its own lease, before the rest of that is ended: back to the group
+    /// that it came from, which is the one above.
+    pub(super) fn let_owner_out(&self, lease: &Lease) {
+        let Some((_, path)) = lease.cgroup.as_ref().filter(|_| lease.owner_inside) else { return };
+        let lives = matches!(signals::open(lease.owner), Ok(Some(_)));
+        if let (true, Some(above)) = (lives, std::path::Path::new(path).parent())
+            && let Err(error) = cgroups::enter(above, lease.owner.pid)
+        {
+            // The plan then leaves the group itself alone, and the lease is pinned until the owner
+            // ends.
+            tracing::warn!(lease = lease.id.0, %error, "the owner could not be let out of its lease");
+        }
+    }
+
+    /// Takes up the leases of a journal again.
+    pub async fn take_up(&self, boot: Option<&BootId>, leases: Vec<Lease>) {
+        let same_boot = boot == Some(&self.shared.boot);
+        for mut lease in leases {
+            let id = lease.id;
+            if !same_boot {
+                // Everything but what lies on a disk went with the boot.
+                lease.phase = Phase::Over;
+                lease.owner_inside = false;
+                lease.cgroup = None;
+                lease.loops.clear();
+                lease.mounts.clear();
+                lease.processes.clear();
+            }
+            let owner = if same_boot { signals::open(lease.owner).ok().flatten() } else { None };
+            let is_over = lease.phase == Phase::Over || owner.is_none();
+            tracing::info!(lease = id.0, name = lease.name, over = is_over, "lease taken up again");
+            self.shared.state.borrow_mut().insert(Record::new(lease.clone()));
+            self.record(vec![Entry::Lease { lease: Box::new(lease.clone()) }]).await;
+            match owner {
+                Some(pidfd) if !is_over => self.watch(&lease, pidfd),
+                Some(_) | None => self.end(id, Duration::ZERO),
+            }
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! Taking back what a lease left: look, plan, act, look again, tell; again while it helps.
+
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use hostler_protocol::lease::{LeaseId, LeaseState, Report, ResourceOutcome};
+use hostler_protocol::resource::Outcome;
+use tokio::time::Instant;
+
+use super::{Engine, now_ms};
+use crate::decide::{Ownership, PlanSettings, Target, everything_of, plan, reasons_for, verify};
+use crate::journal::Entry;
+use crate::model::{
+    Lease, LoopState, Phase, Plan, ResourceIdentity, Snapshot, SnapshotDepth, Step, StepResult,
+};
+use crate::worker::{ClaimQuery, WorkerError};
+
+/// How many rounds one attempt has. Each must have freed something for the next to begin; a chain
+/// of processes that start others ends with the control group's kill.
+const ROUND_LIMIT: u32 = 16;
+/// Waits between second looks for what the kernel frees late: a detach at the last close, while
+/// udev or blkid has the device open for a moment.
+const SECOND_LOOKS: [Duration; 4] =
+    [Duration::ZERO, Duration::from_millis(20), Duration::from_millis(100), Duration::from_millis(300)];
+/// Waits before what is pinned is tried again.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_LAST: Duration = Duration::from_secs(60);
+
+impl Engine {
+    /// Ends a lease after `grace`, and has all it left taken back. Does nothing when that is under
+    /// way.
+    pub(super) fn end(&self, id: LeaseId, grace: Duration) {
+        {
+            let mut state = self.shared.state.borrow_mut();
+            let Some(record) = state.get_mut(id) else { return };
+            if record.is_reclaiming {
+                return;
+            }
+            record.is_reclaiming = true;
+            record.state = LeaseState::Closing;
+            record.over_since = Some(Instant::now());
+        }
+        self.shared.watcher.forget_owner(id);
+        let engine = self.clone();
+        tokio::task::spawn_local(async move {
+            if !grace.is_zero() {
+                tokio::time::sleep(grace).await;
+            }
+            engine.change(id, |lease| lease.phase = Phase::Over).await;
+            let lease = engine.shared.state.borrow().get(id).map(|record| record.lease.clone());
+            if let Some(lease) = lease {
+                engine.let_owner_out(&lease);
+            }
+            engine.reclaim(id).await;
+        });
+    }
+
+    /// Attempts until nothing is left. Between attempts it sleeps until something changes, at most
+    /// a minute.
+    async fn reclaim(&self, id: LeaseId) {
+        let mut wait = RETRY_FIRST;
+        loop {
+            self.set_state(id, LeaseState::Reclaiming);
+            match self.attempt(id).await {
+                Ok(true) => {
+                    self.finish(id).await;
+                    return;
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(lease = id.0, error, "taking back failed; it is tried again");
+                    self.tell(id, false);
+                }
+            }
+            self.set_state(id, LeaseState::Pinned);
+            let changed = self.shared.changed.notified();
+            // Our own attempt changed mounts and loop devices too: without a pause it would wake
+            // itself for ever.
+            let pause = async {
+                tokio::time::sleep(RETRY_FIRST.min(wait)).await;
+                changed.await;
+            };
+            let _ = tokio::time::timeout(wait, pause).await;
+            wait = (wait * 2).min(RETRY_LAST);
+        }
+    }
+
+    fn set_state(&self, id: LeaseId, new: LeaseState) {
+        if let Some(record) = self.shared.state.borrow_mut().get_mut(id) {
+            record.state = new;
+        }
+    }
+
+    /// One attempt: rounds for as long as each frees something. Says whether nothing is left.
+    async fn attempt(&self, id: LeaseId) -> Result<bool, WorkerError> {
+        let mut left_before: Option<BTreeSet<ResourceIdentity>> = None;
+        for round in 0..ROUND_LIMIT {
+            let (before, ownership) = self.look(SnapshotDepth::Ownership).await?;
+            self.remember(&before, &ownership).await;
+            let Some(lease) = self.shared.state.borrow().get(id).map(|record| record.lease.clone()) else {
+                return Ok(true);
+            };
+            let settings = self.plan_settings();
+            let plan = plan(&lease, &before, &ownership, settings);
+            let owned = everything_of(id, &before, &ownership);
+            if owned.is_empty() && plan.steps.is_empty() {
+                self.tell(id, true);
+                return Ok(true);
+            }
+            self.record(vec![Entry::Planned { lease: id, round, plan: plan.clone() }]).await;
+            let results = self.act(&lease, round, &plan).await?;
+            let left = self.second_look(id, &owned, &plan, &results).await?;
+            if left.is_empty() {
+                // What was born while we acted is seen by the next round's first look.
+                left_before = None;
+                continue;
+            }
+            if left_before.as_ref() == Some(&left) {
+                break;
+            }
+            left_before = Some(left);
+        }
+        self.tell(id, false);
+        Ok(false)
+    }
+
+    pub(super) fn plan_settings(&self) -> PlanSettings {
+        let term_timeout = self.shared.config.borrow().reclaim.term_timeout;
+        PlanSettings { term_timeout_ms: u64::try_from(term_timeout.as_millis()).unwrap_or(u64::MAX) }
+    }
+
+    async fn act(&self, lease: &Lease, round: u32, plan: &Plan) -> Result<Vec<StepResult>, WorkerError> {
+        let mut results = Vec::with_capacity(plan.steps.len());
+        for (index, step) in plan.steps.iter().enumerate() {
+            let limit = self.step_limit(step);
+            let (claim, descriptor) = self.claim_of(lease, step);
+            let descriptors: Vec<_> = descriptor.iter().map(|descriptor| descriptor.as_fd()).collect();
+            let result = self.shared.pool.act(step, claim, &descriptors, limit).await?;
+            tracing::info!(lease = lease.id.0, step = step.sentence(), result = ?result, "acted");
+            self.record(vec![Entry::Stepped { lease: lease.id, round, step: index, result: result.clone() }])
+                .await;
+            results.push(result);
+        }
+        Ok(results)
+    }
+
+    fn step_limit(&self, step: &Step) -> Duration {
+        let step_timeout = self.shared.config.borrow().reclaim.step_timeout;
+        match step {
+            Step::EndProcesses { term_timeout_ms, .. } => {
+                Duration::from_millis(*term_timeout_ms) + step_timeout
+            }
+            Step::Unmount { .. } | Step::DetachLoop { .. } | Step::RemoveCgroup { .. } => step_timeout,
+            // A tree of a million files takes a while, and hangs nobody but its own lease.
+            Step::RemoveDirectory { .. } => step_timeout.max(Duration::from_secs(300)),
+        }
+    }
+
+    fn claim_of(&self, lease: &Lease, step: &Step) -> (Option<ClaimQuery>, Option<Rc<std::os::fd::OwnedFd>>) {
+        let Step::RemoveDirectory { directory, .. } = step else { return (None, None) };
+        let found = lease.claims.iter().enumerate().find(|(_, claim)| claim.directory == *directory);
+        let Some((index, claim)) = found else { return (None, None) };
+        let state = self.shared.state.borrow();
+        let descriptor = state.get(lease.id).and_then(|record| record.descriptors.get(&index)).cloned();
+        let query = ClaimQuery { claim: claim.clone(), descriptor: descriptor.as_ref().map(|_| 0) };
+        (Some(query), descriptor)
+    }
+
+    /// Looks until all of `owned` is gone or the waits are over; notes what became of each, and
+    /// returns what is left.
+    async fn second_look(
+        &self,
+        id: LeaseId,
+        owned: &BTreeSet<ResourceIdentity>,
+        plan: &Plan,
+        results: &[StepResult],
+    ) -> Result<BTreeSet<ResourceIdentity>, WorkerError> {
+        let mut left = owned.clone();
+        for wait in SECOND_LOOKS {
+            tokio::time::sleep(wait).await;
+            let (after, _) = self.look(SnapshotDepth::Ownership).await?;
+            for resource in std::mem::take(&mut left) {
+                let outcome = verify(resource, plan, results, &after);
+                match outcome {
+                    Outcome::Reclaimed | Outcome::AlreadyGone | Outcome::Replaced => {
+                        self.note(id, resource, outcome, plan, Vec::new(), String::new());
+                    }
+                    Outcome::Pinned | Outcome::Unknown => {
+                        left.insert(resource);
+                    }
+                }
+            }
+            if left.is_empty() || !may_still_go(&left, plan, results) {
+                break;
+            }
+        }
+        if !left.is_empty() {
+            let (after, ownership) = self.look(SnapshotDepth::Holders).await?;
+            for resource in &left {
+                self.note_left(id, *resource, plan, results, &after, &ownership);
+            }
+        }
+        Ok(left)
+    }
+
+    fn note_left(
+        &self,
+        id: LeaseId,
+        resource: ResourceIdentity,
+        plan: &Plan,
+        results: &[StepResult],
+        after: &Snapshot,
+        ownership: &Ownership,
+    ) {
+        let outcome = verify(resource, plan, results, after);
+        let (reasons, mut detail) = match Target::of(resource, after) {
+            Some(target) => reasons_for(target, after, ownership),
+            None => (Vec::new(), String::new()),
+        };
+        if detail.is_empty() {
+            let said = plan.steps.iter().zip(results).find(|(step, _)| step.resources().contains(&resource));
+            detail = match said {
+                Some((_, StepResult::Failed { cause })) => cause.clone(),
+                Some((_, StepResult::Hung { doing })) => format!("{doing} hangs"),
+                Some(_) => "every call succeeded, and it is still there".to_owned(),
+                None => "something that holds it cannot be taken back".to_owned(),
+            };
+        }
+        self.note(id, resource, outcome, plan, reasons, detail);
+    }
+
+    fn note(
+        &self,
+        id: LeaseId,
+        resource: ResourceIdentity,
+        outcome: Outcome,
+        plan: &Plan,
+        reasons: Vec<hostler_protocol::why::Reason>,
+        detail: String,
+    ) {
+        let mut state = self.shared.state.borrow_mut();
+        let Some(record) = state.get_mut(id) else { return };
+        let known = record.outcomes.get(&resource).map(|outcome| outcome.name.clone());
+        let name = known.unwrap_or_else(|| name_in(plan, resource));
+        let outcome = ResourceOutcome { kind: resource.kind(), name, outcome, reasons, detail };
+        record.outcomes.insert(resource, outcome);
+    }
+
+    /// Tells those who wait what became of a lease so far.
+    fn tell(&self, id: LeaseId, complete: bool) {
+        let state = self.shared.state.borrow();
+        let Some(record) = state.get(id) else { return };
+        let seconds = record.over_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
+        let report = Report { complete, seconds, resources: record.outcomes.values().cloned().collect() };
+        for left in
+            report.resources.iter().filter(|left| matches!(left.outcome, Outcome::Pinned | Outcome::Unknown))
+        {
+            tracing::warn!(
+                lease = id.0,
+                kind = left.kind.name(),
+                name = left.name,
+                outcome = left.outcome.name(),
+                detail = left.detail,
+                "not taken back"
+            );
+        }
+        record.report.send_replace(Some(report));
+    }
+
+    async fn finish(&self, id: LeaseId) {
+        let record = self.shared.state.borrow_mut().remove(id, now_ms());
+        let Some(record) = record else { return };
+        for outcome in record.outcomes.values() {
+            let labels = [outcome.kind.name(), outcome.outcome.name()];
+            self.shared.metrics.reclaims.with_label_values(&labels).inc();
+        }
+        let seconds = record.over_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
+        self.shared.metrics.reclaim_seconds.observe(seconds);
+        let report = record.report.borrow().clone().unwrap_or_default();
+        tracing::info!(
+            lease = id.0,
+            name = record.lease.name,
+            resources = report.resources.len(),
+            seconds,
+            "lease ended: nothing of it is left"
+        );
+        self.record(vec![Entry::Looked { lease: id, report }, Entry::Ended { lease: id }]).await;
+    }
+
+    /// Keeps what a look found out about whose things are, for as long as evidence may vanish.
+    pub(super) async fn remember(&self, snapshot: &Snapshot, ownership: &Ownership) {
+        let mut entries = Vec::new();
+        for record in self.shared.state.borrow_mut().records_mut() {
+            let before = record.lease.clone();
+            for resource in ownership.of(record.lease.id) {
+                match resource {
+                    ResourceIdentity::Loop(identity) => {
+                        record.lease.loops.insert(identity);
+                    }
+                    ResourceIdentity::Mount(identity) => {
+                        record.lease.mounts.insert(identity);
+                    }
+                    ResourceIdentity::Process(identity) if record.lease.cgroup.is_none() => {
+                        record.lease.processes.insert(identity);
+                    }
+                    ResourceIdentity::Process(_)
+                    | ResourceIdentity::Directory(_)
+                    | ResourceIdentity::Cgroup(_) => {}
+                }
+            }
+            forget_what_is_gone(&mut record.lease, snapshot);
+            if record.lease != before {
+                entries.push(Entry::Lease { lease: Box::new(record.lease.clone()) });
+            }
+        }
+        if !entries.is_empty() {
+            self.record(entries).await;
+        }
+    }
+}
+
+/// Identities are never used again, so those of what is gone only take space.
+fn forget_what_is_gone(lease: &mut Lease, snapshot: &Snapshot) {
+    let has_gap = |is_it: fn(&crate::model::Gap) -> bool| snapshot.gaps.iter().any(is_it);
+    if !has_gap(|gap| matches!(gap, crate::model::Gap::Loops(_))) {
+        lease.loops.retain(|identity| {
+            snapshot.loops.iter().any(|device| {
+                device.number == identity.number
+                    && (device.sequence == Some(identity.sequence) || device.state == LoopState::Unread)
+            })
+        });
+    }
+    if !has_gap(|gap| matches!(gap, crate::model::Gap::Mounts(_))) {
+        lease.mounts.retain(|identity| snapshot.mounts.iter().any(|mount| mount.identity == *identity));
+    }
+    if !has_gap(|gap| matches!(gap, crate::model::Gap::Processes(_))) {
+        lease.processes.retain(|identity| {
+            snapshot.processes.iter().any(|process| process.identity == *identity && !process.ended)
+        });
+    }
+}
+
+/// Whether a little patience may free what is left: only what a call was said to have freed.
+fn may_still_go(left: &BTreeSet<ResourceIdentity>, plan: &Plan, results: &[StepResult]) -> bool {
+    plan.steps.iter().zip(results).any(|(step, result)| {
+        *result == StepResult::Done && step.resources().iter().any(|resource| left.contains(resource))
+    })
+}
+
+/// A resource's name for people, as the plan has it.
+fn name_in(plan: &Plan, resource: ResourceIdentity) -> String {
+    use hostler_protocol::text::printable;
+    let step = plan.steps.iter().find(|step| step.resources().contains(&resource));
+    match (resource, step) {
+        (ResourceIdentity::Mount(_), Some(Step::Unmount { point, .. })) => printable(point),
+        (ResourceIdentity::Directory(_), Some(Step::RemoveDirectory { path, .. }))
+        | (ResourceIdentity::Cgroup(_), Some(Step::RemoveCgroup { path, .. })) => path.clone(),
+        (ResourceIdentity::Process(process), _) => process.pid.to_string(),
+        (ResourceIdentity::Loop(device), _) => format!("/dev/loop{}", device.number),
+        (ResourceIdentity::Mount(mount), _) => format!("mount {:?} of {}", mount.number, mount.device),
+        (ResourceIdentity::Directory(directory), _) => {
+            format!("directory {}:{}", directory.device, directory.inode)
+        }
+        (ResourceIdentity::Cgroup(cgroup), _) => format!("control group {}", cgroup.0),
+    }
+}

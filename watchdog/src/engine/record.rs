@@ -1,0 +1,128 @@
+//! Leases in memory.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use hostler_protocol::lease::{LeaseId, LeaseState, LeaseView, Report};
+use hostler_protocol::resource::ResourceView;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::model::{Lease, ResourceIdentity};
+use hostler_protocol::lease::ResourceOutcome;
+
+/// How many ended leases are kept to be shown.
+const ENDED_KEPT: usize = 32;
+
+/// A lease with what is only in memory.
+#[derive(Debug)]
+pub(super) struct Record {
+    pub(super) lease: Lease,
+    pub(super) state: LeaseState,
+    /// Descriptors of the claims that have no file handle, by the claim's index. They keep the
+    /// claimed file system mounted, which a handle does not.
+    pub(super) descriptors: BTreeMap<usize, Rc<OwnedFd>>,
+    /// When the lease ended.
+    pub(super) over_since: Option<Instant>,
+    /// What became of its resources so far.
+    pub(super) outcomes: BTreeMap<ResourceIdentity, ResourceOutcome>,
+    /// The report of the last attempt, for those who wait for it.
+    pub(super) report: watch::Sender<Option<Report>>,
+    /// Somebody takes it back already.
+    pub(super) is_reclaiming: bool,
+}
+
+impl Record {
+    pub(super) fn new(lease: Lease) -> Self {
+        Self {
+            lease,
+            state: LeaseState::Open,
+            descriptors: BTreeMap::new(),
+            over_since: None,
+            outcomes: BTreeMap::new(),
+            report: watch::Sender::new(None),
+            is_reclaiming: false,
+        }
+    }
+
+    /// The lease as clients see it.
+    pub(super) fn view(&self, now_ms: u64, resources: Vec<ResourceView>) -> LeaseView {
+        LeaseView {
+            lease: self.lease.id,
+            name: self.lease.name.clone(),
+            uid: self.lease.uid,
+            owner_pid: self.lease.owner.pid,
+            state: self.state,
+            tracking: self.lease.tracking,
+            age_seconds: now_ms.saturating_sub(self.lease.opened_at_ms) as f64 / 1000.0,
+            resources,
+            report: self.report.borrow().clone(),
+        }
+    }
+}
+
+/// All leases.
+#[derive(Debug)]
+pub(super) struct State {
+    records: BTreeMap<LeaseId, Record>,
+    ended: VecDeque<LeaseView>,
+    next_lease: u64,
+}
+
+impl State {
+    pub(super) fn new(next_lease: u64) -> Self {
+        Self { records: BTreeMap::new(), ended: VecDeque::new(), next_lease }
+    }
+
+    /// A number that was never given.
+    pub(super) fn take_number(&mut self) -> LeaseId {
+        let id = LeaseId(self.next_lease);
+        self.next_lease += 1;
+        id
+    }
+
+    pub(super) fn insert(&mut self, record: Record) {
+        self.records.insert(record.lease.id, record);
+    }
+
+    pub(super) fn get(&self, lease: LeaseId) -> Option<&Record> {
+        self.records.get(&lease)
+    }
+
+    pub(super) fn get_mut(&mut self, lease: LeaseId) -> Option<&mut Record> {
+        self.records.get_mut(&lease)
+    }
+
+    pub(super) fn records(&self) -> impl Iterator<Item = &Record> {
+        self.records.values()
+    }
+
+    pub(super) fn records_mut(&mut self) -> impl Iterator<Item = &mut Record> {
+        self.records.values_mut()
+    }
+
+    pub(super) fn leases(&self) -> impl Iterator<Item = &Lease> {
+        self.records.values().map(|record| &record.lease)
+    }
+
+    pub(super) fn has_claims(&self) -> bool {
+        self.records.values().any(|record| !record.lease.claims.is_empty())
+    }
+
+    /// Takes a lease out, and keeps how it ended to be shown.
+    pub(super) fn remove(&mut self, lease: LeaseId, now_ms: u64) -> Option<Record> {
+        let record = self.records.remove(&lease)?;
+        let mut view = record.view(now_ms, Vec::new());
+        view.state = LeaseState::Ended;
+        self.ended.push_back(view);
+        while self.ended.len() > ENDED_KEPT {
+            self.ended.pop_front();
+        }
+        Some(record)
+    }
+
+    pub(super) fn ended(&self) -> impl Iterator<Item = &LeaseView> {
+        self.ended.iter()
+    }
+}

@@ -1,0 +1,240 @@
+//! What clients and Prometheus are shown.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hostler_protocol::lease::{LeaseId, LeaseState, LeaseView};
+use hostler_protocol::methods::{CallError, Explanation, HostStatus, Planned, PlannedStep};
+use hostler_protocol::resource::{ResourceView, Verdict};
+use hostler_protocol::text::printable;
+use tokio::time::Instant;
+
+use super::{Engine, now_ms};
+use crate::decide::{Ownership, Target, everything_of, explain, plan};
+use crate::kernel::loops;
+use crate::metrics::LEASE_STATES;
+use crate::model::{Gap, Lease, LoopState, ResourceIdentity, Snapshot, SnapshotDepth};
+
+impl Engine {
+    /// Leases and resources of the host.
+    ///
+    /// # Errors
+    /// When looking gives nothing.
+    pub async fn status(&self) -> Result<HostStatus, CallError> {
+        let (snapshot, ownership) = self.look(SnapshotDepth::Ownership).await.map_err(unavailable)?;
+        let now = now_ms();
+        let state = self.shared.state.borrow();
+        let mut leases: Vec<LeaseView> = state.ended().cloned().collect();
+        for record in state.records() {
+            let verdict = verdict_of(record.state);
+            let resources = everything_of(record.lease.id, &snapshot, &ownership)
+                .into_iter()
+                .map(|identity| {
+                    let mut resource = show(identity, &snapshot, verdict, Some(record.lease.id));
+                    name_by_lease(identity, &record.lease, &mut resource);
+                    resource
+                })
+                .collect();
+            leases.push(record.view(now, resources));
+        }
+        leases.sort_by_key(|lease| lease.lease);
+        Ok(HostStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            loops_in_use: snapshot.loops.len() as u64,
+            loops_limit: loops::limit(),
+            leases,
+            others: others(&snapshot, &ownership),
+            gaps: snapshot.gaps.iter().map(Gap::sentence).collect(),
+        })
+    }
+
+    /// Why something is still there.
+    ///
+    /// # Errors
+    /// When nothing has that name, or looking gives nothing.
+    pub async fn why(&self, target: &str) -> Result<Explanation, CallError> {
+        let (snapshot, ownership) = self.look(SnapshotDepth::Holders).await.map_err(unavailable)?;
+        let Some(found) = Target::find(target, &snapshot) else {
+            return Err(CallError::NoSuchTarget { target: printable(target.as_bytes()) });
+        };
+        Ok(Explanation {
+            tree: explain(found, &snapshot, &ownership),
+            gaps: snapshot.gaps.iter().map(Gap::sentence).collect(),
+        })
+    }
+
+    /// What would be done now.
+    ///
+    /// # Errors
+    /// When looking gives nothing.
+    pub async fn planned(&self) -> Result<Planned, CallError> {
+        let (snapshot, ownership) = self.look(SnapshotDepth::Ownership).await.map_err(unavailable)?;
+        let settings = self.plan_settings();
+        let state = self.shared.state.borrow();
+        let steps = state.leases().flat_map(|lease| {
+            let steps = plan(lease, &snapshot, &ownership, settings).steps;
+            steps.into_iter().map(|step| PlannedStep { lease: lease.id, does: step.sentence() })
+        });
+        Ok(Planned { steps: steps.collect() })
+    }
+
+    /// The metrics as text, after a look when the last one is older than a few seconds.
+    ///
+    /// # Errors
+    /// When the library cannot encode them.
+    pub async fn metrics_text(&self) -> Result<String, prometheus::Error> {
+        const FRESH: Duration = Duration::from_secs(5);
+        let is_fresh = self.shared.measured.get().is_some_and(|when| when.elapsed() < FRESH);
+        if !is_fresh {
+            // A look that fails is counted, and the other metrics are still told.
+            if let Err(error) = self.look(SnapshotDepth::Ownership).await {
+                tracing::warn!(%error, "a look for the metrics gave nothing");
+            }
+        }
+        self.count_leases();
+        self.shared.metrics.text()
+    }
+
+    fn count_leases(&self) {
+        let state = self.shared.state.borrow();
+        for (which, name) in LEASE_STATES {
+            let count = match which {
+                LeaseState::Ended => state.ended().count(),
+                LeaseState::Open | LeaseState::Closing | LeaseState::Reclaiming | LeaseState::Pinned => {
+                    state.records().filter(|record| record.state == which).count()
+                }
+            };
+            self.shared
+                .metrics
+                .leases
+                .with_label_values(&[name])
+                .set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Sets the gauges of resources.
+    pub(super) fn measure(&self, snapshot: &Snapshot, ownership: &Ownership) {
+        let metrics = &self.shared.metrics;
+        let state = self.shared.state.borrow();
+        let mut counts: BTreeMap<(&str, &str), i64> = BTreeMap::new();
+        for record in state.records() {
+            let verdict = verdict_of(record.state);
+            for identity in everything_of(record.lease.id, snapshot, ownership) {
+                *counts.entry((identity.kind().name(), verdict.name())).or_default() += 1;
+            }
+        }
+        for other in others(snapshot, ownership) {
+            *counts.entry((other.kind.name(), other.verdict.name())).or_default() += 1;
+        }
+        for kind in hostler_protocol::resource::Kind::ALL {
+            for verdict in Verdict::ALL {
+                let labels = (kind.name(), verdict.name());
+                let count = counts.get(&labels).copied().unwrap_or(0);
+                metrics.resources.with_label_values(&[labels.0, labels.1]).set(count);
+            }
+        }
+        metrics.loops_in_use.set(i64::try_from(snapshot.loops.len()).unwrap_or(i64::MAX));
+        let limit = loops::limit().unwrap_or(0);
+        metrics.loops_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
+        self.shared.measured.set(Some(Instant::now()));
+    }
+}
+
+fn unavailable(error: impl std::fmt::Display) -> CallError {
+    CallError::Unavailable { reason: error.to_string() }
+}
+
+fn verdict_of(state: LeaseState) -> Verdict {
+    match state {
+        LeaseState::Open => Verdict::Owned,
+        LeaseState::Closing | LeaseState::Reclaiming | LeaseState::Ended => Verdict::Leaked,
+        LeaseState::Pinned => Verdict::Pinned,
+    }
+}
+
+/// Loop devices, and mounts of loop devices, that no lease has.
+fn others(snapshot: &Snapshot, ownership: &Ownership) -> Vec<ResourceView> {
+    let is_free = |identity: &ResourceIdentity| !ownership.owners.contains_key(identity);
+    let verdict = |identity: &ResourceIdentity| {
+        if ownership.doubtful.contains(identity) { Verdict::Unknown } else { Verdict::Bystander }
+    };
+    let mut found = Vec::new();
+    for device in &snapshot.loops {
+        match device.identity().map(ResourceIdentity::Loop) {
+            Some(identity) if is_free(&identity) => {
+                found.push(show(identity, snapshot, verdict(&identity), None));
+            }
+            Some(_) => {}
+            None => found.push(ResourceView {
+                kind: hostler_protocol::resource::Kind::Loop,
+                name: format!("/dev/loop{}", device.number),
+                detail: match device.state {
+                    LoopState::Closing => "detached, and still open somewhere".to_owned(),
+                    LoopState::Bound(_) | LoopState::Unread => device.backing_text.clone(),
+                },
+                verdict: Verdict::Unknown,
+                lease: None,
+            }),
+        }
+    }
+    for mount in &snapshot.mounts {
+        let identity = ResourceIdentity::Mount(mount.identity);
+        let of_a_loop = snapshot.loops.iter().any(|device| device.has_device(mount.device()));
+        if of_a_loop && is_free(&identity) {
+            found.push(show(identity, snapshot, verdict(&identity), None));
+        }
+    }
+    found
+}
+
+/// Directories and control groups have no name in a snapshot; the lease knows it.
+fn name_by_lease(identity: ResourceIdentity, lease: &Lease, resource: &mut ResourceView) {
+    match identity {
+        ResourceIdentity::Directory(directory) => {
+            if let Some(claim) = lease.claims.iter().find(|claim| claim.directory == directory) {
+                resource.name.clone_from(&claim.path);
+            }
+        }
+        ResourceIdentity::Cgroup(cgroup) => {
+            if let Some((_, path)) = lease.cgroup.as_ref().filter(|(identity, _)| *identity == cgroup) {
+                resource.name = printable(path.as_bytes());
+            }
+        }
+        ResourceIdentity::Process(_) | ResourceIdentity::Mount(_) | ResourceIdentity::Loop(_) => {}
+    }
+}
+
+fn show(
+    identity: ResourceIdentity,
+    snapshot: &Snapshot,
+    verdict: Verdict,
+    lease: Option<LeaseId>,
+) -> ResourceView {
+    let (name, detail) = match identity {
+        ResourceIdentity::Process(process) => {
+            let found = snapshot.processes.iter().find(|other| other.identity == process);
+            let name = found.map(|process| printable(&process.name)).unwrap_or_default();
+            (process.pid.to_string(), name)
+        }
+        ResourceIdentity::Mount(mount) => {
+            match snapshot.mounts.iter().find(|other| other.identity == mount) {
+                Some(mount) => {
+                    let detail =
+                        format!("{} on {}", printable(mount.filesystem.as_bytes()), printable(&mount.source));
+                    (printable(&mount.point), detail)
+                }
+                None => (format!("{:?}", mount.number), String::new()),
+            }
+        }
+        ResourceIdentity::Loop(device) => {
+            let found = snapshot.loops.iter().find(|other| other.number == device.number);
+            let backing = found.map(|device| device.backing_text.clone()).unwrap_or_default();
+            (format!("/dev/loop{}", device.number), backing)
+        }
+        ResourceIdentity::Directory(directory) => {
+            (format!("{}:{}", directory.device, directory.inode), String::new())
+        }
+        ResourceIdentity::Cgroup(cgroup) => (cgroup.0.to_string(), String::new()),
+    };
+    ResourceView { kind: identity.kind(), name, detail, verdict, lease }
+}

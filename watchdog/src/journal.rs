@@ -1,0 +1,320 @@
+//! What must survive the daemon: an append-only file of checked lines.
+//!
+//! A line is `1 CRC JSON`: the format's version, the CRC-32 of the rest, one [`Entry`]. It is
+//! durable before what it tells is acted on. A lease is written whole each time it changes, so
+//! reading back is taking the last of each. A torn or altered line is dropped and the file is kept
+//! aside; everything before and after it counts.
+//!
+//! Writing happens on a thread of its own: a slow disk delays those who wait for it, and nobody
+//! else.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+use hostler_protocol::lease::{LeaseId, Report};
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use crate::model::{BootId, Lease, Plan, StepResult};
+
+/// The version of the format.
+const VERSION: &str = "1";
+/// Above this size the file is written anew with only what counts.
+const COMPACT_ABOVE: u64 = 4 * 1024 * 1024;
+
+/// One thing that happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "entry")]
+pub enum Entry {
+    /// The daemon started.
+    Started {
+        /// On this boot of the host.
+        boot: BootId,
+        /// The next lease's number.
+        next_lease: u64,
+    },
+    /// A lease, as it is from now on.
+    Lease {
+        /// The lease.
+        lease: Box<Lease>,
+    },
+    /// What is going to be done.
+    Planned {
+        /// For which lease.
+        lease: LeaseId,
+        /// In which round.
+        round: u32,
+        /// What.
+        plan: Plan,
+    },
+    /// How one step went, as the calls said.
+    Stepped {
+        /// For which lease.
+        lease: LeaseId,
+        /// In which round.
+        round: u32,
+        /// Which step of the plan, from 0.
+        step: usize,
+        /// How it went.
+        result: StepResult,
+    },
+    /// What the second look said.
+    Looked {
+        /// For which lease.
+        lease: LeaseId,
+        /// What became of each resource.
+        report: Report,
+    },
+    /// Nothing of a lease is left.
+    Ended {
+        /// Which.
+        lease: LeaseId,
+    },
+}
+
+/// What a journal tells at the daemon's start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// The boot it was last written on.
+    pub boot: Option<BootId>,
+    /// The first number that was never given to a lease.
+    pub next_lease: u64,
+    /// The leases that had not ended.
+    pub leases: BTreeMap<LeaseId, Lease>,
+    /// Lines that were torn or altered.
+    pub damaged: Vec<usize>,
+}
+
+/// What the lines of a journal tell. Pure.
+#[must_use]
+pub fn recover(bytes: &[u8]) -> Recovered {
+    let mut recovered = Recovered { next_lease: 1, ..Recovered::default() };
+    let lines = bytes.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty());
+    for (index, line) in lines {
+        match parse_line(line) {
+            Some(Entry::Started { boot, next_lease }) => {
+                recovered.boot = Some(boot);
+                recovered.next_lease = recovered.next_lease.max(next_lease);
+            }
+            Some(Entry::Lease { lease }) => {
+                recovered.next_lease = recovered.next_lease.max(lease.id.0 + 1);
+                recovered.leases.insert(lease.id, *lease);
+            }
+            Some(Entry::Ended { lease }) => {
+                recovered.leases.remove(&lease);
+            }
+            Some(Entry::Planned { .. } | Entry::Stepped { .. } | Entry::Looked { .. }) => {}
+            None => recovered.damaged.push(index + 1),
+        }
+    }
+    recovered
+}
+
+fn parse_line(line: &[u8]) -> Option<Entry> {
+    let line = std::str::from_utf8(line).ok()?;
+    let (version, rest) = line.split_once(' ')?;
+    let (checksum, json) = rest.split_once(' ')?;
+    let checksum = u32::from_str_radix(checksum, 16).ok()?;
+    (version == VERSION && checksum == crc32fast::hash(json.as_bytes()))
+        .then(|| serde_json::from_str(json).ok())
+        .flatten()
+}
+
+fn write_line(entry: &Entry, into: &mut Vec<u8>) -> io::Result<()> {
+    let json = serde_json::to_string(entry)?;
+    writeln!(into, "{VERSION} {:08x} {json}", crc32fast::hash(json.as_bytes()))
+}
+
+/// Why the journal cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The directory or a file in it.
+    #[error("{operation} {} failed; check [state] directory", path.display())]
+    File {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// Another daemon uses it.
+    #[error("{} is in use by another hostlerd; stop it first, or give this one a [state] directory of its own", path.display())]
+    InUse {
+        /// The directory's lock file.
+        path: PathBuf,
+    },
+    /// The writing thread is gone.
+    #[error("the journal's thread ended; restart hostlerd")]
+    ThreadEnded,
+}
+
+struct Job {
+    entries: Vec<Entry>,
+    done: oneshot::Sender<Result<(), JournalError>>,
+}
+
+/// The open journal.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl Journal {
+    /// Opens the journal in `directory`, making it when it is not there, and tells what it holds.
+    /// A damaged file is copied to `journal.damaged` first.
+    ///
+    /// # Errors
+    /// When the directory cannot be used, or another daemon uses it.
+    pub fn open(directory: &Path, boot: &BootId) -> Result<(Self, Recovered), JournalError> {
+        let failed = |operation, path: &Path| {
+            let path = path.to_owned();
+            move |source| JournalError::File { operation, path, source }
+        };
+        fs::create_dir_all(directory).map_err(failed("making", directory))?;
+        let lock_path = directory.join("lock");
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&lock_path)
+            .map_err(failed("opening", &lock_path))?;
+        if let Err(error) = lock.try_lock() {
+            return Err(match error {
+                fs::TryLockError::WouldBlock => JournalError::InUse { path: lock_path },
+                fs::TryLockError::Error(source) => {
+                    JournalError::File { operation: "locking", path: lock_path, source }
+                }
+            });
+        }
+        let path = directory.join("journal");
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(source) => return Err(JournalError::File { operation: "reading", path, source }),
+        };
+        let recovered = recover(&bytes);
+        if !recovered.damaged.is_empty() {
+            let aside = directory.join("journal.damaged");
+            fs::write(&aside, &bytes).map_err(failed("writing", &aside))?;
+        }
+        let mut writer = Writer {
+            path,
+            file: None,
+            size: 0,
+            boot: boot.clone(),
+            next_lease: recovered.next_lease,
+            leases: recovered.leases.clone(),
+            _lock: lock,
+        };
+        writer.rewrite()?;
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let thread = std::thread::Builder::new().name("journal".to_owned()).spawn(move || {
+            for job in queue {
+                let result = writer.append(&job.entries);
+                // Whoever asked may have given up; the entries are written all the same.
+                let _ = job.done.send(result);
+            }
+        });
+        thread.map_err(failed("starting a thread for", directory))?;
+        Ok((Self { jobs }, recovered))
+    }
+
+    /// Writes entries, and returns when they are durable.
+    ///
+    /// # Errors
+    /// When they are not: the disk is full or read-only, for example.
+    pub async fn append(&self, entries: Vec<Entry>) -> Result<(), JournalError> {
+        let (done, result) = oneshot::channel();
+        self.jobs.send(Job { entries, done }).map_err(|_| JournalError::ThreadEnded)?;
+        result.await.map_err(|_| JournalError::ThreadEnded)?
+    }
+}
+
+struct Writer {
+    path: PathBuf,
+    file: Option<File>,
+    size: u64,
+    boot: BootId,
+    next_lease: u64,
+    leases: BTreeMap<LeaseId, Lease>,
+    /// Held for as long as the daemon lives.
+    _lock: File,
+}
+
+impl Writer {
+    fn append(&mut self, entries: &[Entry]) -> Result<(), JournalError> {
+        let mut bytes = Vec::new();
+        for entry in entries {
+            self.remember(entry);
+            write_line(entry, &mut bytes).map_err(|source| self.failed("encoding for", source))?;
+        }
+        // After a failed write the end of the file is unknown: it is written anew from memory, so
+        // that nothing is lost once the disk can take it again.
+        let Some(file) = self.file.as_mut().filter(|_| self.size < COMPACT_ABOVE) else {
+            return self.rewrite();
+        };
+        match file.write_all(&bytes).and_then(|()| file.sync_data()) {
+            Ok(()) => {
+                self.size += bytes.len() as u64;
+                Ok(())
+            }
+            Err(source) => {
+                self.file = None;
+                Err(self.failed("writing", source))
+            }
+        }
+    }
+
+    fn failed(&self, operation: &'static str, source: io::Error) -> JournalError {
+        JournalError::File { operation, path: self.path.clone(), source }
+    }
+
+    fn remember(&mut self, entry: &Entry) {
+        match entry {
+            Entry::Lease { lease } => {
+                self.next_lease = self.next_lease.max(lease.id.0 + 1);
+                self.leases.insert(lease.id, (**lease).clone());
+            }
+            Entry::Ended { lease } => {
+                self.leases.remove(lease);
+            }
+            Entry::Started { .. } | Entry::Planned { .. } | Entry::Stepped { .. } | Entry::Looked { .. } => {}
+        }
+    }
+
+    /// Writes a new file with only what counts, and puts it in the old one's place.
+    fn rewrite(&mut self) -> Result<(), JournalError> {
+        self.file = None;
+        let mut bytes = Vec::new();
+        let started = Entry::Started { boot: self.boot.clone(), next_lease: self.next_lease };
+        let leases = self.leases.values().map(|lease| Entry::Lease { lease: Box::new(lease.clone()) });
+        for entry in std::iter::once(started).chain(leases) {
+            write_line(&entry, &mut bytes).map_err(|source| self.failed("encoding for", source))?;
+        }
+        let fresh = self.path.with_extension("new");
+        let written = replace(&fresh, &self.path, &bytes).map_err(|source| self.failed("writing", source))?;
+        self.file = Some(written);
+        self.size = bytes.len() as u64;
+        Ok(())
+    }
+}
+
+fn replace(fresh: &Path, path: &Path, bytes: &[u8]) -> io::Result<File> {
+    let mut file = File::create(fresh)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(fresh, path)?;
+    if let Some(directory) = path.parent() {
+        File::open(directory)?.sync_all()?;
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+#[path = "journal_tests.rs"]
+mod tests;

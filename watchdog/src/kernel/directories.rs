@@ -1,0 +1,331 @@
+//! Claimed directories: finding things below them, and removing them.
+//!
+//! Everything starts at a descriptor and goes down with `openat2(2)`, never following a symbolic
+//! link, so that whoever owns the tree cannot lead the daemon out of it.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2, statat, unlinkat,
+};
+
+use super::{calls, mounts};
+use crate::model::{BackingFile, Claim, DeviceNumber, DirectoryIdentity, Mount, MountIdentity, MountNumber};
+
+/// A directory's identity.
+///
+/// # Errors
+/// `InvalidInput` when the descriptor is of something else.
+pub fn identity(directory: impl AsFd) -> io::Result<DirectoryIdentity> {
+    let status = fstat(directory)?;
+    if FileType::from_raw_mode(status.st_mode) != FileType::Directory {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "that descriptor is of no directory"));
+    }
+    Ok(DirectoryIdentity { device: device_number(status.st_dev), inode: status.st_ino })
+}
+
+fn device_number(device: u64) -> DeviceNumber {
+    DeviceNumber { major: rustix::fs::major(device), minor: rustix::fs::minor(device) }
+}
+
+/// Whose a directory is.
+///
+/// # Errors
+/// What `fstat(2)` says.
+pub fn owner(directory: impl AsFd) -> io::Result<u32> {
+    Ok(fstat(directory)?.st_uid)
+}
+
+/// Whether a descriptor was opened for writing.
+///
+/// # Errors
+/// What `fcntl(2)` says.
+pub fn is_writable(descriptor: impl AsFd) -> io::Result<bool> {
+    let flags = rustix::fs::fcntl_getfl(descriptor)?;
+    Ok(flags.intersects(OFlags::WRONLY | OFlags::RDWR) && !flags.contains(OFlags::PATH))
+}
+
+/// Where a directory is now, as the kernel shows it to this process; for people, and as a hint.
+///
+/// # Errors
+/// What `readlink(2)` says.
+pub fn path(directory: impl AsFd) -> io::Result<PathBuf> {
+    std::fs::read_link(format!("/proc/self/fd/{}", directory.as_fd().as_raw_fd()))
+}
+
+/// Whether a directory has been removed: it has no link left, only our descriptor.
+///
+/// # Errors
+/// What `fstat(2)` says.
+pub fn is_removed(directory: impl AsFd) -> io::Result<bool> {
+    Ok(fstat(directory)?.st_nlink == 0)
+}
+
+/// Opens a claimed directory again, after a restart, by its file handle: no path is resolved but
+/// that of a mount point of its file system, which is checked by the result's identity.
+///
+/// # Errors
+/// `ESTALE` or `NotFound` when it is gone; `Unsupported` when it never had a handle.
+pub fn reopen(claim: &Claim, mounts: &[Mount]) -> io::Result<OwnedFd> {
+    let Some((kind, bytes)) = &claim.handle else {
+        return Err(io::Error::from(io::ErrorKind::Unsupported));
+    };
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for mount in mounts.iter().filter(|mount| mount.identity.device == claim.directory.device) {
+        let point = OsStr::from_bytes(&mount.point);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let root = match openat2(CWD, point, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
+            Ok(root) => root,
+            Err(error) => {
+                last = error.into();
+                continue;
+            }
+        };
+        match calls::open_handle(&root, *kind, bytes) {
+            Ok(directory) if identity(&directory)? == claim.directory => return Ok(directory),
+            Ok(_) => {}
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// The file at `hint`, when it lies below the directory on the same file system: its identity, for
+/// comparison with what a loop device says of its backing file. `None` when nothing is there.
+///
+/// # Errors
+/// What `openat2(2)` says, but for what only means that nothing is there.
+pub fn file_below(directory: impl AsFd, hint: &Path) -> io::Result<Option<BackingFile>> {
+    let base = path(&directory)?;
+    let Ok(relative) = hint.strip_prefix(&base) else { return Ok(None) };
+    let how = ResolveFlags::BENEATH
+        | ResolveFlags::NO_SYMLINKS
+        | ResolveFlags::NO_XDEV
+        | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match openat2(&directory, relative, flags, Mode::empty(), how) {
+        Ok(file) => {
+            let status = fstat(&file)?;
+            Ok(Some(BackingFile { device: device_number(status.st_dev), inode: status.st_ino }))
+        }
+        Err(error) if is_elsewhere(error) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_elsewhere(error: rustix::io::Errno) -> bool {
+    use rustix::io::Errno;
+    matches!(error, Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV)
+}
+
+/// The mounts of `mounts` whose mount points lie below the directory.
+///
+/// The text says where to look; that the mount is there is then told by its number, read through
+/// the directory's descriptor.
+///
+/// # Errors
+/// What `readlink(2)` of the directory says.
+pub fn mounts_below(directory: impl AsFd, mounts: &[Mount]) -> io::Result<Vec<MountIdentity>> {
+    let base = path(&directory)?;
+    let mut found = Vec::new();
+    for mount in mounts {
+        let point = Path::new(OsStr::from_bytes(&mount.point));
+        let Ok(relative) = point.strip_prefix(&base) else { continue };
+        let (Some(parent), Some(name)) = (relative.parent(), relative.file_name()) else { continue };
+        let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        let Ok(parent) = openat2(&directory, parent, flags, Mode::empty(), how) else { continue };
+        let unique = match mount.identity.number {
+            MountNumber::Unique(_) => true,
+            MountNumber::Reusable(_) => false,
+        };
+        // A mount below another on the same point is not what the name leads to. It is its parent
+        // by number, and is attributed by that; see `decide::attribute`.
+        let on_top = mounts::number_at(&parent, name, unique);
+        let is_it = on_top.is_ok_and(|number| {
+            number == mount.identity.number || is_below_on_the_same_point(mount, number, mounts)
+        });
+        if is_it {
+            found.push(mount.identity);
+        }
+    }
+    Ok(found)
+}
+
+/// Whether `mount` is somewhere in the stack whose top has this number.
+fn is_below_on_the_same_point(mount: &Mount, top: MountNumber, mounts: &[Mount]) -> bool {
+    let mut current = mounts.iter().find(|other| other.identity.number == top);
+    for _ in 0..mounts.len() {
+        let Some(upper) = current else { return false };
+        if upper.point != mount.point {
+            return false;
+        }
+        if upper.identity == mount.identity {
+            return true;
+        }
+        current = mounts.iter().find(|other| Some(other.short_number) == upper.parent);
+    }
+    false
+}
+
+/// Removes a directory with all it holds, and says how many entries that were.
+///
+/// Never follows a link, never crosses onto another mount: what is mounted below stays, and makes
+/// this fail.
+///
+/// # Errors
+/// The first thing that could not be removed.
+pub fn remove(directory: impl AsFd) -> io::Result<u64> {
+    let removed = empty(directory.as_fd(), 0)?;
+    let own = identity(&directory)?;
+    let up = openat2(
+        &directory,
+        "..",
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS,
+    )?;
+    let current = path(&directory)?;
+    let name = current.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let status = statat(&up, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    if (DirectoryIdentity { device: device_number(status.st_dev), inode: status.st_ino }) != own {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it was renamed while it was removed"));
+    }
+    unlinkat(&up, name, AtFlags::REMOVEDIR)?;
+    Ok(removed + 1)
+}
+
+/// A tree deeper than this is not a scratch directory but an attack on this process's descriptors.
+const DEPTH_LIMIT: usize = 512;
+
+fn empty(directory: std::os::fd::BorrowedFd<'_>, depth: usize) -> io::Result<u64> {
+    if depth == DEPTH_LIMIT {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "directories are nested deeper than 512"));
+    }
+    let mut removed = 0;
+    // A directory that is changed while it is read may not show all; it is read until it is empty.
+    loop {
+        let mut names = Vec::new();
+        let reader =
+            openat(directory, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        for entry in Dir::new(reader)? {
+            let entry = entry?;
+            if entry.file_name() != c"." && entry.file_name() != c".." {
+                names.push((entry.file_name().to_owned(), entry.file_type()));
+            }
+        }
+        if names.is_empty() {
+            return Ok(removed);
+        }
+        for (name, kind) in names {
+            removed += match kind {
+                FileType::Directory => remove_directory(directory, &name, depth)?,
+                _ => match unlinkat(directory, &name, AtFlags::empty()) {
+                    Ok(()) => 1,
+                    Err(rustix::io::Errno::ISDIR) => remove_directory(directory, &name, depth)?,
+                    Err(rustix::io::Errno::NOENT) => 0,
+                    Err(error) => return Err(named(error, &name)),
+                },
+            };
+        }
+    }
+}
+
+fn remove_directory(
+    parent: std::os::fd::BorrowedFd<'_>,
+    name: &std::ffi::CStr,
+    depth: usize,
+) -> io::Result<u64> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let how = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH;
+    match openat2(parent, name, flags, Mode::empty(), how) {
+        Ok(directory) => {
+            let removed = empty(directory.as_fd(), depth + 1)?;
+            unlinkat(parent, name, AtFlags::REMOVEDIR).map_err(|error| named(error, name))?;
+            Ok(removed + 1)
+        }
+        Err(rustix::io::Errno::NOENT) => Ok(0),
+        Err(rustix::io::Errno::XDEV) => {
+            let name = hostler_protocol::text::printable(name.to_bytes());
+            Err(io::Error::new(io::ErrorKind::ResourceBusy, format!("something is mounted on {name}")))
+        }
+        Err(error) => Err(named(error, name)),
+    }
+}
+
+fn named(error: rustix::io::Errno, name: &std::ffi::CStr) -> io::Error {
+    let name = hostler_protocol::text::printable(name.to_bytes());
+    let error = io::Error::from(error);
+    io::Error::new(error.kind(), format!("{name}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn open(path: &Path) -> OwnedFd {
+        rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .expect("a directory of this test")
+    }
+
+    #[test]
+    fn removes_a_tree_and_not_what_links_lead_to() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let outside = place.path().join("outside");
+        fs::create_dir_all(outside.join("kept")).expect("fresh");
+        fs::write(outside.join("file"), "kept").expect("fresh");
+        let scratch = place.path().join("scratch");
+        fs::create_dir_all(scratch.join("a/b/c")).expect("fresh");
+        fs::write(scratch.join("a/b/file"), "x").expect("fresh");
+        symlink(&outside, scratch.join("a/link")).expect("fresh");
+        symlink(outside.join("file"), scratch.join("link")).expect("fresh");
+        fs::hard_link(outside.join("file"), scratch.join("hard")).expect("fresh");
+
+        let directory = open(&scratch);
+        assert_eq!(remove(&directory).expect("ours to remove"), 8);
+        assert!(!scratch.exists());
+        assert!(is_removed(&directory).expect("still open"));
+        assert_eq!(fs::read_to_string(outside.join("file")).expect("untouched"), "kept");
+        assert!(outside.join("kept").is_dir());
+    }
+
+    #[test]
+    fn finds_a_file_below_and_none_beside() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let claimed = place.path().join("claimed");
+        fs::create_dir(&claimed).expect("fresh");
+        fs::write(claimed.join("image"), "x").expect("fresh");
+        fs::write(place.path().join("other"), "x").expect("fresh");
+        symlink(place.path().join("other"), claimed.join("link")).expect("fresh");
+        let directory = open(&claimed);
+        let found = |path: PathBuf| file_below(&directory, &path).expect("readable");
+        use std::os::unix::fs::MetadataExt;
+        let image = fs::metadata(claimed.join("image")).expect("there");
+        assert_eq!(found(claimed.join("image")).map(|file| file.inode), Some(image.ino()));
+        assert_eq!(found(claimed.join("image (deleted)")), None);
+        assert_eq!(found(place.path().join("other")), None);
+        assert_eq!(found(claimed.join("../other")), None);
+        // The link itself is found, not what it leads to: its inode is nobody's backing file.
+        let other = fs::metadata(place.path().join("other")).expect("there");
+        assert_ne!(found(claimed.join("link")).map(|file| file.inode), Some(other.ino()));
+    }
+
+    #[test]
+    fn a_directory_is_found_again_by_its_handle() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let directory = open(place.path());
+        match calls::file_handle(&directory) {
+            Ok((_, bytes)) => assert!(!bytes.is_empty()),
+            // An overlay or tmpfs without export support: then the claim has no handle.
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP)),
+        }
+    }
+}

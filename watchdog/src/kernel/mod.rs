@@ -1,0 +1,14 @@
+//! The kernel's interfaces, a file each: small functions that read or act and decide nothing.
+//!
+//! All `unsafe` of this crate is in `calls`. What can hang (opening a loop device, reading what a
+//! process maps, unmounting) is only ever called in a worker process; see [`crate::worker`].
+
+pub mod calls;
+pub mod cgroups;
+pub mod directories;
+pub mod events;
+pub mod loops;
+pub mod mountinfo;
+pub mod mounts;
+pub mod processes;
+pub mod signals;

@@ -1,0 +1,77 @@
+//! A lease as the daemon keeps it.
+
+use std::collections::BTreeSet;
+
+use hostler_protocol::lease::{Epoch, LeaseId, Tracking};
+use serde::{Deserialize, Serialize};
+
+use super::identity::{
+    CgroupIdentity, DirectoryIdentity, DiskSequence, LoopIdentity, MountIdentity, ProcessIdentity,
+};
+
+/// Where a lease is in its life, as far as decisions need it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// The owner lives: nothing of it may be touched.
+    Open,
+    /// It is over: what it left is leaked.
+    Over,
+}
+
+/// A directory that a lease claimed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// Which directory.
+    pub directory: DirectoryIdentity,
+    /// To be removed with all it holds.
+    pub scratch: bool,
+    /// Where it was when it was claimed; for people.
+    pub path: String,
+    /// The file handle that finds it again after a restart (`name_to_handle_at(2)`): the kernel's
+    /// type and bytes; absent where the file system has none.
+    pub handle: Option<(i32, Vec<u8>)>,
+}
+
+/// A lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// Its number.
+    pub id: LeaseId,
+    /// Its fence.
+    pub epoch: Epoch,
+    /// What its client called it, fit to be printed.
+    pub name: String,
+    /// Whose it is.
+    pub uid: u32,
+    /// The process whose death ends it.
+    pub owner: ProcessIdentity,
+    /// How its processes are known.
+    pub tracking: Tracking,
+    /// Its own control group, when it has one, and where it is.
+    pub cgroup: Option<(CgroupIdentity, String)>,
+    /// The owner put itself under the lease, so that all it starts is born there. It is no resource
+    /// of its own lease, and is let out before the rest is taken back.
+    pub owner_inside: bool,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Its directories.
+    pub claims: Vec<Claim>,
+    /// Its proven loop devices, and those found to be its own at an earlier look: a backing file
+    /// that was removed since cannot be found below a claim any more.
+    pub loops: BTreeSet<LoopIdentity>,
+    /// Mounts found to be its own at an earlier look.
+    pub mounts: BTreeSet<MountIdentity>,
+    /// Processes that were put under it, and without a control group those seen to descend from
+    /// them.
+    pub processes: BTreeSet<ProcessIdentity>,
+    /// Attachments with this number or a lower one were there before the lease claimed anything,
+    /// so they are never its own unless it proves them.
+    pub loops_before: DiskSequence,
+    /// Mounts that were below a directory when it was claimed: never the lease's own.
+    pub mounts_before: BTreeSet<MountIdentity>,
+    /// When it was opened, in milliseconds since 1970.
+    pub opened_at_ms: u64,
+    /// When it ends even if its owner lives, in milliseconds since 1970.
+    pub deadline_ms: Option<u64>,
+}

@@ -1,0 +1,126 @@
+//! Does one step of a plan. Checks the identity, makes the calls, says how they went, chooses
+//! nothing.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use super::message::ClaimQuery;
+use crate::kernel::{cgroups, directories, loops, mounts, signals};
+use crate::model::{CgroupIdentity, DirectoryIdentity, ProcessIdentity, Step, StepResult};
+
+/// How long killed processes have to be gone. A process in uninterruptible sleep takes as long as
+/// it takes; the second look reports it.
+const KILL_WAIT: Duration = Duration::from_secs(3);
+
+pub(super) fn act(step: &Step, claim: Option<&ClaimQuery>, passed: &[OwnedFd]) -> StepResult {
+    let result = match step {
+        Step::EndProcesses { processes, cgroup, term_timeout_ms } => {
+            end_processes(processes, cgroup.as_ref(), Duration::from_millis(*term_timeout_ms))
+        }
+        Step::Unmount { mount, short_number, .. } => {
+            mounts::unmount(mount, *short_number).map(|unmounted| match unmounted {
+                mounts::Unmounted::Done => StepResult::Done,
+                mounts::Unmounted::Gone => StepResult::Gone,
+                mounts::Unmounted::OtherOnTop => StepResult::Failed {
+                    cause: "something else is mounted above it, or its mount point was moved".to_owned(),
+                },
+            })
+        }
+        Step::DetachLoop { identity } => loops::detach(identity).map(|detached| match detached {
+            loops::Detached::Done => StepResult::Done,
+            loops::Detached::Gone => StepResult::Gone,
+            loops::Detached::Replaced => StepResult::Replaced,
+        }),
+        Step::RemoveDirectory { directory, .. } => remove_directory(*directory, claim, passed),
+        Step::RemoveCgroup { cgroup, path } => remove_cgroup(*cgroup, Path::new(path)),
+    };
+    result.unwrap_or_else(|error| StepResult::Failed { cause: error.to_string() })
+}
+
+fn end_processes(
+    processes: &[ProcessIdentity],
+    cgroup: Option<&(CgroupIdentity, String)>,
+    term_timeout: Duration,
+) -> io::Result<StepResult> {
+    let mut pidfds = Vec::new();
+    for process in processes {
+        if let Some(pidfd) = signals::open(*process)? {
+            pidfds.push(pidfd);
+        }
+    }
+    if pidfds.is_empty() && cgroup.is_none() {
+        return Ok(StepResult::Gone);
+    }
+    for pidfd in &pidfds {
+        signals::send(pidfd, Signal::TERM)?;
+        // A stopped process acts on SIGTERM only once it goes on.
+        signals::send(pidfd, Signal::CONT)?;
+    }
+    let stubborn = signals::wait_for_all(pidfds.iter().collect(), term_timeout)?;
+    for pidfd in &stubborn {
+        signals::send(pidfd, Signal::KILL)?;
+    }
+    if let Some((identity, path)) = cgroup {
+        let path = Path::new(path);
+        if cgroups::identity(path).is_ok_and(|now| now == *identity) {
+            match cgroups::kill(path) {
+                Ok(()) => {}
+                // Version 1 and kernels before 5.14 have no such file: the next round finds what
+                // was born meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    let left = signals::wait_for_all(stubborn, KILL_WAIT)?;
+    if left.is_empty() {
+        Ok(StepResult::Done)
+    } else {
+        Ok(StepResult::Failed { cause: format!("{} processes did not end on SIGKILL in time", left.len()) })
+    }
+}
+
+fn remove_directory(
+    directory: DirectoryIdentity,
+    claim: Option<&ClaimQuery>,
+    passed: &[OwnedFd],
+) -> io::Result<StepResult> {
+    let claim = claim
+        .filter(|query| query.claim.directory == directory)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the step's claim was not passed"))?;
+    let reopened;
+    let descriptor = match claim.descriptor.and_then(|index| passed.get(index)) {
+        Some(descriptor) => descriptor,
+        None => {
+            let (_, mounts) = mounts::own()?;
+            match directories::reopen(&claim.claim, &mounts) {
+                Ok(found) => reopened = found,
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ESTALE | libc::ENOENT)) => {
+                    return Ok(StepResult::Gone);
+                }
+                Err(error) => return Err(error),
+            }
+            &reopened
+        }
+    };
+    if directories::identity(descriptor)? != directory || directories::is_removed(descriptor)? {
+        return Ok(StepResult::Gone);
+    }
+    directories::remove(descriptor)?;
+    Ok(StepResult::Done)
+}
+
+fn remove_cgroup(cgroup: CgroupIdentity, path: &Path) -> io::Result<StepResult> {
+    match cgroups::identity(path) {
+        Ok(identity) if identity == cgroup => {}
+        Ok(_) => return Ok(StepResult::Replaced),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(StepResult::Gone),
+        Err(error) => return Err(error),
+    }
+    cgroups::remove(path)?;
+    Ok(StepResult::Done)
+}

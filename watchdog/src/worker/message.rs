@@ -1,0 +1,69 @@
+//! What the daemon and a worker say to each other: JSON, ended by NUL, as on the public socket.
+
+use hostler_protocol::lease::LeaseId;
+use serde::{Deserialize, Serialize};
+
+use crate::model::{CgroupIdentity, Claim, Snapshot, SnapshotDepth, Step, StepResult};
+
+/// What a look needs to know of a lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseQuery {
+    /// Which.
+    pub lease: LeaseId,
+    /// Its control group.
+    pub cgroup: Option<(CgroupIdentity, String)>,
+    /// Its directories.
+    pub claims: Vec<ClaimQuery>,
+}
+
+/// A claimed directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimQuery {
+    /// The claim.
+    pub claim: Claim,
+    /// The index of its descriptor among those passed, where it has no file handle.
+    pub descriptor: Option<usize>,
+}
+
+/// What to look at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Query {
+    /// How much to read.
+    pub depth: SnapshotDepth,
+    /// For which leases.
+    pub leases: Vec<LeaseQuery>,
+    /// Loop devices not to ask, because asking them hung before.
+    pub avoid: Vec<u32>,
+}
+
+/// What a worker is to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Look.
+    Observe(Query),
+    /// Do one step of a plan.
+    Act {
+        /// The step.
+        step: Step,
+        /// The claim that a step on a directory is about.
+        claim: Option<ClaimQuery>,
+    },
+}
+
+/// What a worker says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// About to touch something that may hang: a loop device by number, or words.
+    Touching {
+        /// The loop device.
+        device: Option<u32>,
+        /// What it is, for a person.
+        what: String,
+    },
+    /// What was seen.
+    Seen(Box<Snapshot>),
+    /// How the step went.
+    Acted(StepResult),
+}

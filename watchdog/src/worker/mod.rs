@@ -1,0 +1,18 @@
+//! Worker processes: all that may hang happens in one of them.
+//!
+//! A worker is this same program, started as `hostlerd worker` with a socket as its standard
+//! input. It takes a request, looks or acts, tells what it touches before it touches it, and
+//! answers. When it stays silent for too long, the daemon kills it, knows from its last word what
+//! hung, and starts another. A worker decides nothing and keeps nothing between requests.
+
+mod act;
+mod child;
+mod descriptors;
+mod message;
+mod observe;
+mod pool;
+
+pub use child::serve;
+pub use descriptors::{receive, send};
+pub use message::{ClaimQuery, LeaseQuery, Query, Request, Response};
+pub use pool::{Pool, WorkerError};

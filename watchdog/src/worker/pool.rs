@@ -1,0 +1,271 @@
+//! The daemon's side: starts workers, talks to them, gives up on those that hang.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream as BlockingStream;
+use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
+use std::time::Duration;
+
+use hostler_protocol::frame::{Decoder, FrameError, REPLY_LIMIT, encode};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use super::descriptors::{receive, send};
+use super::message::{Query, Request, Response};
+use crate::model::{Snapshot, Step, StepResult};
+
+/// How many workers may run at once. Each waits more than it works, and each lease being taken
+/// back has one.
+const WORKER_LIMIT: usize = 8;
+/// How many idle workers are kept, so that the next reclaim need not wait for one to start.
+const IDLE_LIMIT: usize = 1;
+/// How many hangs one look survives before it is given up.
+const HANG_LIMIT: usize = 4;
+
+/// Why a worker gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// It could not be started.
+    #[error("starting a worker process failed")]
+    Start(#[source] io::Error),
+    /// Its socket failed.
+    #[error("talking to a worker process failed")]
+    Socket(#[source] io::Error),
+    /// It ended without an answer.
+    #[error("a worker process ended while {doing}")]
+    Ended {
+        /// Its last word.
+        doing: String,
+    },
+    /// It was silent for too long, and was given up.
+    #[error("{doing} did not end within {seconds} s; the worker process was given up")]
+    Hung {
+        /// Its last word.
+        doing: String,
+        /// The loop device it last touched.
+        device: Option<u32>,
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// It said what is no answer.
+    #[error("a worker process said what is no answer: {cause}")]
+    Nonsense {
+        /// What was wrong with it.
+        cause: String,
+    },
+}
+
+impl From<FrameError> for WorkerError {
+    fn from(error: FrameError) -> Self {
+        Self::Nonsense { cause: error.to_string() }
+    }
+}
+
+/// Starts and keeps workers.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    inner: Rc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    program: std::path::PathBuf,
+    idle: RefCell<Vec<Worker>>,
+    /// Killed, and not yet gone: a process in uninterruptible sleep takes its time.
+    given_up: RefCell<Vec<Child>>,
+    permits: Semaphore,
+}
+
+#[derive(Debug)]
+struct Worker {
+    child: Child,
+    socket: UnixStream,
+}
+
+impl Pool {
+    /// A pool whose workers run `program worker`.
+    #[must_use]
+    pub fn new(program: std::path::PathBuf) -> Self {
+        Self {
+            inner: Rc::new(Inner {
+                program,
+                idle: RefCell::default(),
+                given_up: RefCell::default(),
+                permits: Semaphore::new(WORKER_LIMIT),
+            }),
+        }
+    }
+
+    /// Looks at the host. A loop device that hangs is left out of the next try, which then reports
+    /// it as a gap.
+    ///
+    /// # Errors
+    /// When no worker can be had, or too many things hang.
+    pub async fn observe(
+        &self,
+        mut query: Query,
+        descriptors: &[BorrowedFd<'_>],
+        silence: Duration,
+    ) -> Result<Snapshot, WorkerError> {
+        let mut hangs = 0;
+        loop {
+            match self.call(&Request::Observe(query.clone()), descriptors, silence).await {
+                Ok(Response::Seen(snapshot)) => return Ok(*snapshot),
+                Ok(other) => return Err(WorkerError::Nonsense { cause: format!("{other:?}") }),
+                Err(WorkerError::Hung { device: Some(device), .. }) if hangs < HANG_LIMIT => {
+                    hangs += 1;
+                    query.avoid.push(device);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Does one step.
+    ///
+    /// # Errors
+    /// When no worker can be had. A step that hangs is no error but a result.
+    pub async fn act(
+        &self,
+        step: &Step,
+        claim: Option<super::ClaimQuery>,
+        descriptors: &[BorrowedFd<'_>],
+        limit: Duration,
+    ) -> Result<StepResult, WorkerError> {
+        match self.call(&Request::Act { step: step.clone(), claim }, descriptors, limit).await {
+            Ok(Response::Acted(result)) => Ok(result),
+            Ok(other) => Err(WorkerError::Nonsense { cause: format!("{other:?}") }),
+            Err(WorkerError::Hung { doing, .. }) => Ok(StepResult::Hung { doing }),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn call(
+        &self,
+        request: &Request,
+        descriptors: &[BorrowedFd<'_>],
+        silence: Duration,
+    ) -> Result<Response, WorkerError> {
+        let permit = self.inner.permits.acquire().await;
+        let _permit = permit.expect("the semaphore is never closed");
+        let mut worker = self.take()?;
+        let result = worker.converse(request, descriptors, silence).await;
+        if result.is_ok() && self.inner.idle.borrow().len() < IDLE_LIMIT {
+            self.inner.idle.borrow_mut().push(worker);
+        } else {
+            self.give_up(worker);
+        }
+        result
+    }
+
+    /// An idle worker that still lives, else a new one.
+    fn take(&self) -> Result<Worker, WorkerError> {
+        while let Some(mut worker) = self.inner.idle.borrow_mut().pop() {
+            if matches!(worker.child.try_wait(), Ok(None)) {
+                return Ok(worker);
+            }
+        }
+        Worker::start(&self.inner.program)
+    }
+
+    /// Ends a worker and collects those that have ended meanwhile. Never waits.
+    fn give_up(&self, mut worker: Worker) {
+        // An error means that it has ended already.
+        let _ = worker.child.kill();
+        let mut given_up = self.inner.given_up.borrow_mut();
+        given_up.push(worker.child);
+        given_up.retain_mut(|child| !matches!(child.try_wait(), Ok(Some(_)) | Err(_)));
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let workers = self.idle.get_mut().drain(..).map(|worker| worker.child);
+        for mut child in workers.chain(self.given_up.get_mut().drain(..)) {
+            let _ = child.kill();
+            let _ = child.try_wait();
+        }
+    }
+}
+
+impl Worker {
+    fn start(program: &std::path::Path) -> Result<Self, WorkerError> {
+        let (ours, theirs) = BlockingStream::pair().map_err(WorkerError::Start)?;
+        let child = Command::new(program)
+            .arg("worker")
+            .env_clear()
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(WorkerError::Start)?;
+        ours.set_nonblocking(true).map_err(WorkerError::Socket)?;
+        let socket = UnixStream::from_std(ours).map_err(WorkerError::Socket)?;
+        Ok(Self { child, socket })
+    }
+
+    async fn converse(
+        &mut self,
+        request: &Request,
+        descriptors: &[BorrowedFd<'_>],
+        silence: Duration,
+    ) -> Result<Response, WorkerError> {
+        let bytes = encode(request).map_err(|error| WorkerError::Nonsense { cause: error.to_string() })?;
+        let mut doing = "starting".to_owned();
+        let mut touched = None;
+        let mut decoder = Decoder::new(REPLY_LIMIT);
+        let mut buffer = vec![0u8; 64 * 1024];
+        let hung = |doing: &str, device| WorkerError::Hung {
+            doing: doing.to_owned(),
+            device,
+            seconds: silence.as_secs(),
+        };
+        match timeout(silence, self.write(&bytes, descriptors)).await {
+            Ok(written) => written.map_err(WorkerError::Socket)?,
+            Err(_) => return Err(hung(&doing, touched)),
+        }
+        loop {
+            while let Some(message) = decoder.next_message()? {
+                let response = serde_json::from_slice(&message)
+                    .map_err(|error| WorkerError::Nonsense { cause: error.to_string() })?;
+                match response {
+                    Response::Touching { device, what } => {
+                        doing = match device {
+                            Some(number) => format!("asking /dev/loop{number}"),
+                            None => what,
+                        };
+                        touched = device;
+                    }
+                    done @ (Response::Seen(_) | Response::Acted(_)) => return Ok(done),
+                }
+            }
+            let read = timeout(silence, self.read(&mut buffer)).await;
+            match read {
+                Ok(Ok(0)) => return Err(WorkerError::Ended { doing }),
+                Ok(Ok(count)) => decoder.push(&buffer[..count]),
+                Ok(Err(error)) => return Err(WorkerError::Socket(error)),
+                Err(_) => return Err(hung(&doing, touched)),
+            }
+        }
+    }
+
+    async fn write(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let mut rest = bytes;
+        let mut passed = descriptors;
+        while !rest.is_empty() {
+            let sent =
+                self.socket.async_io(Interest::WRITABLE, || send(self.socket.as_fd(), rest, passed)).await?;
+            rest = &rest[sent..];
+            passed = &[];
+        }
+        Ok(())
+    }
+
+    async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut none = Vec::new();
+        self.socket.async_io(Interest::READABLE, || receive(self.socket.as_fd(), buffer, &mut none)).await
+    }
+}
