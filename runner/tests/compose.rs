@@ -228,6 +228,7 @@ fn owners_modes_links_and_dpkgs_database() {
         "Package: first\nStatus: install ok unpacked\nVersion: 1\nArchitecture: amd64\nEssential: yes\nConffiles:\n /etc/own 3a8e4c06e471595f6eb262bb9b5582d9\n\nPackage: second\nStatus: install ok unpacked\nVersion: 1\nArchitecture: amd64\nMulti-Arch: same\nReplaces: first (<< 2)\n\n"
     );
     assert_eq!(cat("/var/lib/dpkg/info/second:amd64.list"), "/.\n/etc\n/etc/shared\n");
+    assert!(!cat("/var/lib/dpkg/info/first.list").contains("/etc/shared"));
     assert_eq!(cat("/var/lib/dpkg/triggers/File"), "/etc first/noawait\n");
     assert_eq!(cat("/var/lib/dpkg/triggers/now"), "first\n");
     assert_eq!(
@@ -236,6 +237,9 @@ fn owners_modes_links_and_dpkgs_database() {
     );
     assert_eq!(disk.preinst.len(), 1);
     assert_eq!(disk.preinst[0].script, "/var/lib/dpkg/info/first.preinst");
+    let stats = debugfs(&disk, "stats");
+    let blocks = stats.lines().find_map(|line| line.strip_prefix("Block count:")).unwrap();
+    assert_eq!(blocks.trim().parse::<u64>().unwrap() * 4096, disk.partition.length);
     let record = std::fs::read(&disk.image).unwrap();
     assert_eq!(record[..512], disk.partition.boot_record());
 }

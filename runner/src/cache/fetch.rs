@@ -234,6 +234,12 @@ impl Fetcher {
         self.block_on(name, self.core.metadata(name, urls))
     }
 
+    /// The answer last kept for one of the addresses.
+    #[must_use]
+    pub fn previous(&self, urls: &[String]) -> Option<Vec<u8>> {
+        urls.iter().find_map(|url| self.core.kept(url)).map(|(_, bytes)| bytes)
+    }
+
     /// Keeps an answer that turned out to be trustworthy.
     ///
     /// # Errors

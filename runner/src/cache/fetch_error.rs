@@ -128,7 +128,8 @@ impl FetchError {
     /// May the same request go well a moment later?
     pub(super) fn is_transient(&self) -> bool {
         match self {
-            Self::Status { status, .. } => *status >= 500 || matches!(status, 408 | 416 | 425 | 429),
+            // 206 and 416 answer a wish to continue that failed; the next try is for the whole.
+            Self::Status { status, .. } => *status >= 500 || matches!(status, 206 | 408 | 416 | 425 | 429),
             Self::Connect { .. } | Self::Silent { .. } | Self::Truncated { .. } => true,
             Self::Client { .. }
             | Self::Runtime { .. }

@@ -8,15 +8,16 @@ mod fetch;
 mod fetch_error;
 pub mod offer;
 mod proxy;
-
 mod serve;
 mod store;
 mod transfer;
+mod writer;
 
 pub use digest::{Digest, Hasher, NotADigest};
 pub use fetch::{Counted, FetchOptions, Fetcher, Wanted};
 pub use fetch_error::FetchError;
 pub use proxy::Proxies;
 pub use serve::{Failure, Mirror, MirrorError, MirrorReport};
-pub use store::{Cache, Remembered, StoreError, Writer, default_directory};
+pub use store::{Cache, Remembered, StoreError, default_directory};
 pub use transfer::Metadata;
+pub use writer::{Scratch, Writer};

@@ -15,7 +15,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -25,6 +25,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::digest::{Digest, Hasher};
+use super::writer::{Scratch, Writer};
 
 /// Why the cache cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +84,7 @@ pub struct Cache {
 
 /// A file as it was when its digest was checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
+pub(super) struct Identity {
     device: u64,
     inode: u64,
     size: u64,
@@ -91,7 +92,7 @@ struct Identity {
 }
 
 impl Identity {
-    fn of(file: &File) -> io::Result<Self> {
+    pub(super) fn of(file: &File) -> io::Result<Self> {
         let metadata = file.metadata()?;
         Ok(Self {
             device: metadata.dev(),
@@ -159,7 +160,7 @@ impl Cache {
         self.damaged.load(Ordering::Relaxed)
     }
 
-    fn path(&self, digest: Digest) -> PathBuf {
+    pub(super) fn path(&self, digest: Digest) -> PathBuf {
         let name = digest.to_string();
         self.root.join("sha256").join(&name[..2]).join(name)
     }
@@ -190,7 +191,7 @@ impl Cache {
                 .is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok());
             if abandoned {
                 // Another sweeper may have been faster.
-                let _ = fs::remove_file(&path);
+                let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             }
         }
         Ok(())
@@ -229,7 +230,7 @@ impl Cache {
         Ok(Some(file))
     }
 
-    fn remember_verified(&self, digest: Digest, identity: Identity) {
+    pub(super) fn remember_verified(&self, digest: Digest, identity: Identity) {
         if let Ok(mut map) = self.verified.lock() {
             map.insert(digest, identity);
         }
@@ -240,18 +241,39 @@ impl Cache {
     /// # Errors
     /// The temporary file cannot be made.
     pub fn writer(&self) -> Result<Writer<'_>, StoreError> {
+        let file = self.born(|builder, directory| {
+            let file = builder.suffix(".part").tempfile_in(directory)?;
+            flock(file.as_file(), FlockOperation::LockExclusive)?;
+            Ok(file)
+        })?;
+        Ok(Writer::new(self, file))
+    }
+
+    /// A directory for short-lived files of the caller. It goes when it is dropped, or when the cache
+    /// is next opened after its owner was killed.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn scratch(&self) -> Result<Scratch, StoreError> {
+        self.born(|builder, directory| {
+            let directory = builder.tempdir_in(directory)?;
+            let lock = File::open(directory.path())?;
+            flock(&lock, FlockOperation::LockExclusive)?;
+            Ok(Scratch::new(directory, lock))
+        })
+    }
+
+    /// Makes and locks something temporary while nobody sweeps.
+    fn born<T>(
+        &self,
+        make: impl FnOnce(&mut tempfile::Builder<'_, '_>, &Path) -> io::Result<T>,
+    ) -> Result<T, StoreError> {
         let lock = self.birth_lock()?;
         let directory = self.root.join("temporary");
-        let failed = |source: io::Error| StoreError::Write { path: directory.clone(), source };
-        flock(&lock, FlockOperation::LockShared).map_err(|error| failed(error.into()))?;
-        let file = tempfile::Builder::new()
-            .prefix("")
-            .suffix(".part")
-            .rand_bytes(16)
-            .tempfile_in(&directory)
-            .map_err(failed)?;
-        flock(file.as_file(), FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
-        Ok(Writer { cache: self, file, hasher: Hasher::default(), size: 0 })
+        flock(&lock, FlockOperation::LockShared)
+            .map_err(io::Error::from)
+            .and_then(|()| make(tempfile::Builder::new().prefix("").rand_bytes(16), &directory))
+            .map_err(|source| StoreError::Write { path: directory, source })
     }
 
     /// Stores `bytes` under their own digest.
@@ -300,84 +322,6 @@ fn hash(file: &mut File) -> io::Result<Digest> {
             return Ok(hasher.finish());
         }
         hasher.update(&buffer[..count]);
-    }
-}
-
-/// Content on its way into the cache. Dropped before [`Writer::commit`], it leaves nothing.
-pub struct Writer<'a> {
-    cache: &'a Cache,
-    file: tempfile::NamedTempFile,
-    hasher: Hasher,
-    size: u64,
-}
-
-impl Writer<'_> {
-    /// Bytes written so far.
-    #[must_use]
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// Takes the next piece.
-    ///
-    /// # Errors
-    /// It cannot be written.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        self.file
-            .write_all(bytes)
-            .map_err(|source| StoreError::Write { path: self.file.path().to_owned(), source })?;
-        self.hasher.update(bytes);
-        self.size += bytes.len() as u64;
-        Ok(())
-    }
-
-    /// Throws away what was written and begins anew.
-    ///
-    /// # Errors
-    /// The file cannot be emptied.
-    pub fn restart(&mut self) -> Result<(), StoreError> {
-        let file = self.file.as_file_mut();
-        let emptied = file.set_len(0).and_then(|()| file.rewind());
-        emptied.map_err(|source| StoreError::Write { path: self.file.path().to_owned(), source })?;
-        self.hasher = Hasher::default();
-        self.size = 0;
-        Ok(())
-    }
-
-    /// Puts the content in its place, if it is what it should be.
-    ///
-    /// # Errors
-    /// It is not, or cannot be written; nothing is kept then.
-    pub fn commit(mut self, digest: Digest, size: u64) -> Result<File, StoreError> {
-        let found = std::mem::take(&mut self.hasher).finish();
-        if found != digest || self.size != size {
-            return Err(StoreError::Mismatch {
-                wanted: digest,
-                wanted_size: size,
-                found,
-                found_size: self.size,
-            });
-        }
-        let path = self.cache.path(digest);
-        if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory)
-                .map_err(|source| StoreError::Directory { path: directory.to_owned(), source })?;
-        }
-        let cache = self.cache;
-        self.publish(&path)?;
-        let failed = |source| StoreError::Read { path: path.clone(), source };
-        let file = File::open(&path).map_err(failed)?;
-        cache.remember_verified(digest, Identity::of(&file).map_err(failed)?);
-        Ok(file)
-    }
-
-    /// Makes the file durable and gives it its name.
-    fn publish(self, path: &Path) -> Result<(), StoreError> {
-        let failed = |source| StoreError::Write { path: path.to_owned(), source };
-        self.file.as_file().sync_data().map_err(failed)?;
-        // The file keeps its lock until it is closed here; its name is then no temporary one.
-        self.file.persist(path).map_err(|error| failed(error.error))?;
-        Ok(())
     }
 }
 
@@ -439,13 +383,39 @@ mod tests {
         let (directory, cache) = cache();
         let abandoned = directory.path().join("temporary/dead.part");
         fs::write(&abandoned, b"half").expect("written");
+        let abandoned_directory = directory.path().join("temporary/dead");
+        fs::create_dir_all(abandoned_directory.join("inner")).expect("made");
+        let living = cache.scratch().expect("made");
         let mut writer = cache.writer().expect("writer");
         writer.write(b"liv").expect("written");
         let other = Cache::open(directory.path()).expect("usable");
         assert!(!abandoned.exists());
+        assert!(!abandoned_directory.exists());
+        assert!(living.path().exists());
         writer.write(b"ing").expect("written");
         writer.commit(Digest::of(b"living"), 6).expect("still there");
         assert!(read(&other, Digest::of(b"living"), 6).is_some());
+    }
+
+    #[test]
+    fn many_writers_readers_and_sweepers_share_one_cache() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        std::thread::scope(|scope| {
+            for seed in 0..4_u32 {
+                let root = directory.path();
+                scope.spawn(move || {
+                    for round in 0..25_u32 {
+                        // Opening sweeps; half of the contents are written by all threads at once.
+                        let cache = Cache::open(root).expect("usable");
+                        let text = format!("{} {}", round, if round % 2 == 0 { 0 } else { seed });
+                        let digest = cache.put(text.as_bytes()).expect("written");
+                        assert_eq!(read(&cache, digest, text.len() as u64), Some(text.into_bytes()));
+                    }
+                });
+            }
+        });
+        let left = fs::read_dir(directory.path().join("temporary")).expect("listed").count();
+        assert_eq!(left, 0);
     }
 
     #[test]

@@ -17,7 +17,8 @@ use reqwest::{Client, Response, StatusCode};
 use super::digest::Digest;
 use super::fetch::{Counted, FetchOptions, Wanted};
 use super::fetch_error::{FetchError, METADATA_LIMIT};
-use super::store::{Cache, Remembered, StoreError, Writer};
+use super::store::{Cache, Remembered, StoreError};
+use super::writer::Writer;
 
 #[derive(Default)]
 pub(super) struct Counters {
@@ -232,7 +233,7 @@ impl Core {
         Err(failure)
     }
 
-    fn kept(&self, url: &str) -> Option<(Remembered, Vec<u8>)> {
+    pub(super) fn kept(&self, url: &str) -> Option<(Remembered, Vec<u8>)> {
         let remembered = self.cache.remembered(url)?;
         let digest = remembered.digest.parse().ok()?;
         let mut bytes = Vec::new();

@@ -36,13 +36,6 @@ pub enum SelectError {
     /// The cache fails.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A temporary directory cannot be made.
-    #[error("cannot make a temporary directory: check TMPDIR, its space and permissions")]
-    Scratch {
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
     /// A Release file is not trusted.
     #[error("cannot trust {name}")]
     Signature {
@@ -256,6 +249,7 @@ pub fn select(
         }],
     };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    let damaged = fetcher.counted().damaged;
     let mut repositories: Vec<Repository> = Vec::new();
     let mut catalogue = Catalogue::default();
     for one in chosen {
@@ -301,6 +295,7 @@ pub fn select(
         }
         repositories[repository].suites.push(suite);
     }
+    tell_damage(fetcher, damaged, sink);
     let packages = choose_packages(&catalogue, architecture, &wanted.packages)?;
     Ok(Selection {
         architecture: architecture.to_owned(),
@@ -317,7 +312,20 @@ pub fn select(
 /// One cannot be had.
 pub fn fetch(selection: &Selection, fetcher: &Fetcher, sink: &dyn Sink) -> Result<(), FetchError> {
     let wanted = selection.packages.iter().map(|package| selection.wanted(&package.file)).collect();
-    fetcher.fetch_all(wanted, Stage::Fetch, sink)
+    let damaged = fetcher.counted().damaged;
+    fetcher.fetch_all(wanted, Stage::Fetch, sink)?;
+    tell_damage(fetcher, damaged, sink);
+    Ok(())
+}
+
+/// What was damaged is whole again, but its disk may be about to fail.
+fn tell_damage(fetcher: &Fetcher, before: u64, sink: &dyn Sink) {
+    let found = fetcher.counted().damaged - before;
+    if found > 0 {
+        sink.event(Event::Warning(format!(
+            "{found} damaged files were found in the cache and fetched again: look after its disk"
+        )));
+    }
 }
 
 fn choose_packages(
@@ -367,22 +375,35 @@ fn read_suite(
     if let Some(failure) = &answer.stale {
         sink.event(Event::Warning(format!("{failure}; going on with the {name} that the cache kept")));
     }
-    let scratch = tempfile::Builder::new()
-        .prefix("hostler-signature-")
-        .tempdir()
-        .map_err(|source| SelectError::Scratch { source })?;
-    let text = signature::verify(&answer.bytes, keyring, scratch.path())
-        .map_err(|source| SelectError::Signature { name: name.clone(), source })?;
-    let unusable = |source| SelectError::Release { name: name.clone(), source };
-    let release = Release::parse(&text).map_err(unusable)?;
-    release.check(&chosen.suite, architecture, now).map_err(unusable)?;
-    let digest = fetcher.keep(&answer)?;
-    Ok(Suite {
+    let read = |bytes: &[u8]| -> Result<Release, SelectError> {
+        let scratch = fetcher.cache().scratch()?;
+        let text = signature::verify(bytes, keyring, scratch.path())
+            .map_err(|source| SelectError::Signature { name: name.clone(), source })?;
+        let unusable = |source| SelectError::Release { name: name.clone(), source };
+        let release = Release::parse(&text).map_err(unusable)?;
+        release.check(&chosen.suite, architecture, now).map_err(unusable)?;
+        Ok(release)
+    };
+    let release = read(&answer.bytes)?;
+    let suite = |release, digest, bytes: &[u8]| Suite {
         name: chosen.suite.clone(),
         components: chosen.components.clone(),
-        in_release: (digest, answer.bytes.len() as u64),
+        in_release: (digest, bytes.len() as u64),
         release,
-    })
+    };
+    // An old file stays well signed: without a look back, a mirror could hide updates by replaying it.
+    if let Some(previous) = fetcher.previous(&urls).filter(|previous| *previous != answer.bytes)
+        && let Ok(newer) = read(&previous)
+        && newer.date > release.date
+    {
+        sink.event(Event::Warning(format!(
+            "upstream's {name} is older than the one seen before, which is used instead: is the mirror behind?"
+        )));
+        let digest = fetcher.cache().put(&previous)?;
+        return Ok(suite(newer, digest, &previous));
+    }
+    let digest = fetcher.keep(&answer)?;
+    Ok(suite(release, digest, &answer.bytes))
 }
 
 /// A package index as the Release file describes it.

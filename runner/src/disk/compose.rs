@@ -236,14 +236,22 @@ fn write_database(
     let write = |name: &str, bytes: &[u8], mode| {
         tree.file(&format!("{DATABASE}/{name}"), bytes, attributes(mode, modified))
     };
-    for (package, unpacked) in selection.packages.iter().zip(unpacked) {
+    for (index, (package, unpacked)) in selection.packages.iter().zip(unpacked).enumerate() {
         let described = Described::new(&unpacked.control.fields)
             .filter(|described| described.name() == package.name && described.version() == package.version)
             .ok_or_else(|| ComposeError::Control { package: package.name.clone() })?;
         let instance = described.instance();
-        status.push_str(&described.status(&unpacked.conffiles));
+        // What another package took over is no longer this one's, as dpkg has it.
+        let (paths, conffiles) = {
+            let layout = tree.layout();
+            let is_own = |path: &&str| !layout.is_taken_over(path, index + 1);
+            let paths: Vec<&str> = unpacked.paths.iter().map(String::as_str).filter(is_own).collect();
+            let conffiles = unpacked.conffiles.iter().filter(|one| is_own(&one.path.trim_start_matches('/')));
+            (database::file_list(&paths), conffiles.cloned().collect::<Vec<_>>())
+        };
+        status.push_str(&described.status(&conffiles));
         triggers.add(&instance, &unpacked.control.text("triggers"));
-        write(&format!("info/{instance}.list"), database::file_list(&unpacked.paths).as_bytes(), 0o644)?;
+        write(&format!("info/{instance}.list"), paths.as_bytes(), 0o644)?;
         for member in &unpacked.control.members {
             write(&format!("info/{instance}.{}", member.name), &member.bytes, member.mode)?;
             if member.name == "preinst" {

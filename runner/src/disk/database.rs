@@ -98,7 +98,7 @@ pub fn conffile_paths(text: &str) -> Vec<String> {
 
 /// A package's `.list`: the root first, then each path as the package has it.
 #[must_use]
-pub fn file_list(paths: &[String]) -> String {
+pub fn file_list(paths: &[&str]) -> String {
     let mut text = String::from("/.\n");
     for path in paths {
         let path = path.trim_start_matches("./").trim_matches('/');
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn lists_have_the_root_and_no_trailing_slashes() {
-        let paths = ["./", "./etc/", "./etc/a", "lib/x"].map(str::to_owned);
+        let paths = ["./", "./etc/", "./etc/a", "lib/x"];
         assert_eq!(file_list(&paths), "/.\n/etc\n/etc/a\n/lib/x\n");
     }
 

@@ -23,7 +23,7 @@ const E2FSCK: HostTool = HostTool { name: "e2fsck", package: "e2fsprogs" };
 /// Slow disks write some MB/s.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// Bytes of a block.
+/// Bytes of the unit in which sizes are given to mke2fs.
 const KIBIBYTE: u64 = 1024;
 
 /// The features are named one by one: what the host's mke2fs would choose may be too new for the

@@ -109,6 +109,14 @@ impl Layout {
         self.nodes.get(path)
     }
 
+    /// Does another package than number `owner` have its own thing at a package's `path`? What the
+    /// builder itself wrote there does not count.
+    #[must_use]
+    pub fn is_taken_over(&self, path: &str, owner: usize) -> bool {
+        let node = place(path).ok().and_then(|path| self.nodes.get(&path));
+        node.is_some_and(|node| node.kind != Kind::Directory && node.owner != owner && node.owner != 0)
+    }
+
     /// Admits an entry of package number `owner`. `replaces` tells whether the first of two packages
     /// replaces the second's files.
     ///

@@ -10,20 +10,32 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use hostler_runner::cache::{Cache, FetchError, FetchOptions, Fetcher, Mirror, Proxies};
 use hostler_runner::debian::release::ReleaseError;
 use hostler_runner::debian::signature::{Distrust, SignatureError};
 use hostler_runner::debian::{self, SelectError, Selection};
-use hostler_runner::event::Silent;
+use hostler_runner::event::{Event, Silent, Sink};
 use hostler_runner::recipe::Recipe;
 
 use upstream::{Fault, Signer, Upstream, publish};
 
 const BIG: &str = "/debian/pool/big_1+x_amd64.deb";
 const WEEK: Duration = Duration::from_secs(7 * 86_400);
+
+/// Keeps warnings.
+#[derive(Default)]
+struct Warnings(Mutex<Vec<String>>);
+
+impl Sink for Warnings {
+    fn event(&self, event: Event) {
+        if let Event::Warning(text) = event {
+            self.0.lock().unwrap().push(text);
+        }
+    }
+}
 
 struct World {
     upstream: Upstream,
@@ -278,6 +290,17 @@ fn another_signer_is_not_believed() {
 }
 
 #[test]
+fn a_replayed_release_file_does_not_win() {
+    let world = World::new();
+    let newer = world.select(&world.fetcher()).unwrap();
+    let earlier = SystemTime::now() - Duration::from_secs(86_400);
+    publish(&world.upstream, &world.signer, WEEK, earlier);
+    let replayed = world.select(&world.fetcher()).unwrap();
+    let date = |selection: &Selection| selection.repositories[0].suites[0].release.date;
+    assert_eq!(date(&replayed), date(&newer));
+}
+
+#[test]
 fn a_keyring_may_be_armored() {
     let world = World::new();
     let recipe = World::recipe(&world.upstream.url(), &world.signer.armored_keyring());
@@ -325,6 +348,14 @@ fn a_byte_flipped_on_disk_is_found_and_fetched_again() {
     assert!(ask(port, "GET", BIG, "").2 == original);
     assert_eq!(mirror.stop().failures, []);
     assert_eq!(fetcher.counted().damaged, 1);
+    assert!(std::fs::read(&path).unwrap() == original);
+
+    // The same while a build fetches: said, and put right.
+    std::fs::write(&path, &bytes).unwrap();
+    let warnings = Warnings::default();
+    let fetcher = world.fetcher();
+    debian::fetch(&world.select(&fetcher).unwrap(), &fetcher, &warnings).unwrap();
+    assert_eq!(warnings.0.lock().unwrap().len(), 1);
     assert!(std::fs::read(&path).unwrap() == original);
 }
 
