@@ -128,6 +128,12 @@ impl Place {
         command
     }
 
+    /// The place's own control groups, one in each hierarchy.
+    #[must_use]
+    pub fn groups(&self) -> &[PathBuf] {
+        &self.groups
+    }
+
     /// The directories of leases' control groups below the place's.
     #[must_use]
     pub fn lease_groups(&self) -> Vec<PathBuf> {

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
@@ -129,8 +129,7 @@ pub fn loops() -> Vec<LoopSeen> {
 /// The loop devices whose backing files lie below a directory, removed ones included.
 #[must_use]
 pub fn loops_below(directory: &Path) -> Vec<LoopSeen> {
-    let start = directory.as_os_str().as_bytes();
-    loops().into_iter().filter(|device| device.backing.as_os_str().as_bytes().starts_with(start)).collect()
+    loops().into_iter().filter(|device| device.backing.starts_with(directory)).collect()
 }
 
 /// The loop device that a file is behind.
@@ -215,7 +214,8 @@ mod tests {
         let line =
             b"36 35 98:0 / /a\\040b\\012c\\134d\xff rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
         let seen = mount(line);
-        assert_eq!(seen.point.as_os_str().as_bytes(), b"/a b\nc\\d\xff");
+        assert_eq!(seen.point.into_os_string().into_vec(), b"/a b\nc\\d\xff");
+        let seen = mount(line);
         assert_eq!((seen.number, seen.device.as_str(), seen.filesystem.as_str()), (36, "98:0", "ext3"));
         assert_eq!(seen.options, "rw,errors=continue");
     }
