@@ -1,1 +1,23 @@
-//! Cross-program tests.
+//! What the cross-program tests are made with.
+//!
+//! A test runs the real programs against the real kernel: [`scenario`] gives it a mount namespace of
+//! its own, a deadline and a [`place::Place`] that removes whatever is left; [`daemon`] starts
+//! `hostlerd`; [`bystander`] makes what must survive; [`probe`] looks at the host.
+//!
+//! Deliberately absent: any code of the programs under test. What the daemon says is checked by
+//! readers of `/proc` and `/sys` that were written here, and by `loopdev-3`. Only the protocol's
+//! types are shared, because they are the contract.
+//!
+//! A test fails by panicking, so the helpers panic too, each with what it was about.
+
+pub mod bystander;
+pub mod daemon;
+pub mod failure;
+#[cfg(feature = "privileged")]
+pub mod oracle;
+pub mod place;
+pub mod probe;
+pub mod program;
+pub mod scenario;
+pub mod terminal;
+pub mod wire;

@@ -6,8 +6,8 @@ use super::super::fixture::{
 };
 use super::attribute;
 use crate::model::{
-    BackingFile, DiskSequence, Gap, LoopState, MountIdentity, MountNumber, Phase, ResourceIdentity,
-    UnderClaim,
+    BackingFile, CgroupIdentity, DiskSequence, Gap, LoopState, MountIdentity, MountNumber, Phase,
+    ResourceIdentity, UnderClaim,
 };
 
 #[test]
@@ -160,4 +160,67 @@ fn a_file_of_the_same_inode_on_another_file_system_is_another_file() {
     snapshot.claimed_files.push(UnderClaim { lease: LeaseId(1), what: elsewhere });
     snapshot.loops = vec![device];
     assert!(attribute(&snapshot, [&lease(1, Phase::Over)]).owners.is_empty());
+}
+
+/// A lease within another, by its control group.
+fn nested() -> (crate::model::Lease, crate::model::Lease) {
+    let (mut outer, mut inner) = (lease(1, Phase::Over), lease(2, Phase::Open));
+    outer.cgroup = Some((CgroupIdentity(5), "/cg/job/hostler-lease-1".to_owned()));
+    inner.cgroup = Some((CgroupIdentity(6), "/cg/job/hostler-lease-1/hostler-lease-2".to_owned()));
+    (outer, inner)
+}
+
+#[test]
+fn what_two_nested_leases_have_evidence_for_is_the_inner_ones() {
+    let (outer, inner) = nested();
+    let mut snapshot = host();
+    let device = loop_device(3, ROOT_DISK);
+    claim_file(&mut snapshot, 1, &device);
+    claim_file(&mut snapshot, 2, &device);
+    snapshot.loops = vec![device];
+    let members = [inner.owner, process_identity(50)];
+    snapshot.processes = vec![process(inner.owner.pid, 1), process(50, 1)];
+    snapshot.members.insert(LeaseId(1), members.to_vec());
+    snapshot.members.insert(LeaseId(2), members.to_vec());
+    for order in [[&outer, &inner], [&inner, &outer]] {
+        let ownership = attribute(&snapshot, order);
+        assert_eq!(ownership.doubtful.len(), 0);
+        let of_the_inner: Vec<_> = ownership.of(LeaseId(2)).collect();
+        let expected = [
+            ResourceIdentity::Process(process_identity(50)),
+            ResourceIdentity::Loop(loop_identity(3, ROOT_DISK)),
+        ];
+        assert_eq!(of_the_inner, expected);
+        // It ends with the outer lease, and then its own lease ends.
+        assert!(ownership.is_of(ResourceIdentity::Process(inner.owner), LeaseId(1)));
+    }
+}
+
+#[test]
+fn a_name_that_begins_like_anothers_is_not_within_it() {
+    let (mut outer, mut inner) = nested();
+    outer.cgroup = Some((CgroupIdentity(5), "/cg/hostler-lease-1".to_owned()));
+    inner.cgroup = Some((CgroupIdentity(6), "/cg/hostler-lease-12".to_owned()));
+    let mut snapshot = host();
+    let device = loop_device(3, ROOT_DISK);
+    claim_file(&mut snapshot, 1, &device);
+    claim_file(&mut snapshot, 2, &device);
+    snapshot.loops = vec![device];
+    assert_eq!(attribute(&snapshot, [&outer, &inner]).doubtful.len(), 1);
+}
+
+#[test]
+fn nothing_follows_from_what_is_doubtful() {
+    let mut snapshot = host();
+    let device = loop_device(3, ROOT_DISK);
+    claim_file(&mut snapshot, 1, &device);
+    snapshot.loops = vec![device];
+    // Of the first lease by its device, below the second one's claim; on it another mount.
+    let image = mount(2, 1, loop_number(3), "/w/root");
+    let bound = mount(3, 2, ROOT_DISK, "/w/root/dev");
+    snapshot.claimed_mounts.push(UnderClaim { lease: LeaseId(2), what: image.identity });
+    snapshot.mounts.extend([image.clone(), bound.clone()]);
+    let ownership = attribute(&snapshot, [&lease(1, Phase::Over), &lease(2, Phase::Open)]);
+    assert!(ownership.doubtful.contains(&ResourceIdentity::Mount(image.identity)));
+    assert!(!ownership.owners.contains_key(&ResourceIdentity::Mount(bound.identity)));
 }

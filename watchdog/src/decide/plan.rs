@@ -12,8 +12,8 @@ use hostler_protocol::lease::LeaseId;
 
 use super::attribute::Ownership;
 use crate::model::{
-    CgroupIdentity, Gap, Lease, LoopIdentity, Mount, Phase, Plan, ProcessIdentity, ResourceIdentity,
-    Snapshot, Step,
+    CgroupIdentity, Gap, Lease, LoopIdentity, Mount, MountNumber, Phase, Plan, ProcessIdentity,
+    ResourceIdentity, Snapshot, Step,
 };
 
 /// What the administrator set.
@@ -35,7 +35,7 @@ pub fn plan(lease: &Lease, snapshot: &Snapshot, ownership: &Ownership, settings:
     if !processes.is_empty() {
         steps.push(Step::EndProcesses {
             processes,
-            cgroup: killable_cgroup(lease, snapshot),
+            cgroup: killable_cgroup(lease, snapshot, ownership),
             term_timeout_ms: settings.term_timeout_ms,
         });
     }
@@ -53,12 +53,18 @@ pub fn plan(lease: &Lease, snapshot: &Snapshot, ownership: &Ownership, settings:
     Plan { steps }
 }
 
-/// The lease's control group, when it may be killed as a whole: not while the owner is in it.
-fn killable_cgroup(lease: &Lease, snapshot: &Snapshot) -> Option<(CgroupIdentity, String)> {
+/// The lease's control group, when it may be killed as a whole: not while a process is in it that is
+/// not to be ended, such as a living owner, or those of a lease within this one.
+fn killable_cgroup(
+    lease: &Lease,
+    snapshot: &Snapshot,
+    ownership: &Ownership,
+) -> Option<(CgroupIdentity, String)> {
     let members = snapshot.members.get(&lease.id)?;
     let (identity, path) = lease.cgroup.clone()?;
     let is_there = snapshot.cgroups.get(&lease.id) == Some(&identity);
-    (is_there && !members.contains(&lease.owner)).then_some((identity, path))
+    let all_ours = members.iter().all(|member| ownership.is_of(ResourceIdentity::Process(*member), lease.id));
+    (is_there && all_ours).then_some((identity, path))
 }
 
 fn live_processes(lease: LeaseId, snapshot: &Snapshot, ownership: &Ownership) -> Vec<ProcessIdentity> {
@@ -112,7 +118,7 @@ fn in_holding_order(lease: LeaseId, snapshot: &Snapshot, ownership: &Ownership) 
         for holders in waits_for.values_mut() {
             holders.remove(&next);
         }
-        steps.push(step(next, snapshot));
+        steps.push(step(next, lease, snapshot, ownership));
     }
     steps
 }
@@ -153,17 +159,55 @@ fn is_of_a_loop_device(mount: &Mount, snapshot: &Snapshot) -> bool {
     snapshot.loops.iter().any(|device| device.has_device(mount.device()))
 }
 
-fn step(node: Node, snapshot: &Snapshot) -> Step {
+fn step(node: Node, lease: LeaseId, snapshot: &Snapshot, ownership: &Ownership) -> Step {
     match node {
         Node::Mount(std::cmp::Reverse(index)) => {
             let mount = &snapshot.mounts[index];
-            Step::Unmount {
-                mount: mount.identity,
-                short_number: mount.short_number,
-                point: mount.point.clone(),
+            let (identity, short_number, point) = (mount.identity, mount.short_number, mount.point.clone());
+            match peer_of_a_bystander(mount, lease, snapshot, ownership) {
+                Some(parent) => {
+                    Step::UnmountApart { mount: identity, short_number, point, parent: parent.identity }
+                }
+                None => Step::Unmount { mount: identity, short_number, point },
             }
         }
         Node::Loop(identity) => Step::DetachLoop { identity },
+    }
+}
+
+/// The mount that `mount` is on, when unmounting there would unmount a bystander's mount as well.
+///
+/// A bind of a shared mount is its peer, and `mount --rbind /dev` copies what is mounted below: the
+/// kernel undoes an unmount below one peer below all. So where the lease's parent mount is shared,
+/// and another mount of the same file system has the same thing mounted on it, not the lease's, the
+/// two are parted first. Not when that other one is younger: then it is the copy, which came by
+/// propagation of what the lease mounted, and is to go with it.
+fn peer_of_a_bystander<'a>(
+    mount: &Mount,
+    lease: LeaseId,
+    snapshot: &'a Snapshot,
+    ownership: &Ownership,
+) -> Option<&'a Mount> {
+    let is_own = |mount: &Mount| ownership.is_of(ResourceIdentity::Mount(mount.identity), lease);
+    let on = |mount: &Mount| {
+        snapshot.mounts.iter().find(|other| Some(other.short_number) == mount.parent && other.shared)
+    };
+    let parent = on(mount).filter(|parent| is_own(parent))?;
+    let counterpart = snapshot.mounts.iter().any(|other| {
+        other.device() == mount.device()
+            && other.root == mount.root
+            && !is_own(other)
+            && !is_younger(other, mount)
+            && on(other).is_some_and(|peer| peer.device() == parent.device() && !is_own(peer))
+    });
+    counterpart.then_some(parent)
+}
+
+/// Whether one mount was made after another; unknown, so not, where numbers are given again.
+fn is_younger(one: &Mount, other: &Mount) -> bool {
+    match (one.identity.number, other.identity.number) {
+        (MountNumber::Unique(one), MountNumber::Unique(other)) => one > other,
+        (MountNumber::Reusable(_), _) | (_, MountNumber::Reusable(_)) => false,
     }
 }
 

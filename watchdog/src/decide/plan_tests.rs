@@ -191,7 +191,7 @@ fn a_scratch_directory_goes_after_its_mounts_and_not_around_a_bystanders() {
 /// What the kernel would do with a step: it refuses to free what is still held.
 fn apply(step: &Step, snapshot: &mut Snapshot) -> Result<(), String> {
     match step {
-        Step::Unmount { mount, .. } => {
+        Step::Unmount { mount, .. } | Step::UnmountApart { mount, .. } => {
             let index =
                 snapshot.mounts.iter().position(|other| other.identity == *mount).ok_or("not mounted")?;
             let number = snapshot.mounts[index].short_number;

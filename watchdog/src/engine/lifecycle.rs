@@ -12,7 +12,7 @@ use super::record::Record;
 use super::{Engine, now_ms};
 use crate::journal::Entry;
 use crate::kernel::{calls, cgroups, directories, loops, processes, signals};
-use crate::model::{BootId, Claim, DiskSequence, Lease, Phase, ProcessIdentity, SnapshotDepth};
+use crate::model::{BootId, Claim, DiskSequence, Gap, Lease, Phase, ProcessIdentity, SnapshotDepth};
 
 /// Longest name of a lease, in bytes.
 const NAME_LIMIT: usize = 200;
@@ -265,26 +265,44 @@ impl Engine {
             return Err(refused(format!("{shown} belongs to user {owner}; claim a directory of your own")));
         }
         let handle = calls::file_handle(&directory).ok();
-        let has_handle = handle.is_some();
         let claim = Claim { directory: identity, scratch, path: shown, handle };
-        let directory = Rc::new(directory);
-        {
-            let mut state = self.shared.state.borrow_mut();
-            let record = state.get_mut(id).ok_or(CallError::NoSuchLease { lease: id })?;
-            if !has_handle {
-                record.descriptors.insert(record.lease.claims.len(), Rc::clone(&directory));
+        let kept = claim.handle.is_none().then(|| Rc::new(directory));
+        self.add_claim(id, claim, kept).await
+    }
+
+    /// Takes a claim into a lease, together with what lay below the directory before, which is not
+    /// the lease's. Both in one step: a look that knew the claim alone would take all that for the
+    /// lease's, and remember it as such.
+    async fn add_claim(&self, id: LeaseId, claim: Claim, kept: Option<Rc<OwnedFd>>) -> Result<(), CallError> {
+        let snapshot = self.observe_claim(id, &claim, kept.as_ref()).await.map_err(unavailable)?;
+        let unclear = snapshot.gaps.iter().find(|gap| match gap {
+            Gap::Mounts(_) | Gap::Loops(_) => true,
+            Gap::Claim(lease, _) => *lease == id,
+            Gap::Loop(..) | Gap::Processes(_) | Gap::Process(..) | Gap::Namespace(..) | Gap::Cgroup(..) => {
+                false
             }
-            record.lease.claims.push(claim);
+        });
+        if let Some(gap) = unclear {
+            return Err(unavailable(format!(
+                "what lies in the directory cannot be told: {}",
+                gap.sentence()
+            )));
         }
-        // What is there before the claim is not the lease's.
-        let snapshot = self.observe(SnapshotDepth::Ownership).await.map_err(unavailable)?;
         let below = snapshot.claimed_mounts.iter().filter(|found| found.lease == id).map(|found| found.what);
         let newest = snapshot.loops.iter().filter_map(|device| device.sequence).max();
-        self.change(id, |lease| {
+        let entry = {
+            let mut state = self.shared.state.borrow_mut();
+            let record = state.get_mut(id).ok_or(CallError::NoSuchLease { lease: id })?;
+            if let Some(directory) = kept {
+                record.descriptors.insert(record.lease.claims.len(), directory);
+            }
+            let lease = &mut record.lease;
+            lease.claims.push(claim);
             lease.mounts_before.extend(below);
             lease.loops_before = lease.loops_before.max(newest.unwrap_or(DiskSequence(0)));
-        })
-        .await;
+            Entry::Lease { lease: Box::new(lease.clone()) }
+        };
+        self.record(vec![entry]).await;
         Ok(())
     }
 

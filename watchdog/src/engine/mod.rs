@@ -13,11 +13,12 @@ mod record;
 mod view;
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use hostler_protocol::lease::LeaseId;
 pub use lifecycle::Caller;
 use tokio::sync::Notify;
 
@@ -27,7 +28,7 @@ use crate::journal::{Entry, Journal};
 use crate::kernel::cgroups::Hierarchy;
 use crate::kernel::events::{KernelEvent, Watcher};
 use crate::metrics::Metrics;
-use crate::model::{BootId, Lease, Snapshot, SnapshotDepth};
+use crate::model::{BootId, Claim, Lease, Snapshot, SnapshotDepth};
 use crate::worker::{ClaimQuery, LeaseQuery, Pool, Query, WorkerError};
 use record::State;
 
@@ -182,6 +183,22 @@ impl Engine {
         let descriptors: Vec<BorrowedFd<'_>> = held.iter().map(|descriptor| descriptor.as_fd()).collect();
         let silence = self.shared.config.borrow().reclaim.step_timeout;
         let query = Query { depth, leases: queries, avoid: Vec::new() };
+        self.shared.pool.observe(query, &descriptors, silence).await
+    }
+
+    /// Looks at what lies below a directory that a lease is about to claim, and at nothing of other
+    /// leases.
+    async fn observe_claim(
+        &self,
+        lease: LeaseId,
+        claim: &Claim,
+        kept: Option<&Rc<OwnedFd>>,
+    ) -> Result<Snapshot, WorkerError> {
+        let descriptors: Vec<BorrowedFd<'_>> = kept.into_iter().map(|directory| directory.as_fd()).collect();
+        let claim = ClaimQuery { claim: claim.clone(), descriptor: kept.map(|_| 0) };
+        let leases = vec![LeaseQuery { lease, cgroup: None, claims: vec![claim] }];
+        let query = Query { depth: SnapshotDepth::Ownership, leases, avoid: Vec::new() };
+        let silence = self.shared.config.borrow().reclaim.step_timeout;
         self.shared.pool.observe(query, &descriptors, silence).await
     }
 

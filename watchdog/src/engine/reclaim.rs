@@ -153,7 +153,10 @@ impl Engine {
             Step::EndProcesses { term_timeout_ms, .. } => {
                 Duration::from_millis(*term_timeout_ms) + step_timeout
             }
-            Step::Unmount { .. } | Step::DetachLoop { .. } | Step::RemoveCgroup { .. } => step_timeout,
+            Step::Unmount { .. }
+            | Step::UnmountApart { .. }
+            | Step::DetachLoop { .. }
+            | Step::RemoveCgroup { .. } => step_timeout,
             // A tree of a million files takes a while, and hangs nobody but its own lease.
             Step::RemoveDirectory { .. } => step_timeout.max(Duration::from_secs(300)),
         }
@@ -355,7 +358,10 @@ fn name_in(plan: &Plan, resource: ResourceIdentity) -> String {
     use hostler_protocol::text::printable;
     let step = plan.steps.iter().find(|step| step.resources().contains(&resource));
     match (resource, step) {
-        (ResourceIdentity::Mount(_), Some(Step::Unmount { point, .. })) => printable(point),
+        (
+            ResourceIdentity::Mount(_),
+            Some(Step::Unmount { point, .. } | Step::UnmountApart { point, .. }),
+        ) => printable(point),
         (ResourceIdentity::Directory(_), Some(Step::RemoveDirectory { path, .. }))
         | (ResourceIdentity::Cgroup(_), Some(Step::RemoveCgroup { path, .. })) => path.clone(),
         (ResourceIdentity::Process(process), _) => process.pid.to_string(),

@@ -106,7 +106,15 @@ pub fn create(
     })?;
     let parent = hierarchy.root.join(place.trim_start_matches('/'));
     let path = parent.join(format!("hostler-lease-{lease}"));
-    fs::create_dir(&path)?;
+    match fs::create_dir(&path) {
+        // A daemon that was killed before the lease was in its journal left it, and gives the number
+        // again. Only an empty group can be removed.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_dir(&path)?;
+            fs::create_dir(&path)?;
+        }
+        created => created?,
+    }
     Ok((identity(&path)?, path))
 }
 

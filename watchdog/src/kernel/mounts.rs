@@ -171,6 +171,41 @@ pub fn unmount(identity: &MountIdentity, short_number: u64) -> io::Result<Unmoun
     else {
         return Ok(Unmounted::Gone);
     };
+    match reach(mount)? {
+        Some((target, _parent)) => {
+            umount2(target.as_c_str(), MntFlags::UMOUNT_NOFOLLOW)?;
+            Ok(Unmounted::Done)
+        }
+        None => Ok(Unmounted::OtherOnTop),
+    }
+}
+
+/// Makes exactly the mount with this identity private: what is unmounted below it afterwards stays
+/// mounted below its peers (`mount_namespaces(7)`, "Shared subtrees").
+///
+/// # Errors
+/// When it cannot be reached, because something is mounted over it, or still has peers afterwards.
+pub fn part_from_peers(identity: &MountIdentity) -> io::Result<()> {
+    let (_, mounts) = own()?;
+    let is_shared = |mounts: &[Mount]| {
+        mounts.iter().find(|mount| mount.identity == *identity).filter(|mount| mount.shared).cloned()
+    };
+    let Some(mount) = is_shared(&mounts) else { return Ok(()) };
+    let (target, _parent) = reach(&mount)?.ok_or_else(|| {
+        let cause = "the mount it is on shares its mounts with a bystander's and cannot be reached to be parted from it";
+        io::Error::new(io::ErrorKind::ResourceBusy, cause)
+    })?;
+    let nothing = None::<&std::ffi::CStr>;
+    nix::mount::mount(nothing, target.as_c_str(), nothing, nix::mount::MsFlags::MS_PRIVATE, nothing)?;
+    match is_shared(&own()?.1) {
+        None => Ok(()),
+        Some(_) => Err(io::Error::other("the mount it is on still shares its mounts with a bystander's")),
+    }
+}
+
+/// A path that leads to exactly this mount, and the descriptor that it begins at and lives as long
+/// as; `None` when something else is on top, or the mount point was moved.
+fn reach(mount: &Mount) -> io::Result<Option<(CString, OwnedFd)>> {
     let point = Path::new(OsStr::from_bytes(&mount.point));
     let (Some(parent), Some(name)) = (point.parent(), point.file_name()) else {
         return Err(io::Error::new(
@@ -180,21 +215,19 @@ pub fn unmount(identity: &MountIdentity, short_number: u64) -> io::Result<Unmoun
     };
     let parent = match open_directory(parent) {
         Ok(parent) => parent,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Unmounted::OtherOnTop),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    let unique = match identity.number {
+    let unique = match mount.identity.number {
         MountNumber::Unique(_) => true,
         MountNumber::Reusable(_) => false,
     };
-    if number_at(&parent, name, unique)? != identity.number {
-        return Ok(Unmounted::OtherOnTop);
+    if number_at(&parent, name, unique)? != mount.identity.number {
+        return Ok(None);
     }
     let mut target = format!("/proc/thread-self/fd/{}/", parent.as_raw_fd()).into_bytes();
     target.extend_from_slice(name.as_bytes());
-    let target = CString::new(target).map_err(io::Error::other)?;
-    umount2(target.as_c_str(), MntFlags::UMOUNT_NOFOLLOW)?;
-    Ok(Unmounted::Done)
+    Ok(Some((CString::new(target).map_err(io::Error::other)?, parent)))
 }
 
 fn open_directory(path: &Path) -> io::Result<OwnedFd> {

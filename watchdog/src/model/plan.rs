@@ -29,6 +29,18 @@ pub enum Step {
         /// Where it was; for people and as a place to look, checked by identity.
         point: Vec<u8>,
     },
+    /// Unmount one mount, after the mount it is on was parted from its peers: otherwise a
+    /// bystander's mount would go with it.
+    UnmountApart {
+        /// Which.
+        mount: MountIdentity,
+        /// Its number in mountinfo, to find it by.
+        short_number: u64,
+        /// Where it was; for people.
+        point: Vec<u8>,
+        /// The mount it is on, which is the lease's own.
+        parent: MountIdentity,
+    },
     /// Detach one loop device.
     DetachLoop {
         /// Which attachment.
@@ -60,7 +72,9 @@ impl Step {
             Self::EndProcesses { processes, .. } => {
                 processes.iter().copied().map(ResourceIdentity::Process).collect()
             }
-            Self::Unmount { mount, .. } => vec![ResourceIdentity::Mount(*mount)],
+            Self::Unmount { mount, .. } | Self::UnmountApart { mount, .. } => {
+                vec![ResourceIdentity::Mount(*mount)]
+            }
             Self::DetachLoop { identity } => vec![ResourceIdentity::Loop(*identity)],
             Self::RemoveDirectory { directory, .. } => vec![ResourceIdentity::Directory(*directory)],
             Self::RemoveCgroup { cgroup, .. } => vec![ResourceIdentity::Cgroup(*cgroup)],
@@ -81,6 +95,9 @@ impl Step {
                 )
             }
             Self::Unmount { point, .. } => format!("unmount {}", printable(point)),
+            Self::UnmountApart { point, .. } => {
+                format!("unmount {}, apart from a bystander's mount of the same", printable(point))
+            }
             Self::DetachLoop { identity } => format!("detach /dev/loop{}", identity.number),
             Self::RemoveDirectory { path, .. } => format!("remove directory {path}"),
             Self::RemoveCgroup { path, .. } => format!("remove control group {path}"),

@@ -21,15 +21,10 @@ pub(super) fn act(step: &Step, claim: Option<&ClaimQuery>, passed: &[OwnedFd]) -
         Step::EndProcesses { processes, cgroup, term_timeout_ms } => {
             end_processes(processes, cgroup.as_ref(), Duration::from_millis(*term_timeout_ms))
         }
-        Step::Unmount { mount, short_number, .. } => {
-            mounts::unmount(mount, *short_number).map(|unmounted| match unmounted {
-                mounts::Unmounted::Done => StepResult::Done,
-                mounts::Unmounted::Gone => StepResult::Gone,
-                mounts::Unmounted::OtherOnTop => StepResult::Failed {
-                    cause: "something else is mounted above it, or its mount point was moved".to_owned(),
-                },
-            })
-        }
+        Step::Unmount { mount, short_number, .. } => mounts::unmount(mount, *short_number).map(unmounted),
+        Step::UnmountApart { mount, short_number, parent, .. } => mounts::part_from_peers(parent)
+            .and_then(|()| mounts::unmount(mount, *short_number))
+            .map(unmounted),
         Step::DetachLoop { identity } => loops::detach(identity).map(|detached| match detached {
             loops::Detached::Done => StepResult::Done,
             loops::Detached::Gone => StepResult::Gone,
@@ -39,6 +34,16 @@ pub(super) fn act(step: &Step, claim: Option<&ClaimQuery>, passed: &[OwnedFd]) -
         Step::RemoveCgroup { cgroup, path } => remove_cgroup(*cgroup, Path::new(path)),
     };
     result.unwrap_or_else(|error| StepResult::Failed { cause: error.to_string() })
+}
+
+fn unmounted(unmounted: mounts::Unmounted) -> StepResult {
+    match unmounted {
+        mounts::Unmounted::Done => StepResult::Done,
+        mounts::Unmounted::Gone => StepResult::Gone,
+        mounts::Unmounted::OtherOnTop => StepResult::Failed {
+            cause: "something else is mounted above it, or its mount point was moved".to_owned(),
+        },
+    }
 }
 
 fn end_processes(

@@ -1,0 +1,293 @@
+//! A test's own place on the host: a directory, control groups, and whatever is made in them.
+//!
+//! Everything a test starts runs in the place's control groups, and every file lies below its
+//! directory. So what is left at the end can be found without asking the daemon, and removed
+//! without touching anything else.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use crate::failure::{OrFail, wait_until};
+use crate::{probe, program};
+
+/// The user that unprivileged parts of privileged tests run as.
+pub const USER: &str = "hostler-test";
+
+/// Sends SIGKILL to a process that this test started and has not waited for yet.
+pub fn kill(pid: u32) {
+    signal(pid, Signal::SIGKILL);
+}
+
+/// Sends any signal to such a process. One that is gone is no error.
+pub fn signal(pid: u32, signal: Signal) {
+    if let Ok(pid) = i32::try_from(pid) {
+        let _ = nix::sys::signal::kill(Pid::from_raw(pid), signal);
+    }
+}
+
+/// The place.
+#[derive(Debug)]
+pub struct Place {
+    directory: PathBuf,
+    groups: Vec<PathBuf>,
+}
+
+impl Place {
+    /// Makes a place with a directory that every user can enter, and a group in each control group
+    /// hierarchy that `hostlerd` may use.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let own =
+            format!("hostler-tests-{}-{}-{name}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let above = fs::canonicalize(std::env::temp_dir()).or_fail("finding the temporary directory");
+        let directory = above.join(&own);
+        fs::create_dir(&directory).or_fail(format_args!("making {}", directory.display()));
+        // From here on, dropping it removes what there is.
+        let mut place = Self { directory, groups: Vec::new() };
+        let open_to_all = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(&place.directory, open_to_all).or_fail("opening the place to all users");
+        for above in hierarchies() {
+            let group = above.join(&own);
+            fs::create_dir(&group).or_fail(format_args!("making {}", group.display()));
+            place.groups.push(group);
+        }
+        place
+    }
+
+    /// A path below the place's directory.
+    #[must_use]
+    pub fn path(&self, below: impl AsRef<Path>) -> PathBuf {
+        self.directory.join(below)
+    }
+
+    /// Makes a directory below the place's.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    #[must_use]
+    pub fn directory(&self, below: impl AsRef<Path>) -> PathBuf {
+        let path = self.path(below);
+        fs::create_dir_all(&path).or_fail(format_args!("making {}", path.display()));
+        path
+    }
+
+    /// Makes a directory that belongs to [`USER`].
+    ///
+    /// # Panics
+    /// When it cannot be made, or there is no such user.
+    #[must_use]
+    pub fn directory_of_user(&self, below: impl AsRef<Path>) -> PathBuf {
+        let path = self.directory(below);
+        let (uid, gid) = user();
+        std::os::unix::fs::chown(&path, Some(uid), Some(gid)).or_fail("giving a directory away");
+        path
+    }
+
+    /// A new ext4 image of that many MiB.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    #[must_use]
+    pub fn image(&self, below: impl AsRef<Path>, mebibytes: u64) -> PathBuf {
+        let path = self.path(below);
+        make_image(&path, mebibytes);
+        path
+    }
+
+    /// A command that runs in the place's control groups.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        const ENTER: &str = r#"while [ "$1" != -- ]; do echo $$ >"$1/cgroup.procs" || exit 99; shift; done
+            shift; exec "$@""#;
+        let mut command = Command::new("/bin/sh");
+        command.arg("-c").arg(ENTER).arg("sh").args(&self.groups).arg("--").arg(program.as_ref());
+        // A group of its own, so that a Ctrl-C at the terminal goes to the tests first.
+        command.process_group(0);
+        command
+    }
+
+    /// The same as [`USER`], with no privileges.
+    #[must_use]
+    pub fn command_of_user(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.command("setpriv");
+        command.args(["--reuid", USER, "--regid", USER, "--clear-groups", "--"]).arg(program.as_ref());
+        command
+    }
+
+    /// The place's own control groups, one in each hierarchy.
+    #[must_use]
+    pub fn groups(&self) -> &[PathBuf] {
+        &self.groups
+    }
+
+    /// The directories of leases' control groups below the place's.
+    #[must_use]
+    pub fn lease_groups(&self) -> Vec<PathBuf> {
+        self.groups.iter().flat_map(|group| groups_below(group)).collect()
+    }
+
+    /// The processes in the place's control groups, and in groups below them.
+    #[must_use]
+    pub fn processes(&self) -> Vec<u32> {
+        let mut all: Vec<u32> = self
+            .groups
+            .iter()
+            .flat_map(|group| std::iter::once(group.clone()).chain(groups_below(group)))
+            .flat_map(|group| fs::read_to_string(group.join("cgroup.procs")))
+            .flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<_>>())
+            .collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// What a test left, in words; empty when nothing.
+    #[must_use]
+    pub fn left(&self) -> Vec<String> {
+        let mut left: Vec<String> = Vec::new();
+        for pid in self.processes() {
+            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&command).replace('\0', " ");
+            left.push(format!("process {pid} ({command})"));
+        }
+        for mount in probe::mounts_below(&self.directory) {
+            left.push(format!("mount {:?}", mount.point));
+        }
+        for device in probe::loops_below(&self.directory) {
+            left.push(format!("/dev/loop{} ({:?})", device.number, device.backing));
+        }
+        for group in self.lease_groups() {
+            left.push(format!("control group {}", group.display()));
+        }
+        left
+    }
+
+    /// Fails the test when it left anything, with a little patience for what the kernel frees late.
+    ///
+    /// # Panics
+    /// When something is left.
+    #[track_caller]
+    pub fn assert_clean(&self) {
+        let patience = std::time::Instant::now() + Duration::from_secs(3);
+        while !self.left().is_empty() && std::time::Instant::now() < patience {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(self.left(), Vec::<String>::new(), "the test left something behind");
+    }
+
+    /// Removes whatever is left. For the end, whatever that was.
+    pub fn clear(&self) {
+        for pid in self.processes() {
+            kill(pid);
+        }
+        let patience = std::time::Instant::now() + Duration::from_secs(5);
+        while !self.processes().is_empty() && std::time::Instant::now() < patience {
+            for pid in self.processes() {
+                kill(pid);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        for mount in probe::mounts_below(&self.directory).iter().rev() {
+            let _ = umount2(&mount.point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+        }
+        for device in probe::loops_below(&self.directory) {
+            // Of this place by its backing file; losetup names what it cannot do.
+            let _ = Command::new("losetup").arg("-d").arg(format!("/dev/loop{}", device.number)).output();
+        }
+        for group in &self.groups {
+            for below in groups_below(group) {
+                let _ = fs::remove_dir(below);
+            }
+            let _ = fs::remove_dir(group);
+        }
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// Makes an ext4 image.
+///
+/// # Panics
+/// When it cannot be made.
+pub fn make_image(path: &Path, mebibytes: u64) {
+    let file = fs::File::create(path).or_fail(format_args!("making {}", path.display()));
+    file.set_len(mebibytes * 1024 * 1024).or_fail("giving the image its size");
+    // Without a journal and with few inodes it is made and mounted in milliseconds.
+    let options = ["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-N", "128"];
+    program::succeed("mke2fs", options.iter().map(OsStr::new).chain([path.as_os_str()]));
+}
+
+/// The test user's numbers.
+///
+/// # Panics
+/// When there is no such user.
+#[must_use]
+pub fn user() -> (u32, u32) {
+    let found = nix::unistd::User::from_name(USER).or_fail("looking the test user up");
+    let user = found.or_fail(format_args!("user {USER}; make it with `useradd --create-home {USER}`"));
+    (user.uid.as_raw(), user.gid.as_raw())
+}
+
+/// Where groups for a test can be made: this process's own place in the version 2 hierarchy, and in
+/// those of version 1 that `hostlerd` knows how to use.
+fn hierarchies() -> Vec<PathBuf> {
+    let own = fs::read_to_string("/proc/thread-self/cgroup").or_fail("reading /proc/thread-self/cgroup");
+    let mut found = Vec::new();
+    for mount in probe::mounts() {
+        let controller = match mount.filesystem.as_str() {
+            "cgroup2" => "",
+            "cgroup" if mount.options.split(',').any(|option| option == "pids") => "pids",
+            _ => continue,
+        };
+        let place = own.lines().find_map(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let is_it = fields.next()?.split(',').any(|name| name == controller);
+            is_it.then(|| fields.next()).flatten()
+        });
+        if let Some(place) = place {
+            found.push(mount.point.join(place.trim_start_matches('/')));
+        }
+    }
+    assert!(!found.is_empty(), "no control group hierarchy is mounted that tests can use");
+    found
+}
+
+/// All groups below one, the deepest first.
+fn groups_below(group: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(groups_below(&entry.path()));
+            found.push(entry.path());
+        }
+    }
+    found
+}
+
+/// Waits until none of these processes runs any more.
+///
+/// # Panics
+/// When one still does after `limit`.
+#[track_caller]
+pub fn wait_for_end(processes: &[probe::ProcessSeen], limit: Duration) {
+    wait_until("the end of processes", limit, || processes.iter().all(|process| !process.runs()));
+}

@@ -1,0 +1,1 @@
+//! A terminal of a test's own, with a program on it.

@@ -1,0 +1,207 @@
+//! What bystanders hold is left, told about, and taken back once they are gone.
+
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use hostler_protocol::lease::LeaseState;
+use hostler_protocol::methods::{Explanation, HostStatus};
+use hostler_protocol::resource::{Kind, Outcome, Verdict};
+use hostler_protocol::why::{Held, Reason};
+use hostler_tests::bystander::Bystander;
+use hostler_tests::daemon::{Daemon, Settings};
+use hostler_tests::failure::{OrFail, wait_until};
+use hostler_tests::place::{Place, kill};
+use hostler_tests::probe::ProcessSeen;
+use hostler_tests::{probe, scenario};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// Mounts the image on `mnt`, and waits to be killed.
+const MOUNT: &str = r#"
+    device=$(losetup --find --show image)
+    mkdir mnt; mount "$device" mnt
+    echo $$ > shell
+    sleep 600
+"#;
+
+/// Ends a process that a test started.
+struct Visitor(Child);
+
+impl Visitor {
+    fn end(mut self) {
+        kill(self.0.id());
+        self.0.wait().or_fail("waiting for a process of the test");
+    }
+}
+
+fn start_build(daemon: &Daemon<'_>, place: &Place) -> Child {
+    let claim = place.path("claim");
+    let mut run = daemon.run_script("build", &claim, MOUNT);
+    let child = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().or_fail("starting hostler");
+    let _ = probe::pid_from(&claim.join("shell"));
+    child
+}
+
+fn kill_and_wait(mut child: Child) {
+    kill(child.id());
+    child.wait().or_fail("waiting for hostler");
+}
+
+#[test]
+fn a_bystander_standing_in_a_leaked_mount_pins_it() {
+    scenario::privileged("cwd", |place| {
+        let claim = place.directory("claim");
+        let image = place.image("claim/image", 8);
+        let bystander = Bystander::new(place, &place.directory("other"));
+        let daemon = Daemon::start(place, &Settings::default());
+        let hostler = start_build(&daemon, place);
+        let mount = probe::mount_number(&claim.join("mnt"));
+        let device = probe::loop_of(&image);
+        // Somebody looks around in the mount: not of the lease, and not to be touched.
+        let visitor = place.command("sleep").arg("600").current_dir(claim.join("mnt")).spawn();
+        let visitor = Visitor(visitor.or_fail("starting the visitor"));
+        let visitor_seen = ProcessSeen::of(visitor.0.id());
+        kill_and_wait(hostler);
+
+        let (lease, _) = daemon.wait_for_state("build", LeaseState::Pinned, SOON);
+        let report = lease.report.or_fail("a report");
+        assert!(!report.complete);
+        let of = |kind| report.resources.iter().find(move |resource| resource.kind == kind);
+        let pinned = of(Kind::Mount).or_fail("the mount in the report");
+        assert_eq!(
+            (pinned.outcome, pinned.reasons.as_slice()),
+            (Outcome::Pinned, [Reason::CwdOrRoot].as_slice())
+        );
+        assert!(pinned.detail.contains(&format!("process {}", visitor_seen.pid)), "{pinned:?}");
+        let pinned = of(Kind::Loop).or_fail("the loop device in the report");
+        assert_eq!(
+            (pinned.outcome, pinned.reasons.as_slice()),
+            (Outcome::Pinned, [Reason::Mounted].as_slice())
+        );
+        assert!(visitor_seen.runs());
+        assert_eq!(probe::mount_number(&claim.join("mnt")), mount);
+        assert_eq!(probe::loop_of(&image), device);
+
+        visitor.end();
+        let (_, took) = daemon.wait_for_end("build", SOON);
+        println!("a pinned mount was taken back {} ms after its holder had ended", took.as_millis());
+        assert_eq!(probe::mounts_below(&claim), []);
+        assert_eq!(probe::loops_below(&claim), []);
+        bystander.assert_untouched();
+    });
+}
+
+#[test]
+fn a_copy_of_the_mount_in_another_namespace_pins_the_device_only() {
+    scenario::privileged("namespace", |place| {
+        let claim = place.directory("claim");
+        let image = place.image("claim/image", 8);
+        let bystander = Bystander::new(place, &place.directory("other"));
+        let daemon = Daemon::start(place, &Settings::default());
+        let hostler = start_build(&daemon, place);
+        // An innocent builder that makes itself a namespace while the leak exists.
+        let copier = place.command("unshare").args(["--mount", "sleep", "600"]).spawn();
+        let copier = Visitor(copier.or_fail("starting the copier"));
+        let pid = copier.0.id();
+        wait_until("a namespace of its own", SOON, || {
+            let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+            let own = namespace("thread-self");
+            namespace(&pid.to_string()).is_some_and(|other| Some(other) != own)
+        });
+        let copier_seen = ProcessSeen::of(pid);
+        kill_and_wait(hostler);
+
+        let (lease, _) = daemon.wait_for_state("build", LeaseState::Pinned, SOON);
+        let report = lease.report.or_fail("a report");
+        let of = |kind| report.resources.iter().find(move |resource| resource.kind == kind);
+        let mount = of(Kind::Mount).or_fail("the mount in the report");
+        assert_eq!(mount.outcome, Outcome::Reclaimed, "{report:?}");
+        let device = of(Kind::Loop).or_fail("the loop device in the report");
+        assert_eq!(device.outcome, Outcome::Pinned, "{report:?}");
+        assert!(device.reasons.contains(&Reason::ForeignNamespace), "{report:?}");
+        assert_eq!(probe::mounts_below(&claim), [], "the host's part is done all the same");
+        assert!(copier_seen.runs());
+        let other = std::fs::read(format!("/proc/{pid}/mountinfo")).or_fail("the copier's mounts");
+        let point = claim.join("mnt");
+        let still = String::from_utf8_lossy(&other).contains(&*point.to_string_lossy());
+        assert!(still, "the copy in the other namespace was touched");
+
+        copier.end();
+        daemon.wait_for_end("build", SOON);
+        assert!(!probe::loops().iter().any(|device| device.backing == image));
+        bystander.assert_untouched();
+    });
+}
+
+#[test]
+fn why_and_status_name_owner_and_holders_of_a_leak() {
+    scenario::privileged("why", |place| {
+        let claim = place.directory("claim");
+        let image = place.image("claim/image", 8);
+        let bystander = Bystander::new(place, &place.directory("other"));
+        let daemon = Daemon::start(place, &Settings::default());
+        let hostler = start_build(&daemon, place);
+        let owner = hostler.id();
+        let device = probe::loop_of(&image);
+        let point = claim.join("mnt");
+
+        let text = daemon.ask(&["status", "--json"]).succeeded();
+        let status: HostStatus = serde_json::from_str(&text).or_fail("reading the status");
+        let lease = status.leases.iter().find(|lease| lease.name == "build").or_fail("the lease");
+        assert_eq!((lease.state, lease.owner_pid, lease.uid), (LeaseState::Open, owner, 0));
+        let verdict = |kind, name: &str| {
+            let all = status.leases.iter().flat_map(|lease| &lease.resources).chain(&status.others);
+            all.filter(|resource| resource.kind == kind && resource.name == name).map(|it| it.verdict).next()
+        };
+        assert_eq!(verdict(Kind::Loop, &format!("/dev/loop{}", device.number)), Some(Verdict::Owned));
+        assert_eq!(verdict(Kind::Mount, &point.to_string_lossy()), Some(Verdict::Owned));
+        let other = format!("/dev/loop{}", bystander.device().number);
+        assert_eq!(verdict(Kind::Loop, &other), Some(Verdict::Bystander));
+        assert_eq!(verdict(Kind::Mount, &bystander.point().to_string_lossy()), Some(Verdict::Bystander));
+
+        let visitor = place.command("sleep").arg("600").current_dir(&point).spawn();
+        let visitor = Visitor(visitor.or_fail("starting the visitor"));
+        let visitor_pid = visitor.0.id();
+        kill_and_wait(hostler);
+        daemon.wait_for_state("build", LeaseState::Pinned, SOON);
+
+        let node = format!("/dev/loop{}", device.number);
+        let text = daemon.ask(&["why", &node, "--json"]).succeeded();
+        let explanation: Explanation = serde_json::from_str(&text).or_fail("reading the explanation");
+        assert!(explanation.tree.what.contains(&node), "{explanation:?}");
+        assert!(explanation.tree.whose.contains("lease"), "{explanation:?}");
+        let chain = chain(&explanation.tree);
+        assert_eq!(chain[0].0, Reason::Mounted, "{chain:?}");
+        assert!(chain[0].1.contains(&*point.to_string_lossy()), "{chain:?}");
+        let holder = format!("process {visitor_pid} (sleep");
+        let found = chain.iter().find(|(_, what)| what.contains(&holder));
+        assert_eq!(found.map(|(reason, _)| *reason), Some(Reason::CwdOrRoot), "{chain:?}");
+
+        let shown = daemon.ask(&["why", &node]).succeeded();
+        assert!(shown.contains(&format!("to end this: kill {visitor_pid}")), "{shown}");
+        let shown = daemon.ask(&["status"]).succeeded();
+        assert!(shown.contains("PINNED") && shown.contains(&*point.to_string_lossy()), "{shown}");
+        let nobody = daemon.ask(&["why", "/nowhere"]);
+        assert_eq!(nobody.status, 3, "{nobody:?}");
+        assert!(
+            nobody.stderr.contains("name a loop device, a mount point or a process number"),
+            "{nobody:?}"
+        );
+
+        visitor.end();
+        daemon.wait_for_end("build", SOON);
+        bystander.assert_untouched();
+    });
+}
+
+/// All holders of a tree, the nearest first.
+fn chain(held: &Held) -> Vec<(Reason, String)> {
+    let mut all: Vec<(Reason, String)> = Vec::new();
+    let mut level: Vec<&Held> = vec![held];
+    while !level.is_empty() {
+        let holders: Vec<_> = level.iter().flat_map(|held| &held.holders).collect();
+        all.extend(holders.iter().map(|holder| (holder.reason, holder.by.what.clone())));
+        level = holders.iter().map(|holder| &holder.by).collect();
+    }
+    all
+}
