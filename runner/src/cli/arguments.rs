@@ -94,6 +94,9 @@ pub(crate) struct Unprivileged {
     pub(crate) kvm_group: Option<u32>,
     #[arg(long)]
     pub(crate) parent: u32,
+    /// Root's process has a lease already, which covers this one.
+    #[arg(long)]
+    pub(crate) registered: bool,
     #[arg(long)]
     pub(crate) recipe: Option<PathBuf>,
     #[arg(long)]

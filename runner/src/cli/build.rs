@@ -52,14 +52,21 @@ pub(crate) fn cache_directory(asked: Option<&Path>) -> Result<PathBuf, hostler_r
 const NO_WATCHDOG: &str = "no watchdog is reachable: if this process is killed, its machine dies with it, and \
      its scratch directory stays until the next build into the same output directory";
 
-/// Builds, as the user that this process is. Files are shown as if they lay in `shown`, which is
-/// where root will have moved them when someone looks.
+/// What root's process knows that this one cannot.
+pub(crate) struct Shown<'a> {
+    /// Where root will have moved the files when someone looks.
+    pub(crate) folder: &'a Path,
+    /// Whether root's process has a lease, which covers this one.
+    pub(crate) registered: bool,
+}
+
+/// Builds, as the user that this process is.
 pub(crate) fn run(
     global: &Global,
     recipe: Recipe,
     output: PathBuf,
     cache: PathBuf,
-    shown: Option<&Path>,
+    shown: Option<&Shown<'_>>,
 ) -> Exit {
     let cancel = match Cancel::new().map(Arc::new) {
         Ok(cancel) => cancel,
@@ -73,7 +80,9 @@ pub(crate) fn run(
     let registration = match Registration::open(&global.socket, &format!("build {}", recipe.image.name)) {
         Ok(registration) => Some(Arc::new(registration)),
         Err(WatchdogError::Unreachable { .. }) => {
-            sink.event(Event::Note(NO_WATCHDOG.to_owned()));
+            if shown.is_none_or(|shown| !shown.registered) {
+                sink.event(Event::Note(NO_WATCHDOG.to_owned()));
+            }
             None
         }
         Err(error @ WatchdogError::Refused(_)) => return fail(&error, Exit::Refused),
@@ -97,7 +106,7 @@ pub(crate) fn run(
         eprintln!("hostler: the build's lease could not be closed: {}", chain(&error));
     }
     let moved = |path: &Path| match (shown, path.file_name()) {
-        (Some(shown), Some(name)) => shown.join(name),
+        (Some(shown), Some(name)) => shown.folder.join(name),
         _ => path.to_owned(),
     };
     match result {

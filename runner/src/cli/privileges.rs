@@ -15,8 +15,10 @@ use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use hostler_runner::build::registrar::Registrar as _;
 use hostler_runner::build::scratch::{Scratch, sweep};
 use hostler_runner::recipe::Recipe;
+use hostler_runner::watchdog::WatchdogError;
 use nix::unistd::{Gid, Uid, User, setgid, setgroups, setuid};
 use rustix::fs::{AtFlags, Mode, OFlags, openat, statat};
 use rustix::process::{
@@ -25,8 +27,9 @@ use rustix::process::{
 };
 
 use super::arguments::{Global, Unprivileged};
-use super::build::{chain, fail, run};
+use super::build::{Shown, chain, fail, run};
 use super::exit::Exit;
+use super::registration::Registration;
 use super::{doctor, signals};
 
 /// The largest recipe, in bytes.
@@ -68,6 +71,8 @@ enum PrivilegeError {
         #[source]
         source: io::Error,
     },
+    #[error(transparent)]
+    Watchdog(WatchdogError),
     #[error("the build left {path}, which is not a plain file of its own; it was not taken over")]
     Odd { path: PathBuf },
 }
@@ -94,6 +99,7 @@ pub(crate) fn main(global: &Global, wanted: &Delegated<'_>) -> Exit {
     match supervise(global, wanted) {
         Ok(exit) => exit,
         Err(error @ PrivilegeError::Recipe { .. }) => fail(&error, Exit::Usage),
+        Err(error @ PrivilegeError::Watchdog(WatchdogError::Refused(_))) => fail(&error, Exit::Refused),
         Err(error) => fail(&error, Exit::Failed),
     }
 }
@@ -109,6 +115,10 @@ fn supervise(global: &Global, wanted: &Delegated<'_>) -> Result<Exit, PrivilegeE
     sweep(wanted.output).map_err(|error| prepare(wanted.output)(io::Error::other(chain(&error))))?;
     let staging = Scratch::create(wanted.output)
         .map_err(|error| prepare(wanted.output)(io::Error::other(chain(&error))))?;
+    let registration = match wanted.recipe {
+        Some(recipe) => register(global, recipe, &staging)?,
+        None => None,
+    };
     let folder = staging.path().join("work");
     DirBuilder::new().mode(0o700).create(&folder).map_err(prepare(&folder))?;
     if let Some(text) = text {
@@ -127,6 +137,9 @@ fn supervise(global: &Global, wanted: &Delegated<'_>) -> Result<Exit, PrivilegeE
     }
     command.arg(format!("--user={}", user.user)).arg(format!("--group={}", user.group));
     command.arg(format!("--parent={}", std::process::id()));
+    if registration.is_some() {
+        command.arg("--registered");
+    }
     if let Some(group) = kvm_group() {
         command.arg(format!("--kvm-group={group}"));
     }
@@ -158,11 +171,34 @@ fn supervise(global: &Global, wanted: &Delegated<'_>) -> Result<Exit, PrivilegeE
     take_over(&folder, wanted.output, user)?;
     let removed = staging.remove();
     removed.map_err(|error| prepare(wanted.output)(io::Error::other(chain(&error))))?;
+    if let Some(registration) = registration {
+        registration.close().map_err(PrivilegeError::Watchdog)?;
+    }
     Ok(match (status.code(), status.signal()) {
         (Some(code), _) => Exit::Other(u8::try_from(code).unwrap_or(1)),
         (None, Some(signal)) => Exit::Stopped(u8::try_from(signal).unwrap_or(0)),
         (None, None) => Exit::Failed,
     })
+}
+
+/// Puts this process under a lease, and with it the one that builds: should it be killed, its staging
+/// directory and all that the build runs are taken back.
+fn register(
+    global: &Global,
+    recipe: &Path,
+    staging: &Scratch,
+) -> Result<Option<Registration>, PrivilegeError> {
+    let name = format!("build {} for root", recipe.display());
+    let registration = match Registration::open(&global.socket, &name) {
+        Ok(registration) => registration,
+        // The build says what that means.
+        Err(WatchdogError::Unreachable { .. }) => return Ok(None),
+        Err(error) => return Err(PrivilegeError::Watchdog(error)),
+    };
+    registration
+        .claim_directory(staging.as_fd())
+        .map_err(|source| PrivilegeError::Prepare { path: staging.path().to_owned(), source })?;
+    Ok(Some(registration))
 }
 
 /// Continues as the build user, in the process that [`main`] started.
@@ -182,7 +218,10 @@ pub(crate) fn unprivileged(global: &Global, wanted: &Unprivileged) -> Exit {
     // Staged by root, and not to be taken for a result; root takes it away if this fails.
     let _ = fs::remove_file(STAGED_RECIPE);
     match Recipe::parse(&text, recipe) {
-        Ok(recipe) => run(global, recipe, ".".into(), cache, Some(&wanted.output)),
+        Ok(recipe) => {
+            let shown = Shown { folder: &wanted.output, registered: wanted.registered };
+            run(global, recipe, ".".into(), cache, Some(&shown))
+        }
         Err(error) => fail(&error, Exit::Usage),
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use hostler_protocol::lease::{Epoch, LeaseId};
+use hostler_protocol::lease::{Epoch, LeaseId, Tracking};
 use hostler_protocol::methods::{BuildResult, ReportBuild};
 use hostler_runner::build::registrar::{Ending, Registrar};
 use hostler_runner::cache::Counted;
@@ -42,9 +42,14 @@ impl Registrar for Registration {
         self.lease.claim(directory, true).map_err(io::Error::other)
     }
 
-    fn adopt(&self, _: BorrowedFd<'_>) -> io::Result<()> {
-        // Born under the lease.
-        Ok(())
+    fn adopt(&self, process: BorrowedFd<'_>) -> io::Result<()> {
+        match self.lease.opened().tracking {
+            // Born under the lease.
+            Tracking::Cgroup => Ok(()),
+            // Should this process die before the watchdog's next look, the other would have lost the
+            // parent that tells whose it is.
+            Tracking::Descent => self.lease.adopt(process).map_err(io::Error::other),
+        }
     }
 
     fn report(&self, ending: Ending, seconds: f64, counted: Counted) {
