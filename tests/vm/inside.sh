@@ -1,6 +1,6 @@
 #!/bin/bash
 # Runs as root in the guest of `make test-vm`, under systemd, with the units as they are shipped.
-# Each check prints one line on the serial console; the last line is the proof.
+# Each check prints one line on a serial line of its own; the last line is the proof.
 set -u
 
 failed=0
@@ -59,7 +59,11 @@ sleep 3600
 END
 chmod +x /tmp/builder.sh
 
-leaks() { losetup -n -O NAME -l | grep -v "$bystander"; findmnt -rn -o TARGET | grep /var/tmp/work; pgrep -f 'sleep 3600'; }
+leaks() {
+    losetup -n -O NAME -l | grep -v "$bystander"
+    findmnt -rn -o TARGET | grep /var/tmp/work
+    grep -lzx 3600 /proc/[0-9]*/cmdline 2>/dev/null
+}
 nothing_left() { [ -z "$(leaks)" ]; }
 leak() { # leak: starts the builder under a lease, and kills hostler once it has leaked
     rm -f /var/tmp/work/ready
