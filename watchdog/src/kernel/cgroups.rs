@@ -8,6 +8,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -61,8 +62,10 @@ pub fn choose(
 /// When mountinfo cannot be read.
 pub fn detect() -> io::Result<Option<Hierarchy>> {
     let bytes = fs::read("/proc/thread-self/mountinfo")?;
-    let entries =
+    let mut entries =
         mountinfo::parse(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    // One that something else is mounted over is listed all the same.
+    entries.retain(|entry| is_group(Path::new(std::ffi::OsStr::from_bytes(&entry.point))));
     Ok(choose(&entries, |point| {
         // Version 1 shows its controllers only in the mount's options, which end the line.
         let text = String::from_utf8_lossy(&bytes);
@@ -73,6 +76,11 @@ pub fn detect() -> io::Result<Option<Hierarchy>> {
             .map(str::to_owned)
             .collect()
     }))
+}
+
+/// Whether a directory is a control group.
+fn is_group(path: &Path) -> bool {
+    path.join("cgroup.procs").exists()
 }
 
 /// Where a process is in the hierarchy, from the text of its `/proc/PID/cgroup`. Pure.
@@ -106,6 +114,10 @@ pub fn create(
     })?;
     let parent = hierarchy.root.join(place.trim_start_matches('/'));
     let path = parent.join(format!("hostler-lease-{lease}"));
+    if !is_group(&parent) {
+        let cause = format!("{} is no control group any more", parent.display());
+        return Err(io::Error::new(io::ErrorKind::NotFound, cause));
+    }
     match fs::create_dir(&path) {
         // A daemon that was killed before the lease was in its journal left it, and gives the number
         // again. Only an empty group can be removed.
@@ -131,7 +143,7 @@ pub fn identity(path: &Path) -> io::Result<CgroupIdentity> {
 /// # Errors
 /// `ESRCH` when it is gone, and what the kernel says against the move.
 pub fn enter(path: &Path, pid: u32) -> io::Result<()> {
-    fs::write(path.join("cgroup.procs"), pid.to_string())
+    write_existing(&path.join("cgroup.procs"), &pid.to_string())
 }
 
 /// The processes of a group and of all groups below it.
@@ -179,9 +191,13 @@ fn below(group: &Path) -> io::Result<Vec<PathBuf>> {
 /// # Errors
 /// `NotFound` on version 1 and older kernels.
 pub fn kill(path: &Path) -> io::Result<()> {
-    // Not `fs::write`: that would create a file of this name if the folder were no control group.
-    let mut file = fs::OpenOptions::new().write(true).open(path.join("cgroup.kill"))?;
-    io::Write::write_all(&mut file, b"1")
+    write_existing(&path.join("cgroup.kill"), "1")
+}
+
+/// Not `fs::write`: that would make a file of this name if the folder were no control group.
+fn write_existing(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).open(path)?;
+    io::Write::write_all(&mut file, text.as_bytes())
 }
 
 /// Removes a group and those below it.
