@@ -119,7 +119,12 @@ fn lines(report: &Report) -> Vec<String> {
                 let detail =
                     if resource.detail.is_empty() { "for an unknown reason" } else { &resource.detail };
                 let (kind, name) = (resource.kind.name(), &resource.name);
-                lines.push(format!("{kind} {name} is still there: {detail}; the watchdog keeps trying, `hostler why {name}` tells more"));
+                let more = match resource.kind {
+                    Kind::Process | Kind::Mount | Kind::Loop => format!(", `hostler why {name}` tells more"),
+                    Kind::Directory | Kind::Cgroup => String::new(),
+                };
+                lines
+                    .push(format!("{kind} {name} is still there: {detail}; the watchdog keeps trying{more}"));
             }
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hostler_protocol::lease::{LeaseId, LeaseState, Report, ResourceOutcome};
 use hostler_protocol::resource::Outcome;
+use hostler_protocol::why::Reason;
 use tokio::time::Instant;
 
 use super::{Engine, now_ms};
@@ -215,9 +216,10 @@ impl Engine {
         ownership: &Ownership,
     ) {
         let outcome = verify(resource, plan, results, after);
-        let (reasons, mut detail) = match Target::of(resource, after) {
-            Some(target) => reasons_for(target, after, ownership),
-            None => (Vec::new(), String::new()),
+        let (reasons, mut detail) = match (resource, Target::of(resource, after)) {
+            (_, Some(target)) => reasons_for(target, after, ownership),
+            (ResourceIdentity::Directory(_), None) => strangers_below(id, after, ownership),
+            (_, None) => (Vec::new(), String::new()),
         };
         if detail.is_empty() {
             let said = plan.steps.iter().zip(results).find(|(step, _)| step.resources().contains(&resource));
@@ -237,13 +239,13 @@ impl Engine {
         resource: ResourceIdentity,
         outcome: Outcome,
         plan: &Plan,
-        reasons: Vec<hostler_protocol::why::Reason>,
+        reasons: Vec<Reason>,
         detail: String,
     ) {
         let mut state = self.shared.state.borrow_mut();
         let Some(record) = state.get_mut(id) else { return };
         let known = record.outcomes.get(&resource).map(|outcome| outcome.name.clone());
-        let name = known.unwrap_or_else(|| name_in(plan, resource));
+        let name = known.unwrap_or_else(|| name_in(plan, resource, &record.lease));
         let outcome = ResourceOutcome { kind: resource.kind(), name, outcome, reasons, detail };
         record.outcomes.insert(resource, outcome);
     }
@@ -342,6 +344,22 @@ fn forget_what_is_gone(lease: &mut Lease, snapshot: &Snapshot) {
     }
 }
 
+/// What keeps a scratch directory: the mounts below its lease's claims that are not the lease's.
+fn strangers_below(lease: LeaseId, after: &Snapshot, ownership: &Ownership) -> (Vec<Reason>, String) {
+    let found = after.claimed_mounts.iter().filter(|found| found.lease == lease).map(|found| found.what);
+    let points: Vec<String> = found
+        .filter(|mount| !ownership.is_of(ResourceIdentity::Mount(*mount), lease))
+        .filter_map(|identity| after.mounts.iter().find(|mount| mount.identity == identity))
+        .map(|mount| hostler_protocol::text::printable(&mount.point))
+        .take(3)
+        .collect();
+    if points.is_empty() {
+        (Vec::new(), String::new())
+    } else {
+        (vec![Reason::ChildMount], format!("mounted below it, and not the lease's: {}", points.join(", ")))
+    }
+}
+
 /// Whether a little patience may free what is left: only what a call was said to have freed.
 fn may_still_go(left: &BTreeSet<ResourceIdentity>, plan: &Plan, results: &[StepResult]) -> bool {
     plan.steps.iter().zip(results).any(|(step, result)| {
@@ -349,8 +367,8 @@ fn may_still_go(left: &BTreeSet<ResourceIdentity>, plan: &Plan, results: &[StepR
     })
 }
 
-/// A resource's name for people, as the plan has it.
-fn name_in(plan: &Plan, resource: ResourceIdentity) -> String {
+/// A resource's name for people, as the plan or its lease has it.
+fn name_in(plan: &Plan, resource: ResourceIdentity, lease: &Lease) -> String {
     use hostler_protocol::text::printable;
     let step = plan.steps.iter().find(|step| step.resources().contains(&resource));
     match (resource, step) {
@@ -363,9 +381,6 @@ fn name_in(plan: &Plan, resource: ResourceIdentity) -> String {
         (ResourceIdentity::Process(process), _) => process.pid.to_string(),
         (ResourceIdentity::Loop(device), _) => format!("/dev/loop{}", device.number),
         (ResourceIdentity::Mount(mount), _) => format!("mount {:?} of {}", mount.number, mount.device),
-        (ResourceIdentity::Directory(directory), _) => {
-            format!("directory {}:{}", directory.device, directory.inode)
-        }
-        (ResourceIdentity::Cgroup(cgroup), _) => format!("control group {}", cgroup.0),
+        (ResourceIdentity::Directory(_) | ResourceIdentity::Cgroup(_), _) => lease.path_of(resource),
     }
 }

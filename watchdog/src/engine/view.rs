@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use hostler_protocol::lease::{LeaseId, LeaseState, LeaseView};
+use hostler_protocol::lease::{LeaseState, LeaseView};
 use hostler_protocol::methods::{CallError, Explanation, HostStatus, Planned, PlannedStep};
 use hostler_protocol::resource::{ResourceView, Verdict};
 use hostler_protocol::text::printable;
@@ -13,7 +13,7 @@ use super::{Engine, now_ms};
 use crate::decide::{Ownership, Target, everything_of, explain, plan};
 use crate::kernel::loops;
 use crate::metrics::LEASE_STATES;
-use crate::model::{Gap, LoopState, ResourceIdentity, Snapshot, SnapshotDepth};
+use crate::model::{Gap, Lease, LoopState, ResourceIdentity, Snapshot, SnapshotDepth};
 
 impl Engine {
     /// Leases and resources of the host.
@@ -29,7 +29,7 @@ impl Engine {
             let verdict = verdict_of(record.state);
             let resources = everything_of(record.lease.id, &snapshot, &ownership)
                 .into_iter()
-                .map(|identity| show(identity, &snapshot, verdict, Some(record.lease.id)))
+                .map(|identity| show(identity, &snapshot, verdict, Some(&record.lease)))
                 .collect();
             leases.push(record.view(now, resources));
         }
@@ -187,7 +187,7 @@ fn show(
     identity: ResourceIdentity,
     snapshot: &Snapshot,
     verdict: Verdict,
-    lease: Option<LeaseId>,
+    lease: Option<&Lease>,
 ) -> ResourceView {
     let (name, detail) = match identity {
         ResourceIdentity::Process(process) => {
@@ -210,10 +210,9 @@ fn show(
             let backing = found.map(|device| device.backing_text.clone()).unwrap_or_default();
             (format!("/dev/loop{}", device.number), backing)
         }
-        ResourceIdentity::Directory(directory) => {
-            (format!("{}:{}", directory.device, directory.inode), String::new())
+        ResourceIdentity::Directory(_) | ResourceIdentity::Cgroup(_) => {
+            (lease.map(|lease| lease.path_of(identity)).unwrap_or_default(), String::new())
         }
-        ResourceIdentity::Cgroup(cgroup) => (cgroup.0.to_string(), String::new()),
     };
-    ResourceView { kind: identity.kind(), name, detail, verdict, lease }
+    ResourceView { kind: identity.kind(), name, detail, verdict, lease: lease.map(|lease| lease.id) }
 }

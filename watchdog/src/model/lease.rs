@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::identity::{
     CgroupIdentity, DirectoryIdentity, DiskSequence, LoopIdentity, MountIdentity, ProcessIdentity,
+    ResourceIdentity,
 };
 
 /// Where a lease is in its life, as far as decisions need it.
@@ -71,4 +72,21 @@ pub struct Lease {
     pub opened_at_ms: u64,
     /// When it ends even if its owner lives, in milliseconds since 1970.
     pub deadline_ms: Option<u64>,
+}
+
+impl Lease {
+    /// Where a directory or control group of the lease is, for people; empty for anything else.
+    #[must_use]
+    pub fn path_of(&self, resource: ResourceIdentity) -> String {
+        let path = match resource {
+            ResourceIdentity::Directory(directory) => {
+                self.claims.iter().find(|claim| claim.directory == directory).map(|claim| &claim.path)
+            }
+            ResourceIdentity::Cgroup(cgroup) => {
+                self.cgroup.as_ref().filter(|(own, _)| *own == cgroup).map(|(_, path)| path)
+            }
+            ResourceIdentity::Process(_) | ResourceIdentity::Mount(_) | ResourceIdentity::Loop(_) => None,
+        };
+        path.cloned().unwrap_or_default()
+    }
 }
