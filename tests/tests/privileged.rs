@@ -2,8 +2,12 @@
 //! with a bystander that must survive. They fail where they cannot run; `make test-unprivileged`
 //! leaves the whole target out.
 
+#[path = "privileged/control_groups.rs"]
+mod control_groups;
 #[path = "privileged/identity.rs"]
 mod identity;
+#[path = "privileged/many.rs"]
+mod many;
 #[path = "privileged/metrics.rs"]
 mod metrics;
 #[path = "privileged/owner_death.rs"]
@@ -14,3 +18,9 @@ mod pinned;
 mod refusals;
 #[path = "privileged/restart.rs"]
 mod restart;
+#[path = "privileged/scratch.rs"]
+mod scratch;
+#[path = "privileged/shapes.rs"]
+mod shapes;
+#[path = "privileged/wire.rs"]
+mod wire;
