@@ -12,7 +12,7 @@ use hostler_protocol::resource::{Kind, Outcome};
 use hostler_protocol::text::without_controls;
 
 use super::{Failure, Global, USAGE};
-use crate::command::{Ended, supervise};
+use crate::command::{Ended, restore_default, supervise};
 use crate::watchdog::{Lease, WatchdogError};
 
 /// Arguments of `hostler run`.
@@ -32,7 +32,8 @@ pub struct RunArguments {
     #[arg(long)]
     no_watchdog: bool,
     /// The command and its arguments.
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    // No `allow_hyphen_values`: a misspelt flag of ours would be taken for the command.
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
 
@@ -158,6 +159,7 @@ fn end_by(signal: i32) {
     let mut only = SigSet::empty();
     only.add(signal);
     let _ = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&only), None);
+    let _ = restore_default(signal);
     let _ = raise(signal);
 }
 
