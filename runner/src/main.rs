@@ -1,17 +1,17 @@
-//! `hostler`: the command line of the runner.
+//! The `hostler` program: the edge where arguments come in, text goes out, and signals arrive.
 
-use std::ffi::OsString;
 use std::process::ExitCode;
 
-use hostler_runner::{cli, command};
+use hostler_runner::{command, vm::shim};
+
+mod cli;
 
 fn main() -> ExitCode {
-    let arguments: Vec<OsString> = std::env::args_os().collect();
-    // This program also plays parts of its own that nobody types; they are told apart before
-    // anything else happens.
-    let status = match arguments.get(1).and_then(|part| part.to_str()) {
-        Some(command::LAUNCH) => command::become_command(&arguments[2..]),
-        _ => cli::main(arguments),
-    };
-    ExitCode::from(status)
+    // Before anything else happens in this process: the shim has to be single-threaded and plain.
+    let arguments: Vec<_> = std::env::args_os().collect();
+    match arguments.get(1).and_then(|part| part.to_str()) {
+        Some("__vm") => shim::main(),
+        Some(command::LAUNCH) => ExitCode::from(command::become_command(&arguments[2..])),
+        _ => cli::main(),
+    }
 }

@@ -1,6 +1,6 @@
 //! Tests that make loop devices and mounts, and so need root: each in a mount namespace of its own,
-//! with a bystander that must survive. They fail where they cannot run; `make test-unprivileged`
-//! leaves the whole target out.
+//! with a bystander that must survive. They fail where they cannot run;
+//! `make test PRIVILEGED=no` leaves the whole target out.
 
 #[path = "privileged/control_groups.rs"]
 mod control_groups;

@@ -1,1 +1,123 @@
+use std::collections::BTreeSet;
 
+use hostler_protocol::lease::Tracking;
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::{DiskSequence, Phase, ProcessIdentity, StartTime};
+
+fn lease(id: u64) -> Lease {
+    Lease {
+        id: LeaseId(id),
+        epoch: hostler_protocol::lease::Epoch(7),
+        name: format!("job {id}"),
+        uid: 1000,
+        owner: ProcessIdentity { pid: 40, start: StartTime(7) },
+        tracking: Tracking::Descent,
+        cgroup: None,
+        owner_inside: false,
+        phase: Phase::Open,
+        claims: Vec::new(),
+        loops: BTreeSet::new(),
+        mounts: BTreeSet::new(),
+        processes: BTreeSet::new(),
+        loops_before: DiskSequence(0),
+        mounts_before: BTreeSet::new(),
+        opened_at_ms: 5,
+        deadline_ms: None,
+    }
+}
+
+fn boot() -> BootId {
+    BootId("a-boot".to_owned())
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().build().expect("a runtime")
+}
+
+fn lease_entry(lease: &Lease) -> Entry {
+    Entry::Lease { lease: Box::new(lease.clone()) }
+}
+
+#[test]
+fn a_restart_finds_the_leases_that_had_not_ended() {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let (journal, recovered) = Journal::open(place.path(), &boot()).expect("fresh");
+    assert_eq!(recovered, Recovered { next_lease: 1, ..Recovered::default() });
+    let mut second = lease(2);
+    let append = |entries| runtime().block_on(journal.append(entries)).expect("writable");
+    append(vec![lease_entry(&lease(1)), lease_entry(&second)]);
+    second.phase = Phase::Over;
+    append(vec![lease_entry(&second), Entry::Ended { lease: LeaseId(1) }]);
+    drop(journal);
+    // The thread ends with the last handle, and with it the lock.
+    let reopened = (0..100).find_map(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        Journal::open(place.path(), &boot()).ok()
+    });
+    let (_, recovered) = reopened.expect("the lock is free once the thread ended");
+    assert_eq!(recovered.leases.into_values().collect::<Vec<_>>(), [second]);
+    assert_eq!(recovered.next_lease, 3);
+    assert_eq!(recovered.boot, Some(boot()));
+    assert_eq!(recovered.damaged, Vec::<usize>::new());
+}
+
+#[test]
+fn two_daemons_do_not_share_a_journal() {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let _first = Journal::open(place.path(), &boot()).expect("fresh");
+    assert!(matches!(Journal::open(place.path(), &boot()), Err(JournalError::InUse { .. })));
+}
+
+#[test]
+fn a_number_is_not_given_again_after_its_lease_ended() {
+    let mut bytes = Vec::new();
+    write_line(&lease_entry(&lease(9)), &mut bytes).expect("to memory");
+    write_line(&Entry::Ended { lease: LeaseId(9) }, &mut bytes).expect("to memory");
+    assert_eq!(recover(&bytes).next_lease, 10);
+}
+
+#[test]
+fn an_altered_line_is_found_and_the_others_count() {
+    let mut bytes = Vec::new();
+    for id in [1, 2, 3] {
+        write_line(&lease_entry(&lease(id)), &mut bytes).expect("to memory");
+    }
+    let text = String::from_utf8(bytes).expect("text").replace("job 2", "job X");
+    let recovered = recover(text.as_bytes());
+    assert_eq!(recovered.damaged, [2]);
+    assert_eq!(recovered.leases.keys().map(|id| id.0).collect::<Vec<_>>(), [1, 3]);
+}
+
+#[test]
+fn a_damaged_file_is_kept_aside() {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    fs::write(place.path().join("journal"), "1 00000000 {}\n").expect("writable");
+    let (_, recovered) = Journal::open(place.path(), &boot()).expect("damage is no obstacle");
+    assert_eq!(recovered.damaged, [1]);
+    let aside = fs::read_to_string(place.path().join("journal.damaged")).expect("kept");
+    assert_eq!(aside, "1 00000000 {}\n");
+}
+
+proptest! {
+    #[test]
+    fn a_torn_end_loses_only_the_torn_line(cut in 1usize..200) {
+        let mut bytes = Vec::new();
+        for id in [1, 2, 3] {
+            write_line(&lease_entry(&lease(id)), &mut bytes).expect("to memory");
+        }
+        let length = bytes.len();
+        let mut ends = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(index, _)| index + 1);
+        let cut = cut.min(length);
+        let kept = length - cut;
+        let whole = ends.by_ref().filter(|end| *end <= kept + 1).count();
+        bytes.truncate(kept);
+        prop_assert_eq!(recover(&bytes).leases.len(), whole);
+    }
+
+    #[test]
+    fn recovery_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        let _ = recover(&bytes);
+    }
+}

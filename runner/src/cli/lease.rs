@@ -12,12 +12,14 @@ use hostler_protocol::methods::{Reclaim, Status};
 use hostler_protocol::text::without_controls;
 use rustix::process::{Pid, PidfdFlags, getppid, pidfd_open};
 
-use super::{DONE, FAILED, Failure, Global, USAGE, print, print_json};
-use crate::watchdog::{Lease, Watchdog};
+use super::arguments::Global;
+use super::exit::Exit;
+use super::{Failure, print, print_json};
+use hostler_runner::watchdog::{Lease, Watchdog};
 
 /// `hostler lease …`
 #[derive(Debug, Subcommand)]
-pub enum LeaseCommand {
+pub(crate) enum LeaseCommand {
     /// Open a lease for a process that lives as long as the job, and print its token.
     Open {
         /// What to call it.
@@ -44,7 +46,7 @@ pub enum LeaseCommand {
 
 /// A lease's number and fence, as scripts keep it: `NUMBER:EPOCH`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Token {
+pub(crate) struct Token {
     lease: LeaseId,
     epoch: Epoch,
 }
@@ -62,7 +64,7 @@ impl FromStr for Token {
     }
 }
 
-pub(super) fn lease(global: &Global, command: &LeaseCommand) -> Result<u8, Failure> {
+pub(crate) fn lease(global: &Global, command: &LeaseCommand) -> Result<Exit, Failure> {
     match command {
         LeaseCommand::Open { name, owner, claims, scratches } => {
             open(global, name, *owner, claims, scratches)
@@ -86,22 +88,22 @@ fn open(
     owner: Option<i32>,
     claims: &[PathBuf],
     scratches: &[PathBuf],
-) -> Result<u8, Failure> {
+) -> Result<Exit, Failure> {
     let pid = match owner {
         Some(pid) => Pid::from_raw(pid),
         None => getppid(),
     };
-    let pid =
-        pid.ok_or_else(|| Failure::new(USAGE, anyhow::anyhow!("--owner takes the number of a process")))?;
+    let pid = pid
+        .ok_or_else(|| Failure::new(Exit::Usage, anyhow::anyhow!("--owner takes the number of a process")))?;
     let pidfd = pidfd_open(pid, PidfdFlags::empty())
         .with_context(|| format!("process {} cannot own a lease", pid.as_raw_nonzero()))
-        .map_err(|error| Failure::new(USAGE, error))?;
+        .map_err(|error| Failure::new(Exit::Usage, error))?;
     let lease = Lease::open_for(&global.socket, name, &pidfd)?;
     let all = claims.iter().map(|path| (path, false)).chain(scratches.iter().map(|path| (path, true)));
     for (path, scratch) in all {
         let claimed = File::open(path)
             .with_context(|| format!("opening the claimed directory {}", path.display()))
-            .map_err(|error| Failure::new(USAGE, error))
+            .map_err(|error| Failure::new(Exit::Usage, error))
             .and_then(|directory| lease.claim(&directory, scratch).map_err(Failure::from));
         if let Err(failure) = claimed {
             // Half a lease is none: the script has no token to close it with.
@@ -116,14 +118,14 @@ fn open(
     print(&format!("{}:{}\n", opened.lease.0, opened.epoch.0))
 }
 
-pub(super) fn reclaim(global: &Global, lease: u64) -> Result<u8, Failure> {
+pub(crate) fn reclaim(global: &Global, lease: u64) -> Result<Exit, Failure> {
     let call = Reclaim { lease: LeaseId(lease) };
     let limit = Duration::from_secs(600);
     let report = Watchdog::connect(&global.socket)?.call_with(&call, &[], limit)?.report;
     tell_report(global, &report)
 }
 
-fn tell_report(global: &Global, report: &Report) -> Result<u8, Failure> {
+fn tell_report(global: &Global, report: &Report) -> Result<Exit, Failure> {
     if global.json {
         print_json(report)?;
     } else {
@@ -138,7 +140,7 @@ fn tell_report(global: &Global, report: &Report) -> Result<u8, Failure> {
         }
         print(&text)?;
     }
-    Ok(if report.complete { DONE } else { FAILED })
+    Ok(if report.complete { Exit::Done } else { Exit::Failed })
 }
 
 #[cfg(test)]

@@ -11,13 +11,15 @@ use hostler_protocol::lease::Report;
 use hostler_protocol::resource::{Kind, Outcome};
 use hostler_protocol::text::without_controls;
 
-use super::{Failure, Global, USAGE};
-use crate::command::{Ended, restore_default, supervise};
-use crate::watchdog::{Lease, WatchdogError};
+use super::Failure;
+use super::arguments::Global;
+use super::exit::Exit;
+use hostler_runner::command::{Ended, restore_default, supervise};
+use hostler_runner::watchdog::{Lease, WatchdogError};
 
 /// Arguments of `hostler run`.
 #[derive(Debug, Args)]
-pub struct RunArguments {
+pub(crate) struct RunArguments {
     /// What to call the lease; the command's name when absent.
     #[arg(long)]
     name: Option<String>,
@@ -37,7 +39,7 @@ pub struct RunArguments {
     command: Vec<OsString>,
 }
 
-pub(super) fn run(global: &Global, arguments: &RunArguments) -> Result<u8, Failure> {
+pub(crate) fn run(global: &Global, arguments: &RunArguments) -> Result<Exit, Failure> {
     let lease = open_lease(global, arguments)?;
     let ended = supervise(&arguments.command, |pidfd| -> Result<(), Failure> {
         if let Some(lease) = &lease {
@@ -55,7 +57,7 @@ fn open_lease(global: &Global, arguments: &RunArguments) -> Result<Option<Lease>
     let name = match (&arguments.name, arguments.command.first()) {
         (Some(name), _) => name.clone(),
         (None, Some(program)) => program.to_string_lossy().into_owned(),
-        (None, None) => return Err(Failure::new(USAGE, anyhow::anyhow!("no command was given"))),
+        (None, None) => return Err(Failure::new(Exit::Usage, anyhow::anyhow!("no command was given"))),
     };
     let lease = match Lease::open(&global.socket, &name) {
         Ok(lease) => lease,
@@ -70,7 +72,7 @@ fn open_lease(global: &Global, arguments: &RunArguments) -> Result<Option<Lease>
     for (path, scratch) in claims.chain(scratches) {
         let directory = File::open(path)
             .with_context(|| format!("opening the claimed directory {}", path.display()))
-            .map_err(|error| Failure::new(USAGE, error))?;
+            .map_err(|error| Failure::new(Exit::Usage, error))?;
         lease.claim(&directory, scratch)?;
     }
     Ok(Some(lease))
@@ -138,13 +140,13 @@ fn tell(line: &str) {
 }
 
 /// The command's end as this process's own.
-fn pass_on(ended: Ended) -> u8 {
+fn pass_on(ended: Ended) -> Exit {
     match ended {
-        Ended::Exited(status) => status,
+        Ended::Exited(status) => Exit::Other(status),
         Ended::Killed(signal) => {
             end_by(signal);
             // Only when the signal could not end this process: what a shell would report.
-            u8::try_from(128 + signal).unwrap_or(u8::MAX)
+            Exit::Stopped(u8::try_from(signal).unwrap_or(u8::MAX))
         }
     }
 }

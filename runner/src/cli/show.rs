@@ -4,10 +4,12 @@ use hostler_protocol::methods::{Explanation, Plan, Why};
 use hostler_protocol::text::without_controls;
 use hostler_protocol::why::Held;
 
-use super::{Failure, Global, print, print_json};
-use crate::watchdog::Watchdog;
+use super::arguments::Global;
+use super::exit::Exit;
+use super::{Failure, print, print_json};
+use hostler_runner::watchdog::Watchdog;
 
-pub(super) fn why(global: &Global, target: &str) -> Result<u8, Failure> {
+pub(crate) fn why(global: &Global, target: &str) -> Result<Exit, Failure> {
     let explanation = Watchdog::connect(&global.socket)?.call(&Why { target: target.to_owned() })?;
     if global.json {
         return print_json(&explanation);
@@ -46,7 +48,7 @@ fn tree(held: &Held, indent: &str, text: &mut String) {
     }
 }
 
-pub(super) fn plan(global: &Global) -> Result<u8, Failure> {
+pub(crate) fn plan(global: &Global) -> Result<Exit, Failure> {
     let planned = Watchdog::connect(&global.socket)?.call(&Plan {})?;
     if global.json {
         return print_json(&planned);

@@ -9,18 +9,20 @@ use hostler_protocol::methods::{HostStatus, Status};
 use hostler_protocol::resource::{Outcome, ResourceView};
 use hostler_protocol::text::without_controls;
 
-use super::{Failure, Global, print, print_json};
-use crate::watchdog::Watchdog;
+use super::arguments::Global;
+use super::exit::Exit;
+use super::{Failure, print, print_json};
+use hostler_runner::watchdog::Watchdog;
 
 /// Arguments of `hostler status`.
 #[derive(Debug, Args)]
-pub struct StatusArguments {
+pub(crate) struct StatusArguments {
     /// Show it again every two seconds, until Ctrl-C.
     #[arg(long)]
     watch: bool,
 }
 
-pub(super) fn status(global: &Global, arguments: &StatusArguments) -> Result<u8, Failure> {
+pub(crate) fn status(global: &Global, arguments: &StatusArguments) -> Result<Exit, Failure> {
     const INTERVAL: Duration = Duration::from_secs(2);
     loop {
         let status = Watchdog::connect(&global.socket)?.call(&Status {})?;
@@ -74,7 +76,7 @@ fn resource_line(whose: &str, resource: &ResourceView) -> String {
 }
 
 /// One line a lease.
-pub(super) fn lease_table(leases: &[LeaseView]) -> String {
+pub(crate) fn lease_table(leases: &[LeaseView]) -> String {
     if leases.is_empty() {
         return "no leases\n".to_owned();
     }

@@ -10,7 +10,7 @@ use hostler_protocol::resource::{Kind, Outcome};
 use hostler_tests::bystander::Bystander;
 use hostler_tests::daemon::{Daemon, Settings};
 use hostler_tests::failure::OrFail;
-use hostler_tests::place::kill;
+use hostler_tests::place::{USER, kill};
 use hostler_tests::{probe, program, scenario};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -71,7 +71,7 @@ fn a_users_scratch_directory_goes_after_a_kill() {
         hostler.wait().or_fail("waiting for hostler");
         let (lease, _) = daemon.wait_for_end("user", SOON);
         assert!(!scratch.exists() && !shell.runs());
-        assert_eq!(lease.uid, hostler_tests::place::user().0);
+        assert_eq!(lease.uid, USER);
         let report = lease.report.or_fail("a report");
         let directory = report.resources.iter().find(|one| one.kind == Kind::Directory);
         assert_eq!(directory.map(|one| one.outcome), Some(Outcome::Reclaimed), "{report:?}");

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use hostler_tests::daemon::{Daemon, Settings};
 use hostler_tests::failure::{OrFail, wait_until};
-use hostler_tests::place::user;
+use hostler_tests::place::USER;
 use hostler_tests::wire::Client;
 use hostler_tests::{probe, program, scenario};
 use serde_json::json;
@@ -61,7 +61,7 @@ fn what_is_no_message_is_dropped() {
         for as_root in [true, false] {
             for message in messages {
                 let mut client =
-                    if as_root { daemon.client() } else { Client::connect_as(user(), &daemon.socket()) };
+                    if as_root { daemon.client() } else { Client::connect_as(USER, &daemon.socket()) };
                 // It may hang up before all is sent.
                 let _ = client.stream.write_all(message);
                 let shown = String::from_utf8_lossy(&message[..message.len().min(40)]);
@@ -174,7 +174,7 @@ fn descriptors_of_every_kind_are_taken_and_closed() {
             rustix::fs::memfd_create("odd", rustix::fs::MemfdFlags::CLOEXEC).or_fail("a memfd"),
             daemon.client().stream.into(),
         ];
-        let mut client = Client::connect_as(user(), &daemon.socket());
+        let mut client = Client::connect_as(USER, &daemon.socket());
         let calls = [
             ("OpenLease", json!({ "name": "odd", "owner": 0 })),
             ("Adopt", json!({ "lease": 1, "epoch": 1, "process": 0 })),
@@ -209,14 +209,14 @@ fn descriptors_of_every_kind_are_taken_and_closed() {
 fn two_hundred_connections_of_one_user_lock_nobody_else_out() {
     scenario::privileged("connections", |place| {
         let daemon = Daemon::start(place, &Settings::default());
-        let mut all: Vec<Client> = (0..200).map(|_| Client::connect_as(user(), &daemon.socket())).collect();
+        let mut all: Vec<Client> = (0..200).map(|_| Client::connect_as(USER, &daemon.socket())).collect();
         let kept = |client: &mut Client| client.stream.write_all(INFO).is_ok() && client.receive().is_ok();
         let count = all.iter_mut().map(kept).filter(|kept| *kept).count();
         assert_eq!(count, 64, "the limit of connections for one user");
         assert_answers(&daemon);
         drop(all);
         wait_until("room for the user again", Duration::from_secs(5), || {
-            kept(&mut Client::connect_as(user(), &daemon.socket()))
+            kept(&mut Client::connect_as(USER, &daemon.socket()))
         });
     });
 }

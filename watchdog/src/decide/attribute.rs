@@ -4,6 +4,11 @@
 //! such a process where there is no group); a loop device was proven by its descriptor, or its
 //! backing file lies below a claimed directory, or on a file system that the lease mounted; a mount
 //! is of such a device, or its mount point lies below a claimed directory or on such a mount.
+//!
+//! A lease may be opened within another: its control group then lies in the other's. What both have
+//! evidence for is the inner one's, but its owner, which is the outer one's. What two other leases
+//! have evidence for is nobody's.
+//!
 //! Deliberately absent: names, paths and environment variables. They are nobody's proof.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,23 +42,51 @@ impl Ownership {
         self.owners.get(&identity) == Some(&lease)
     }
 
-    /// Notes a claim; says whether that was news. A second lease's claim makes it doubtful.
-    fn claim(&mut self, identity: ResourceIdentity, lease: LeaseId) -> bool {
+    /// Notes a claim; says whether that was news. A second lease's claim makes it doubtful, unless one
+    /// is within the other.
+    fn claim(&mut self, identity: ResourceIdentity, lease: LeaseId, nesting: &Nesting) -> bool {
         if self.doubtful.contains(&identity) {
             return false;
         }
         match self.owners.get(&identity) {
-            None => {
-                self.owners.insert(identity, lease);
-                true
-            }
-            Some(owner) if *owner == lease => false,
-            Some(_) => {
+            Some(owner) if *owner == lease || nesting.is_within(*owner, lease) => false,
+            Some(owner) if !nesting.is_within(lease, *owner) => {
                 self.owners.remove(&identity);
                 self.doubtful.insert(identity);
                 true
             }
+            Some(_) | None => {
+                self.owners.insert(identity, lease);
+                true
+            }
         }
+    }
+}
+
+/// Which leases were opened within which others.
+#[derive(Debug, Default)]
+struct Nesting {
+    pairs: BTreeSet<(LeaseId, LeaseId)>,
+}
+
+impl Nesting {
+    /// By the paths of the control groups, which the daemon itself made.
+    fn of(leases: &[&Lease]) -> Self {
+        let path = |lease: &Lease| lease.cgroup.as_ref().map(|(_, path)| std::path::PathBuf::from(path));
+        let mut pairs = BTreeSet::new();
+        for inner in leases {
+            for outer in leases {
+                let (Some(below), Some(above)) = (path(inner), path(outer)) else { continue };
+                if inner.id != outer.id && below.starts_with(above) {
+                    pairs.insert((inner.id, outer.id));
+                }
+            }
+        }
+        Self { pairs }
+    }
+
+    fn is_within(&self, inner: LeaseId, outer: LeaseId) -> bool {
+        self.pairs.contains(&(inner, outer))
     }
 }
 
@@ -80,31 +113,49 @@ impl LoopDevice {
 #[must_use]
 pub fn attribute<'a>(snapshot: &Snapshot, leases: impl IntoIterator<Item = &'a Lease>) -> Ownership {
     let leases: Vec<&Lease> = leases.into_iter().collect();
-    let mut ownership = Ownership::default();
-    for lease in &leases {
-        claim_processes(snapshot, lease, &mut ownership);
-        claim_directories(snapshot, lease, &mut ownership);
-        if let Some(cgroup) = snapshot.cgroups.get(&lease.id) {
-            ownership.claim(ResourceIdentity::Cgroup(*cgroup), lease.id);
+    let nesting = Nesting::of(&leases);
+    // What turns out to be doubtful is no evidence for anything, so what followed from it is derived
+    // again without it.
+    let mut doubtful = BTreeSet::new();
+    loop {
+        let ownership = derive(snapshot, &leases, &nesting, doubtful.clone());
+        if ownership.doubtful == doubtful {
+            return ownership;
         }
-        claim_by_evidence(snapshot, lease, &mut ownership);
+        doubtful = ownership.doubtful;
+    }
+}
+
+fn derive(
+    snapshot: &Snapshot,
+    leases: &[&Lease],
+    nesting: &Nesting,
+    doubtful: BTreeSet<ResourceIdentity>,
+) -> Ownership {
+    let mut ownership = Ownership { owners: BTreeMap::new(), doubtful };
+    for lease in leases {
+        let mut claim = |identity| ownership.claim(identity, lease.id, nesting);
+        for resource in processes(snapshot, lease) {
+            claim(ResourceIdentity::Process(resource));
+        }
+        for resource in by_evidence(snapshot, lease) {
+            claim(resource);
+        }
     }
     // A mount on an owned mount, a loop device on an owned file system: until nothing new follows.
-    while claim_what_follows(snapshot, &leases, &mut ownership) {}
+    while claim_what_follows(snapshot, leases, nesting, &mut ownership) {}
     ownership
 }
 
-fn claim_processes(snapshot: &Snapshot, lease: &Lease, ownership: &mut Ownership) {
-    for identity in snapshot.members.get(&lease.id).into_iter().flatten() {
-        ownership.claim(ResourceIdentity::Process(*identity), lease.id);
+fn processes(snapshot: &Snapshot, lease: &Lease) -> BTreeSet<ProcessIdentity> {
+    let mut found: BTreeSet<ProcessIdentity> =
+        snapshot.members.get(&lease.id).into_iter().flatten().copied().collect();
+    let is_known = !snapshot.gaps.iter().any(|gap| matches!(gap, Gap::Processes(_)));
+    if lease.tracking == Tracking::Descent && is_known {
+        found.extend(descendants(snapshot, lease));
     }
-    if lease.tracking == Tracking::Descent
-        && !snapshot.gaps.iter().any(|gap| matches!(gap, Gap::Processes(_)))
-    {
-        for identity in descendants(snapshot, lease) {
-            ownership.claim(ResourceIdentity::Process(identity), lease.id);
-        }
-    }
+    found.remove(&lease.owner);
+    found
 }
 
 /// The lease's processes that are still there, and all that descends from them. A parent's number
@@ -123,7 +174,7 @@ fn descendants(snapshot: &Snapshot, lease: &Lease) -> BTreeSet<ProcessIdentity> 
         for process in &snapshot.processes {
             let is_child =
                 parents.get(&process.parent).is_some_and(|parent| parent.start <= process.identity.start);
-            if is_child && process.identity != lease.owner {
+            if is_child {
                 found.insert(process.identity);
             }
         }
@@ -133,16 +184,16 @@ fn descendants(snapshot: &Snapshot, lease: &Lease) -> BTreeSet<ProcessIdentity> 
     }
 }
 
-fn claim_directories(snapshot: &Snapshot, lease: &Lease, ownership: &mut Ownership) {
-    for found in snapshot.directories.iter().filter(|found| found.lease == lease.id) {
-        let is_scratch = lease.claims.iter().any(|claim| claim.scratch && claim.directory == found.what);
-        if is_scratch {
-            ownership.claim(ResourceIdentity::Directory(found.what), lease.id);
-        }
-    }
-}
-
-fn claim_by_evidence(snapshot: &Snapshot, lease: &Lease, ownership: &mut Ownership) {
+/// What there is direct evidence for, but processes.
+fn by_evidence(snapshot: &Snapshot, lease: &Lease) -> Vec<ResourceIdentity> {
+    let mut found = Vec::new();
+    let directories = snapshot.directories.iter().filter(|found| found.lease == lease.id);
+    found.extend(
+        directories
+            .filter(|found| lease.claims.iter().any(|claim| claim.scratch && claim.directory == found.what))
+            .map(|found| ResourceIdentity::Directory(found.what)),
+    );
+    found.extend(snapshot.cgroups.get(&lease.id).copied().map(ResourceIdentity::Cgroup));
     for device in &snapshot.loops {
         let Some(identity) = device.identity() else { continue };
         let proven = lease.loops.contains(&identity);
@@ -152,7 +203,7 @@ fn claim_by_evidence(snapshot: &Snapshot, lease: &Lease, ownership: &mut Ownersh
                 .iter()
                 .any(|found| found.lease == lease.id && found.what == identity.backing);
         if proven || below_claim {
-            ownership.claim(ResourceIdentity::Loop(identity), lease.id);
+            found.push(ResourceIdentity::Loop(identity));
         }
     }
     for mount in &snapshot.mounts {
@@ -163,9 +214,10 @@ fn claim_by_evidence(snapshot: &Snapshot, lease: &Lease, ownership: &mut Ownersh
                 .iter()
                 .any(|found| found.lease == lease.id && found.what == mount.identity);
         if seen_before || below_claim {
-            ownership.claim(ResourceIdentity::Mount(mount.identity), lease.id);
+            found.push(ResourceIdentity::Mount(mount.identity));
         }
     }
+    found
 }
 
 fn number_is_proof(number: MountNumber) -> bool {
@@ -176,7 +228,12 @@ fn number_is_proof(number: MountNumber) -> bool {
 }
 
 /// One round of consequences; says whether there were new ones.
-fn claim_what_follows(snapshot: &Snapshot, leases: &[&Lease], ownership: &mut Ownership) -> bool {
+fn claim_what_follows(
+    snapshot: &Snapshot,
+    leases: &[&Lease],
+    nesting: &Nesting,
+    ownership: &mut Ownership,
+) -> bool {
     let mut news = false;
     for mount in &snapshot.mounts {
         let owner = device_owner(snapshot, ownership, mount.device()).or_else(|| {
@@ -187,13 +244,13 @@ fn claim_what_follows(snapshot: &Snapshot, leases: &[&Lease], ownership: &mut Ow
         let was_there =
             leases.iter().any(|lease| lease.id == owner && lease.mounts_before.contains(&mount.identity));
         if !was_there {
-            news |= ownership.claim(ResourceIdentity::Mount(mount.identity), owner);
+            news |= ownership.claim(ResourceIdentity::Mount(mount.identity), owner, nesting);
         }
     }
     for device in &snapshot.loops {
         let Some(identity) = device.identity() else { continue };
         if let Some(owner) = device_owner(snapshot, ownership, identity.backing.device) {
-            news |= ownership.claim(ResourceIdentity::Loop(identity), owner);
+            news |= ownership.claim(ResourceIdentity::Loop(identity), owner, nesting);
         }
     }
     news

@@ -1,1 +1,226 @@
+use hostler_protocol::lease::{LeaseId, Tracking};
 
+use super::super::fixture::{
+    HOST, ROOT_DISK, claim_file, host, lease, loop_device, loop_identity, loop_number, mount, process,
+    process_identity,
+};
+use super::attribute;
+use crate::model::{
+    BackingFile, CgroupIdentity, DiskSequence, Gap, LoopState, MountIdentity, MountNumber, Phase,
+    ResourceIdentity, UnderClaim,
+};
+
+#[test]
+fn a_loop_device_whose_file_lies_below_a_claim_is_the_leases_with_all_that_is_on_it() {
+    let mut snapshot = host();
+    let device = loop_device(3, ROOT_DISK);
+    claim_file(&mut snapshot, 1, &device);
+    snapshot.loops = vec![device, loop_device(4, ROOT_DISK)];
+    let image = mount(2, 1, loop_number(3), "/w/root");
+    let bound = mount(3, 2, ROOT_DISK, "/w/root/dev");
+    let other = mount(4, 1, loop_number(4), "/other");
+    snapshot.mounts.extend([image.clone(), bound.clone(), other.clone()]);
+
+    let ownership = attribute(&snapshot, [&lease(1, Phase::Over)]);
+    let of_the_lease: Vec<_> = ownership.of(LeaseId(1)).collect();
+    assert_eq!(
+        of_the_lease,
+        [
+            ResourceIdentity::Mount(image.identity),
+            ResourceIdentity::Mount(bound.identity),
+            ResourceIdentity::Loop(loop_identity(3, ROOT_DISK)),
+        ]
+    );
+    assert!(!ownership.owners.contains_key(&ResourceIdentity::Mount(other.identity)));
+}
+
+#[test]
+fn what_was_there_before_the_claim_is_a_bystander() {
+    let mut snapshot = host();
+    let device = loop_device(3, ROOT_DISK);
+    claim_file(&mut snapshot, 1, &device);
+    snapshot.loops = vec![device];
+    let below = mount(2, 1, ROOT_DISK, "/w/old");
+    snapshot.claimed_mounts.push(UnderClaim { lease: LeaseId(1), what: below.identity });
+    snapshot.mounts.push(below.clone());
+    let mut lease = lease(1, Phase::Over);
+    lease.loops_before = DiskSequence(103);
+    lease.mounts_before.insert(below.identity);
+    assert!(attribute(&snapshot, [&lease]).owners.is_empty());
+
+    lease.loops_before = DiskSequence(102);
+    let ownership = attribute(&snapshot, [&lease]);
+    assert!(ownership.is_of(ResourceIdentity::Loop(loop_identity(3, ROOT_DISK)), LeaseId(1)));
+}
+
+#[test]
+fn the_same_number_with_another_sequence_is_not_the_proven_device() {
+    let mut snapshot = host();
+    let mut device = loop_device(3, ROOT_DISK);
+    device.sequence = Some(DiskSequence(500));
+    snapshot.loops = vec![device];
+    let mut lease = lease(1, Phase::Over);
+    lease.loops.insert(loop_identity(3, ROOT_DISK));
+    assert!(attribute(&snapshot, [&lease]).owners.is_empty());
+}
+
+#[test]
+fn a_device_that_did_not_answer_is_nobodys_to_take() {
+    let mut snapshot = host();
+    let mut device = loop_device(3, ROOT_DISK);
+    claim_file(&mut snapshot, 1, &device);
+    device.state = LoopState::Unread;
+    snapshot.loops = vec![device];
+    snapshot.mounts.push(mount(2, 1, loop_number(3), "/w/root"));
+    assert!(attribute(&snapshot, [&lease(1, Phase::Over)]).owners.is_empty());
+}
+
+#[test]
+fn what_two_leases_claim_is_doubtful_and_nobodys() {
+    let mut snapshot = host();
+    let device = loop_device(3, ROOT_DISK);
+    claim_file(&mut snapshot, 1, &device);
+    claim_file(&mut snapshot, 2, &device);
+    snapshot.loops = vec![device];
+    let ownership = attribute(&snapshot, [&lease(1, Phase::Over), &lease(2, Phase::Open)]);
+    let identity = ResourceIdentity::Loop(loop_identity(3, ROOT_DISK));
+    assert!(ownership.owners.is_empty());
+    assert!(ownership.doubtful.contains(&identity));
+}
+
+#[test]
+fn a_nested_device_follows_the_file_system_it_lies_on() {
+    let mut snapshot = host();
+    let outer = loop_device(3, ROOT_DISK);
+    claim_file(&mut snapshot, 1, &outer);
+    snapshot.loops = vec![outer, loop_device(4, loop_number(3))];
+    let ownership = attribute(&snapshot, [&lease(1, Phase::Over)]);
+    assert!(ownership.is_of(ResourceIdentity::Loop(loop_identity(4, loop_number(3))), LeaseId(1)));
+}
+
+#[test]
+fn a_partition_is_its_device() {
+    let mut snapshot = host();
+    let mut device = loop_device(3, ROOT_DISK);
+    let partition = crate::model::DeviceNumber { major: 259, minor: 5 };
+    device.partitions = vec![partition];
+    claim_file(&mut snapshot, 1, &device);
+    snapshot.loops = vec![device];
+    let of_partition = mount(2, 1, partition, "/w/p1");
+    snapshot.mounts.push(of_partition.clone());
+    let ownership = attribute(&snapshot, [&lease(1, Phase::Over)]);
+    assert!(ownership.is_of(ResourceIdentity::Mount(of_partition.identity), LeaseId(1)));
+}
+
+#[test]
+fn members_of_the_control_group_are_the_leases_whoever_their_parent_is() {
+    let mut snapshot = host();
+    snapshot.processes = vec![process(50, 1), process(51, 1)];
+    snapshot.members.insert(LeaseId(1), vec![process_identity(50)]);
+    let ownership = attribute(&snapshot, [&lease(1, Phase::Over)]);
+    let processes: Vec<_> = ownership.of(LeaseId(1)).collect();
+    assert_eq!(processes, [ResourceIdentity::Process(process_identity(50))]);
+}
+
+#[test]
+fn descent_follows_children_and_not_numbers() {
+    let mut snapshot = host();
+    // 60 was adopted; 61 and 62 descend from it; 40 is older than the parent whose number it names,
+    // so that number was another process's when it was born.
+    snapshot.processes =
+        vec![process(60, 1), process(61, 60), process(62, 61), process(40, 60), process(70, 1)];
+    let mut lease = lease(1, Phase::Over);
+    lease.tracking = Tracking::Descent;
+    lease.processes.insert(process_identity(60));
+    let found: Vec<_> = attribute(&snapshot, [&lease]).of(LeaseId(1)).collect();
+    let expected = [60, 61, 62].map(|pid| ResourceIdentity::Process(process_identity(pid)));
+    assert_eq!(found, expected);
+
+    snapshot.gaps.push(Gap::Processes("denied".to_owned()));
+    assert!(attribute(&snapshot, [&lease]).owners.is_empty());
+}
+
+#[test]
+fn a_reusable_mount_number_seen_before_proves_nothing() {
+    let mut snapshot = host();
+    let mut seen = mount(2, 1, ROOT_DISK, "/w/root");
+    seen.identity = MountIdentity { number: MountNumber::Reusable(2), namespace: HOST, device: ROOT_DISK };
+    snapshot.mounts.push(seen.clone());
+    let mut lease = lease(1, Phase::Over);
+    lease.mounts.insert(seen.identity);
+    assert!(attribute(&snapshot, [&lease]).owners.is_empty());
+}
+
+#[test]
+fn a_file_of_the_same_inode_on_another_file_system_is_another_file() {
+    let mut snapshot = host();
+    let device = loop_device(3, ROOT_DISK);
+    let LoopState::Bound(backing) = device.state else { panic!("bound") };
+    let elsewhere = BackingFile { device: loop_number(9), inode: backing.inode };
+    snapshot.claimed_files.push(UnderClaim { lease: LeaseId(1), what: elsewhere });
+    snapshot.loops = vec![device];
+    assert!(attribute(&snapshot, [&lease(1, Phase::Over)]).owners.is_empty());
+}
+
+/// A lease within another, by its control group.
+fn nested() -> (crate::model::Lease, crate::model::Lease) {
+    let (mut outer, mut inner) = (lease(1, Phase::Over), lease(2, Phase::Open));
+    outer.cgroup = Some((CgroupIdentity(5), "/cg/job/hostler-lease-1".to_owned()));
+    inner.cgroup = Some((CgroupIdentity(6), "/cg/job/hostler-lease-1/hostler-lease-2".to_owned()));
+    (outer, inner)
+}
+
+#[test]
+fn what_two_nested_leases_have_evidence_for_is_the_inner_ones() {
+    let (outer, inner) = nested();
+    let mut snapshot = host();
+    let device = loop_device(3, ROOT_DISK);
+    claim_file(&mut snapshot, 1, &device);
+    claim_file(&mut snapshot, 2, &device);
+    snapshot.loops = vec![device];
+    let members = [inner.owner, process_identity(50)];
+    snapshot.processes = vec![process(inner.owner.pid, 1), process(50, 1)];
+    snapshot.members.insert(LeaseId(1), members.to_vec());
+    snapshot.members.insert(LeaseId(2), members.to_vec());
+    for order in [[&outer, &inner], [&inner, &outer]] {
+        let ownership = attribute(&snapshot, order);
+        assert_eq!(ownership.doubtful.len(), 0);
+        let of_the_inner: Vec<_> = ownership.of(LeaseId(2)).collect();
+        let expected = [
+            ResourceIdentity::Process(process_identity(50)),
+            ResourceIdentity::Loop(loop_identity(3, ROOT_DISK)),
+        ];
+        assert_eq!(of_the_inner, expected);
+        // It ends with the outer lease, and then its own lease ends.
+        assert!(ownership.is_of(ResourceIdentity::Process(inner.owner), LeaseId(1)));
+    }
+}
+
+#[test]
+fn a_name_that_begins_like_anothers_is_not_within_it() {
+    let (mut outer, mut inner) = nested();
+    outer.cgroup = Some((CgroupIdentity(5), "/cg/hostler-lease-1".to_owned()));
+    inner.cgroup = Some((CgroupIdentity(6), "/cg/hostler-lease-12".to_owned()));
+    let mut snapshot = host();
+    let device = loop_device(3, ROOT_DISK);
+    claim_file(&mut snapshot, 1, &device);
+    claim_file(&mut snapshot, 2, &device);
+    snapshot.loops = vec![device];
+    assert_eq!(attribute(&snapshot, [&outer, &inner]).doubtful.len(), 1);
+}
+
+#[test]
+fn nothing_follows_from_what_is_doubtful() {
+    let mut snapshot = host();
+    let device = loop_device(3, ROOT_DISK);
+    claim_file(&mut snapshot, 1, &device);
+    snapshot.loops = vec![device];
+    // Of the first lease by its device, below the second one's claim; on it another mount.
+    let image = mount(2, 1, loop_number(3), "/w/root");
+    let bound = mount(3, 2, ROOT_DISK, "/w/root/dev");
+    snapshot.claimed_mounts.push(UnderClaim { lease: LeaseId(2), what: image.identity });
+    snapshot.mounts.extend([image.clone(), bound.clone()]);
+    let ownership = attribute(&snapshot, [&lease(1, Phase::Over), &lease(2, Phase::Open)]);
+    assert!(ownership.doubtful.contains(&ResourceIdentity::Mount(image.identity)));
+    assert!(!ownership.owners.contains_key(&ResourceIdentity::Mount(bound.identity)));
+}

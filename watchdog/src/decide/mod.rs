@@ -9,6 +9,8 @@
 
 mod attribute;
 mod explain;
+#[cfg(test)]
+mod fixture;
 mod plan;
 mod verify;
 

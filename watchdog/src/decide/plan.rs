@@ -12,8 +12,8 @@ use hostler_protocol::lease::LeaseId;
 
 use super::attribute::Ownership;
 use crate::model::{
-    Gap, Lease, LoopIdentity, Mount, MountNumber, Phase, Plan, ProcessIdentity, ResourceIdentity, Snapshot,
-    Step,
+    CgroupIdentity, Gap, Lease, LoopIdentity, Mount, MountNumber, Phase, Plan, ProcessIdentity,
+    ResourceIdentity, Snapshot, Step,
 };
 
 /// What the administrator set.
@@ -35,10 +35,7 @@ pub fn plan(lease: &Lease, snapshot: &Snapshot, ownership: &Ownership, settings:
     if !processes.is_empty() {
         steps.push(Step::EndProcesses {
             processes,
-            cgroup: lease
-                .cgroup
-                .clone()
-                .filter(|(identity, _)| snapshot.cgroups.get(&lease.id) == Some(identity)),
+            cgroup: killable_cgroup(lease, snapshot, ownership),
             term_timeout_ms: settings.term_timeout_ms,
         });
     }
@@ -54,6 +51,20 @@ pub fn plan(lease: &Lease, snapshot: &Snapshot, ownership: &Ownership, settings:
         steps.push(Step::RemoveCgroup { cgroup: *identity, path: path.clone() });
     }
     Plan { steps }
+}
+
+/// The lease's control group, when it may be killed as a whole: not while a process is in it that is
+/// not to be ended, such as a living owner, or those of a lease within this one.
+fn killable_cgroup(
+    lease: &Lease,
+    snapshot: &Snapshot,
+    ownership: &Ownership,
+) -> Option<(CgroupIdentity, String)> {
+    let members = snapshot.members.get(&lease.id)?;
+    let (identity, path) = lease.cgroup.clone()?;
+    let is_there = snapshot.cgroups.get(&lease.id) == Some(&identity);
+    let all_ours = members.iter().all(|member| ownership.is_of(ResourceIdentity::Process(*member), lease.id));
+    (is_there && all_ours).then_some((identity, path))
 }
 
 fn live_processes(lease: LeaseId, snapshot: &Snapshot, ownership: &Ownership) -> Vec<ProcessIdentity> {

@@ -1,1 +1,72 @@
+use hostler_protocol::resource::Outcome;
 
+use super::super::fixture::{ROOT_DISK, host, loop_device, loop_identity, mount, process, process_identity};
+use super::verify;
+use crate::model::{DiskSequence, Gap, LoopState, Plan, ResourceIdentity, Step, StepResult};
+
+fn detach(number: u32) -> (ResourceIdentity, Plan) {
+    let identity = loop_identity(number, ROOT_DISK);
+    (ResourceIdentity::Loop(identity), Plan { steps: vec![Step::DetachLoop { identity }] })
+}
+
+#[test]
+fn a_call_that_succeeded_is_not_believed() {
+    let (resource, plan) = detach(3);
+    let mut after = host();
+    after.loops = vec![loop_device(3, ROOT_DISK)];
+    assert_eq!(verify(resource, &plan, &[StepResult::Done], &after), Outcome::Pinned);
+    after.loops[0].state = LoopState::Closing;
+    assert_eq!(verify(resource, &plan, &[StepResult::Done], &after), Outcome::Pinned);
+    after.loops.clear();
+    assert_eq!(verify(resource, &plan, &[StepResult::Done], &after), Outcome::Reclaimed);
+}
+
+#[test]
+fn what_went_by_itself_is_told_from_what_was_taken() {
+    let (resource, plan) = detach(3);
+    assert_eq!(verify(resource, &plan, &[StepResult::Gone], &host()), Outcome::AlreadyGone);
+    assert_eq!(verify(resource, &Plan::default(), &[], &host()), Outcome::AlreadyGone);
+    // A step may fail because an earlier one freed its thing in passing.
+    let failed = StepResult::Failed { cause: "EBUSY".to_owned() };
+    assert_eq!(verify(resource, &plan, &[failed], &host()), Outcome::Reclaimed);
+}
+
+#[test]
+fn a_name_in_use_by_something_else_is_told() {
+    let (resource, plan) = detach(3);
+    let mut after = host();
+    let mut other = loop_device(3, ROOT_DISK);
+    other.sequence = Some(DiskSequence(900));
+    after.loops = vec![other];
+    assert_eq!(verify(resource, &plan, &[StepResult::Replaced], &after), Outcome::Replaced);
+    assert_eq!(verify(resource, &plan, &[StepResult::Done], &after), Outcome::Reclaimed);
+}
+
+#[test]
+fn what_could_not_be_read_is_unknown_and_never_gone() {
+    let (resource, plan) = detach(3);
+    let mut after = host();
+    after.gaps = vec![Gap::Loops("denied".to_owned())];
+    assert_eq!(verify(resource, &plan, &[StepResult::Done], &after), Outcome::Unknown);
+    after.gaps.clear();
+    let mut silent = loop_device(3, ROOT_DISK);
+    silent.state = LoopState::Unread;
+    after.loops = vec![silent];
+    assert_eq!(verify(resource, &plan, &[StepResult::Done], &after), Outcome::Unknown);
+
+    let gone = ResourceIdentity::Mount(mount(2, 1, ROOT_DISK, "/w").identity);
+    let mut after = host();
+    assert_eq!(verify(gone, &plan, &[StepResult::Done], &after), Outcome::AlreadyGone);
+    after.gaps = vec![Gap::Mounts("denied".to_owned())];
+    assert_eq!(verify(gone, &plan, &[StepResult::Done], &after), Outcome::Unknown);
+}
+
+#[test]
+fn a_zombie_holds_nothing() {
+    let resource = ResourceIdentity::Process(process_identity(50));
+    let mut after = host();
+    after.processes = vec![process(50, 1)];
+    assert_eq!(verify(resource, &Plan::default(), &[], &after), Outcome::Pinned);
+    after.processes[0].ended = true;
+    assert_eq!(verify(resource, &Plan::default(), &[], &after), Outcome::AlreadyGone);
+}

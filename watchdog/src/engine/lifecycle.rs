@@ -85,6 +85,7 @@ impl Engine {
             owner,
             tracking,
             cgroup,
+            owner_inside: false,
             phase: Phase::Open,
             claims: Vec::new(),
             loops: Default::default(),
@@ -188,13 +189,11 @@ impl Engine {
     ) -> Result<(), CallError> {
         let lease = self.lease_of(caller, id, epoch)?;
         let process = self.owned_process(caller, pidfd)?;
-        if process == lease.owner {
-            return Err(refused("the owner itself cannot be put under its lease: it would end with it"));
-        }
         if let Some((_, path)) = &lease.cgroup {
             cgroups::enter(std::path::Path::new(path), process.pid).map_err(unavailable)?;
         }
         self.change(id, |lease| {
+            lease.owner_inside |= process == lease.owner;
             lease.processes.insert(process);
         })
         .await;
@@ -390,6 +389,20 @@ impl Engine {
         self.record(vec![entry]).await;
     }
 
+    /// Lets a living owner out of its own lease, before the rest of that is ended: back to the group
+    /// that it came from, which is the one above.
+    pub(super) fn let_owner_out(&self, lease: &Lease) {
+        let Some((_, path)) = lease.cgroup.as_ref().filter(|_| lease.owner_inside) else { return };
+        let lives = matches!(signals::open(lease.owner), Ok(Some(_)));
+        if let (true, Some(above)) = (lives, std::path::Path::new(path).parent())
+            && let Err(error) = cgroups::enter(above, lease.owner.pid)
+        {
+            // The plan then leaves the group itself alone, and the lease is pinned until the owner
+            // ends.
+            tracing::warn!(lease = lease.id.0, %error, "the owner could not be let out of its lease");
+        }
+    }
+
     /// Takes up the leases of a journal again.
     pub async fn take_up(&self, boot: Option<&BootId>, leases: Vec<Lease>) {
         let same_boot = boot == Some(&self.shared.boot);
@@ -398,6 +411,7 @@ impl Engine {
             if !same_boot {
                 // Everything but what lies on a disk went with the boot.
                 lease.phase = Phase::Over;
+                lease.owner_inside = false;
                 lease.cgroup = None;
                 lease.loops.clear();
                 lease.mounts.clear();

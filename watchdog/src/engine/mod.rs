@@ -135,10 +135,9 @@ impl Engine {
         loop {
             self.shared.changed.notified().await;
             tokio::time::sleep(SETTLE).await;
-            if self.shared.state.borrow().has_claims() {
-                if let Err(error) = self.look_and_remember().await {
-                    tracing::warn!(%error, "a look after a change gave nothing");
-                }
+            let has_claims = self.shared.state.borrow().has_claims();
+            if has_claims && let Err(error) = self.look_and_remember().await {
+                tracing::warn!(%error, "a look after a change gave nothing");
             }
         }
     }
@@ -154,7 +153,7 @@ impl Engine {
         let result = self.observe(depth).await;
         match &result {
             Ok(snapshot) => {
-                self.shared.metrics.gaps.set(i64::try_from(snapshot.gaps.len()).unwrap_or(i64::MAX))
+                self.shared.metrics.gaps.set(i64::try_from(snapshot.gaps.len()).unwrap_or(i64::MAX));
             }
             Err(_) => self.shared.metrics.observation_failures.inc(),
         }

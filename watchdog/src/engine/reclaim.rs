@@ -50,6 +50,10 @@ impl Engine {
                 tokio::time::sleep(grace).await;
             }
             engine.change(id, |lease| lease.phase = Phase::Over).await;
+            let lease = engine.shared.state.borrow().get(id).map(|record| record.lease.clone());
+            if let Some(lease) = lease {
+                engine.let_owner_out(&lease);
+            }
             engine.reclaim(id).await;
         });
     }

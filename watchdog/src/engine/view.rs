@@ -37,7 +37,7 @@ impl Engine {
         Ok(HostStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             loops_in_use: snapshot.loops.len() as u64,
-            loops_limit: loops::limit(std::path::Path::new("/sys")),
+            loops_limit: loops::limit(),
             leases,
             others: others(&snapshot, &ownership),
             gaps: snapshot.gaps.iter().map(Gap::sentence).collect(),
@@ -130,7 +130,7 @@ impl Engine {
             }
         }
         metrics.loops_in_use.set(i64::try_from(snapshot.loops.len()).unwrap_or(i64::MAX));
-        let limit = loops::limit(std::path::Path::new("/sys")).unwrap_or(0);
+        let limit = loops::limit().unwrap_or(0);
         metrics.loops_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
         self.shared.measured.set(Some(Instant::now()));
     }

@@ -85,13 +85,34 @@ fn read_device(path: &Path) -> io::Result<DeviceNumber> {
 }
 
 /// How many loop devices the host can have; `None` when the kernel makes them on demand without
-/// limit. `sys` is where sysfs is mounted.
+/// limit.
 #[must_use]
-pub fn limit(sys: &Path) -> Option<u64> {
-    // `max_loop` above 0 is a hard limit on how many are made at start; with 0 the control device
-    // makes more as they are asked for.
-    let text = fs::read_to_string(sys.join("module/loop/parameters/max_loop")).ok()?;
-    text.trim().parse().ok().filter(|limit| *limit > 0)
+pub fn limit() -> Option<u64> {
+    let parameter = fs::read_to_string("/sys/module/loop/parameters/max_loop").ok()?;
+    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let is_device = |entry: io::Result<fs::DirEntry>| {
+        entry.is_ok_and(|entry| entry.file_name().as_encoded_bytes().starts_with(b"loop"))
+    };
+    let devices = fs::read_dir("/sys/block")
+        .map_or(0, |entries| entries.map(is_device).filter(|is_device| *is_device).count());
+    limit_from(&parameter, &command_line, devices as u64)
+}
+
+/// How many loop devices are made at start where nobody set `max_loop`
+/// (`CONFIG_BLK_DEV_LOOP_MIN_COUNT`'s default). Newer kernels show it as the parameter's value.
+const MADE_AT_START: u64 = 8;
+
+/// Pure: from the module's `max_loop`, the kernel's command line, and how many devices there are.
+///
+/// Only a `max_loop` that somebody set is a limit. Its value cannot be told from the default of the
+/// same size, so then the command line decides; and where there are more devices than it says, it
+/// limits nothing.
+fn limit_from(parameter: &str, command_line: &str, devices: u64) -> Option<u64> {
+    let value: u64 = parameter.trim().parse().ok().filter(|value| *value > 0)?;
+    let was_set = command_line
+        .split_whitespace()
+        .any(|word| word.starts_with("max_loop=") || word.starts_with("loop.max_loop="));
+    (devices <= value && (was_set || value != MADE_AT_START)).then_some(value)
 }
 
 /// Asks a listed device what it is bound to. May hang with the backing file's file system.
@@ -209,4 +230,19 @@ pub fn backing_hint(sys: &Path, number: u32) -> Option<std::path::PathBuf> {
     let bytes = fs::read(sys.join(format!("block/loop{number}/loop/backing_file"))).ok()?;
     let bytes = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
     Some(std::path::PathBuf::from(std::ffi::OsStr::from_bytes(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_limit_that_was_set_is_one() {
+        assert_eq!(limit_from("0\n", "quiet", 3), None);
+        assert_eq!(limit_from("8\n", "quiet", 3), None);
+        assert_eq!(limit_from("8\n", "quiet max_loop=8", 3), Some(8));
+        assert_eq!(limit_from("64\n", "", 64), Some(64));
+        assert_eq!(limit_from("64\n", "", 65), None);
+        assert_eq!(limit_from("", "", 0), None);
+    }
 }

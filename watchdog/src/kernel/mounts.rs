@@ -145,7 +145,7 @@ pub fn number_at(directory: impl AsFd, path: &OsStr, unique: bool) -> io::Result
 }
 
 /// How an attempt to unmount went, as the calls said.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unmounted {
     /// `umount2` succeeded.
     Done,

@@ -81,7 +81,7 @@ pub fn send(pidfd: impl AsFd, signal: Signal) -> io::Result<()> {
 ///
 /// # Errors
 /// What `poll(2)` says.
-pub fn wait_for_all<'a>(mut pidfds: Vec<&'a OwnedFd>, limit: Duration) -> io::Result<Vec<&'a OwnedFd>> {
+pub fn wait_for_all(mut pidfds: Vec<&OwnedFd>, limit: Duration) -> io::Result<Vec<&OwnedFd>> {
     let deadline = Instant::now() + limit;
     loop {
         let mut running = Vec::with_capacity(pidfds.len());

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use hostler_protocol::lease::{Epoch, LeaseId, Tracking};
+use hostler_protocol::text::printable;
 use serde::{Deserialize, Serialize};
 
 use super::identity::{
@@ -51,6 +52,9 @@ pub struct Lease {
     pub tracking: Tracking,
     /// Its own control group, when it has one, and where it is.
     pub cgroup: Option<(CgroupIdentity, String)>,
+    /// The owner put itself under the lease, so that all it starts is born there. It is no resource
+    /// of its own lease, and is let out before the rest is taken back.
+    pub owner_inside: bool,
     /// Where it is in its life.
     pub phase: Phase,
     /// Its directories.
@@ -75,18 +79,20 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Where a directory or control group of the lease is, for people; empty for anything else.
+    /// Where a directory or control group of the lease is, fit to be printed; empty for anything else.
     #[must_use]
     pub fn path_of(&self, resource: ResourceIdentity) -> String {
         let path = match resource {
             ResourceIdentity::Directory(directory) => {
-                self.claims.iter().find(|claim| claim.directory == directory).map(|claim| &claim.path)
+                let claim = self.claims.iter().find(|claim| claim.directory == directory);
+                claim.map(|claim| claim.path.clone())
             }
             ResourceIdentity::Cgroup(cgroup) => {
-                self.cgroup.as_ref().filter(|(own, _)| *own == cgroup).map(|(_, path)| path)
+                let own = self.cgroup.as_ref().filter(|(own, _)| *own == cgroup);
+                own.map(|(_, path)| printable(path.as_bytes()))
             }
             ResourceIdentity::Process(_) | ResourceIdentity::Mount(_) | ResourceIdentity::Loop(_) => None,
         };
-        path.cloned().unwrap_or_default()
+        path.unwrap_or_default()
     }
 }

@@ -1,0 +1,66 @@
+# The door to everything. `make demo` and `make test` set up what they need themselves.
+
+CARGO ?= cargo
+# What needs root and real kernel objects; `make test PRIVILEGED=no` leaves it out on purpose.
+PRIVILEGED ?= yes
+
+.PHONY: help demo build test lint setup setup-tests install uninstall clean
+
+help:
+	@echo "make demo      see Hostler work: builds an image, boots it, kills builders, cleans up (< 20 min)"
+	@echo "make test      run every test (root for the privileged ones; PRIVILEGED=no leaves them out)"
+	@echo "make lint      formatting, clippy with warnings denied, dependencies, units, scripts"
+	@echo "make build     both programs, optimised: target/release/hostler, target/release/hostlerd"
+	@echo "make install   both programs, units and configuration into DESTDIR (default /)"
+
+build:
+	$(CARGO) build --release --locked --bin hostler --bin hostlerd
+
+demo:
+	@tests/setup.sh run
+	@$(MAKE) --no-print-directory build
+	@tests/demo.sh target/release
+
+setup:
+	@tests/setup.sh run
+
+setup-tests:
+	@tests/setup.sh test
+
+# The test targets of hostler-tests run the programs, so these are built first.
+test: setup-tests
+	$(CARGO) build --locked --workspace --bins
+	$(CARGO) test --locked --workspace --exclude hostler-tests
+	$(CARGO) test --locked --package hostler-tests --test unprivileged
+ifeq ($(PRIVILEGED),yes)
+	$(CARGO) test --locked --package hostler-tests --test privileged
+else
+	@echo "PRIVILEGED=no: the privileged tests were left out on purpose"
+endif
+
+lint:
+	@tests/setup.sh lint
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- --deny warnings
+	$(CARGO) deny --offline check bans licenses sources
+	tests/lint.sh
+
+prefix ?= /usr
+install: build
+	install -D -m 0755 target/release/hostlerd $(DESTDIR)$(prefix)/bin/hostlerd
+	install -D -m 0755 target/release/hostler $(DESTDIR)$(prefix)/bin/hostler
+	install -D -m 0644 systemd/hostlerd.service $(DESTDIR)$(prefix)/lib/systemd/system/hostlerd.service
+	install -D -m 0644 systemd/hostlerd.socket $(DESTDIR)$(prefix)/lib/systemd/system/hostlerd.socket
+	install -D -m 0644 systemd/hostler.sysusers $(DESTDIR)$(prefix)/lib/sysusers.d/hostler.conf
+	install -D -m 0644 systemd/hostler.tmpfiles $(DESTDIR)$(prefix)/lib/tmpfiles.d/hostler.conf
+	test -e $(DESTDIR)/etc/hostler/hostlerd.toml || \
+		install -D -m 0644 systemd/hostlerd.toml $(DESTDIR)/etc/hostler/hostlerd.toml
+
+# The configuration and what the daemon and the builds keep stay.
+uninstall:
+	rm -f $(DESTDIR)$(prefix)/bin/hostlerd $(DESTDIR)$(prefix)/bin/hostler
+	rm -f $(DESTDIR)$(prefix)/lib/systemd/system/hostlerd.service $(DESTDIR)$(prefix)/lib/systemd/system/hostlerd.socket
+	rm -f $(DESTDIR)$(prefix)/lib/sysusers.d/hostler.conf $(DESTDIR)$(prefix)/lib/tmpfiles.d/hostler.conf
+
+clean:
+	$(CARGO) clean

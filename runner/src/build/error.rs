@@ -1,0 +1,174 @@
+//! Why a build came to no image.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::cache::{FetchError, StoreError};
+use crate::debian::SelectError;
+use crate::disk::{ComposeError, ToolsError};
+use crate::event::Stage;
+use crate::vm::canary::{CanaryError, Verdicts};
+use crate::vm::outcome::Failure;
+use crate::vm::run::RunError;
+
+use super::finish::FinishError;
+use super::image::ImageError;
+use super::preflight::{Finding, Fitness};
+use super::scratch::ScratchError;
+
+/// Why a build came to no image.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// The host is not fit; what is wrong with it.
+    #[error("this host is not fit to build on{}", listed(.0))]
+    Unfit(Vec<Finding>),
+    /// No accelerator runs a guest.
+    #[error("no guest runs on this host: {0}; reinstall qemu-system-x86 and seabios, or try another host")]
+    NoAccelerator(Verdicts),
+    /// The output directory could not be made.
+    #[error("could not make the output directory {path}")]
+    Output {
+        /// It.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no scratch directory, or it cannot be removed.
+    #[error(transparent)]
+    Scratch(#[from] ScratchError),
+    /// The watchdog refused the scratch directory.
+    #[error("could not register the scratch directory with the watchdog")]
+    Claim(#[source] io::Error),
+    /// The cache is not usable.
+    #[error("the download cache is not usable; choose another directory with --cache")]
+    Cache(#[from] StoreError),
+    /// Downloads cannot start, or one failed.
+    #[error("could not download what the image needs")]
+    Fetch(#[from] FetchError),
+    /// The packages could not be chosen.
+    #[error("could not choose the image's packages")]
+    Select(#[from] SelectError),
+    /// The builder's own kernel and tools are not to be had.
+    #[error("could not get the builder's own kernel and tools")]
+    Tools(#[from] ToolsError),
+    /// The disk could not be written.
+    #[error("could not compose the image's disk")]
+    Compose(#[from] ComposeError),
+    /// No canary could be tried.
+    #[error("could not find out which accelerator runs a guest")]
+    Canary(#[from] CanaryError),
+    /// The guest's initial file system could not be made.
+    #[error("could not make what the builder guest boots from")]
+    Finish(#[from] FinishError),
+    /// No random number.
+    #[error("the kernel gave no random number")]
+    Nonce(#[source] io::Error),
+    /// A file in the scratch directory could not be written.
+    #[error("could not write {path}; is the disk full?")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A worker thread could not be started, or died.
+    #[error("could not run the build's own threads")]
+    Thread(#[source] io::Error),
+    /// A machine could not be run to a verdict.
+    #[error("could not run the machine of stage {stage}")]
+    Run {
+        /// In which stage.
+        stage: Stage,
+        /// Why.
+        #[source]
+        source: RunError,
+    },
+    /// A guest failed.
+    #[error(transparent)]
+    Guest(Box<GuestError>),
+    /// An image file could not be converted or delivered.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The recipe's total limit was over.
+    #[error("the build was not done within its total limit; it was in stage {stage}")]
+    TimedOut {
+        /// In which stage.
+        stage: Stage,
+    },
+    /// Someone wanted to stop.
+    #[error("the build was told to stop")]
+    Cancelled,
+}
+
+/// A guest that failed, and what is known of it.
+#[derive(Debug, thiserror::Error)]
+#[error("{} failed: {failure}", machine(*.stage))]
+pub struct GuestError {
+    /// In which stage.
+    pub stage: Stage,
+    /// How.
+    pub failure: Failure,
+    /// Its last screen, as plain text.
+    pub screen: String,
+    /// Where its console's log was kept, if that worked.
+    pub log: Option<PathBuf>,
+    /// What the mirror could not give it, one line each.
+    pub missing: Vec<String>,
+}
+
+impl BuildError {
+    /// Whether it ended because someone wanted it to.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        if let Self::Guest(guest) = self {
+            return guest.failure == Failure::Cancelled;
+        }
+        matches!(
+            self,
+            Self::Cancelled | Self::Canary(CanaryError::Cancelled) | Self::Image(ImageError::Cancelled)
+        )
+    }
+
+    /// The class in one word.
+    #[must_use]
+    pub fn class(&self) -> &'static str {
+        match self {
+            _ if self.is_cancelled() => "cancelled",
+            Self::Unfit(_) | Self::NoAccelerator(_) => "unfit_host",
+            Self::Output { .. } | Self::Scratch(_) | Self::Write { .. } => "host_files",
+            Self::Claim(_) => "watchdog",
+            Self::Cache(_) => "cache",
+            Self::Fetch(_) => "download",
+            Self::Select(_) => "packages",
+            Self::Tools(_) => "builder_tools",
+            Self::Compose(_) => "compose",
+            Self::Canary(_) => "canary",
+            Self::Finish(_) | Self::Nonce(_) | Self::Thread(_) | Self::Run { .. } => "machine",
+            Self::Guest(guest) => guest.failure.class(),
+            Self::Image(_) => "image",
+            Self::TimedOut { .. } => "timeout",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+fn machine(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Verify => "the boot of the finished image",
+        _ => "the builder guest",
+    }
+}
+
+fn listed(findings: &[Finding]) -> String {
+    findings
+        .iter()
+        .filter(|finding| finding.fitness == Fitness::Unfit)
+        .map(|finding| match &finding.advice {
+            Some(advice) => format!("\n  {}: {advice}", finding.found),
+            None => format!("\n  {}", finding.found),
+        })
+        .collect()
+}

@@ -1,0 +1,141 @@
+#!/bin/busybox sh
+# The builder guest's process 1: finishes a root file system that the host has unpacked.
+#
+# It talks over the virtio port org.hostler.control, one line at a time: `stage NAME`,
+# `fail STEP STATUS`, and at the very end `done NONCE`. Nothing else counts as success. What the
+# steps print goes to the serial console, for people.
+#
+# The host put next to this script: /modules/order and the modules, /hostler/nonce,
+# /hostler/settings, /hostler/steps/* (run in the chroot, in the order of their names) and
+# /hostler/files (copied to /run/hostler in the chroot). The nonce stays on this side of the chroot.
+
+/bin/busybox mkdir -p /proc /sys /dev /target
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mkdir -p /dev/pts
+mount -t devpts devpts /dev/pts
+
+finish() {
+    # Closing the port would drop what the host has not read yet, so the descriptor stays open
+    # until the power is gone.
+    poweroff -f
+    sleep 60
+}
+
+fail() {
+    echo "hostler: step $1 failed with status $2"
+    [ -c "$port" ] && echo "fail $1 $2" >&3
+    sync
+    finish
+}
+
+stage() {
+    read -r uptime _ </proc/uptime
+    echo "hostler: [$uptime s] $1"
+    echo "stage $1" >&3
+}
+
+while read -r module; do
+    insmod "/modules/$module" || echo "hostler: module $module did not load"
+done </modules/order
+
+port=
+tries=0
+while [ -z "$port" ] && [ "$tries" -lt 100 ]; do
+    for directory in /sys/class/virtio-ports/*; do
+        if [ "$(cat "$directory/name" 2>/dev/null)" = org.hostler.control ]; then
+            port="/dev/${directory##*/}"
+        fi
+    done
+    [ -c "$port" ] || port=
+    [ -n "$port" ] || sleep 0.1
+    tries=$((tries + 1))
+done
+if [ -z "$port" ]; then
+    echo "hostler: there is no virtio port org.hostler.control"
+    finish
+fi
+exec 3>"$port"
+
+# root_device, file_system and mirror.
+. /hostler/settings
+
+stage mount
+tries=0
+while [ ! -b "$root_device" ] && [ "$tries" -lt 100 ]; do
+    sleep 0.1
+    tries=$((tries + 1))
+done
+# A crash throws the disk away as a whole, so its barriers protect nothing.
+mount -t "$file_system" -o noatime,nobarrier,data=writeback "$root_device" /target || fail mount $?
+
+mount -t proc proc /target/proc &&
+    mount -t sysfs sysfs /target/sys &&
+    mount -t tmpfs -o mode=755 tmpfs /target/run &&
+    mount -t tmpfs -o mode=1777 tmpfs /target/tmp &&
+    mount -t devtmpfs devtmpfs /target/dev &&
+    mkdir -p /target/dev/pts /target/dev/shm &&
+    mount -t devpts devpts /target/dev/pts &&
+    mount -t tmpfs -o mode=1777 tmpfs /target/dev/shm || fail mount $?
+
+mkdir -p /target/run/hostler /target/run/lock
+chmod 0700 /target/run/hostler
+cp -R /hostler/files/. /target/run/hostler/ || fail stage-files $?
+
+if [ -n "$mirror" ]; then
+    stage network
+    ip link set lo up
+    tries=0
+    while [ ! -e /sys/class/net/eth0 ] && [ "$tries" -lt 50 ]; do
+        sleep 0.1
+        tries=$((tries + 1))
+    done
+    ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0 || fail network $?
+fi
+
+# The port is closed for the steps, so that nothing in the chroot inherits it.
+for script in /hostler/steps/*; do
+    name="${script##*/}"
+    name="${name#*-}"
+    stage "$name"
+    cp "$script" /target/run/hostler/step
+    chroot /target /usr/bin/env -i \
+        PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb LC_ALL=C.UTF-8 \
+        DEBIAN_FRONTEND=noninteractive DEBCONF_NONINTERACTIVE_SEEN=true \
+        DEBCONF_NOWARNINGS=yes HOSTLER_DISK="$disk_device" HOSTLER_ROOT="$root_device" HOSTLER_ROOT_UUID="$root_uuid" \
+        HOSTLER_MIRROR="$mirror" \
+        /bin/sh -e /run/hostler/step </dev/null 3>&-
+    status=$?
+    [ "$status" -eq 0 ] || fail "$name" "$status"
+done
+
+stage unmount
+# A daemon that a package left running would keep the file system busy: everything that has its
+# root in the chroot ends now.
+for link in /proc/[0-9]*/root; do
+    if [ "$(readlink "$link")" = /target ]; then
+        process="${link#/proc/}"
+        kill -9 "${process%/root}"
+    fi
+done
+for mountpoint in dev/shm dev/pts dev tmp run sys proc; do
+    tries=0
+    until umount "/target/$mountpoint"; do
+        tries=$((tries + 1))
+        [ "$tries" -lt 20 ] || fail unmount 1
+        sleep 0.1
+    done
+done
+fstrim /target || echo "hostler: this disk takes no trim"
+umount /target || fail unmount $?
+mount -t "$file_system" -o ro "$root_device" /target || fail remount $?
+[ -e /target/etc/os-release ] || fail remount 1
+umount /target || fail remount $?
+sync
+
+read -r nonce </hostler/nonce
+echo "done $nonce" >&3
+finish

@@ -1,0 +1,175 @@
+//! What is done to image files on the host: conversion, overlay, digest, delivery.
+//!
+//! `qemu-img` reads a disk that a guest wrote, so it never guesses a format and runs as a confined
+//! child with a deadline. Deliberately absent: any look into the file system of an image.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::cancel::Cancel;
+use crate::child::{self, ChildError};
+
+/// How long `qemu-img` may take; it writes a few gigabytes.
+const CONVERT_DEADLINE: Duration = Duration::from_secs(20 * 60);
+
+/// Why an image file is not what it should be.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ImageError {
+    /// `qemu-img` failed.
+    #[error("could not {action} the image")]
+    Tool {
+        /// What was to be done.
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: ChildError,
+    },
+    /// A file could not be read or written.
+    #[error("could not {action} {path}")]
+    File {
+        /// What was to be done.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Someone wanted to stop.
+    #[error("it was told to stop")]
+    Cancelled,
+}
+
+fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImageError {
+    let path = path.to_owned();
+    move |source| ImageError::File { action, path, source }
+}
+
+/// Converts the raw disk `source` to a compressed qcow2 file.
+///
+/// # Errors
+/// When `qemu-img` fails, takes too long or is to stop; `target` may be there then.
+pub fn convert(qemu_img: &Path, source: &Path, target: &Path, cancel: &Cancel) -> Result<(), ImageError> {
+    let mut command = child::command(qemu_img);
+    command.args([
+        "convert",
+        "-q",
+        "-f",
+        "raw",
+        "-O",
+        "qcow2",
+        "-c",
+        "-o",
+        "compression_type=zstd",
+        "-W",
+        "-m",
+        "4",
+    ]);
+    command.args(["-t", "unsafe", "-T", "unsafe"]).arg("--").arg(named(source)).arg(named(target));
+    run("convert", command, cancel)
+}
+
+/// Makes `target` a qcow2 file that shows `base` and takes the writes in its stead. Both lie in the
+/// same folder.
+///
+/// # Errors
+/// When `qemu-img` fails, takes too long or is to stop.
+pub fn overlay(qemu_img: &Path, base: &Path, target: &Path, cancel: &Cancel) -> Result<(), ImageError> {
+    let mut command = child::command(qemu_img);
+    // The name of the base is looked up from the folder of the overlay.
+    let base = Path::new(base.file_name().unwrap_or(base.as_os_str()));
+    command.args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]).arg(named(base));
+    command.arg("--").arg(named(target));
+    run("make a scratch copy of", command, cancel)
+}
+
+fn run(action: &'static str, command: std::process::Command, cancel: &Cancel) -> Result<(), ImageError> {
+    match child::output(command, CONVERT_DEADLINE, Some(cancel)) {
+        Ok(_) => Ok(()),
+        Err(ChildError::Cancelled { .. }) => Err(ImageError::Cancelled),
+        Err(source) => Err(ImageError::Tool { action, source }),
+    }
+}
+
+/// A path that qemu does not take for a protocol (`nbd:…`).
+fn named(path: &Path) -> PathBuf {
+    if path.is_absolute() { path.to_owned() } else { Path::new(".").join(path) }
+}
+
+/// Writes what `sha256sum --check` reads beside `file`: its digest and its bare name.
+///
+/// # Errors
+/// When the file cannot be read, or the digest not be written.
+pub fn write_digest(file: &Path, target: &Path, cancel: &Cancel) -> Result<String, ImageError> {
+    let mut input = File::open(file).map_err(file_error("open", file))?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1024 * 1024];
+    loop {
+        if cancel.is_cancelled() {
+            return Err(ImageError::Cancelled);
+        }
+        match input.read(&mut buffer).map_err(file_error("read", file))? {
+            0 => break,
+            length => hasher.update(&buffer[..length]),
+        }
+    }
+    let digest: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let mut output = File::create(target).map_err(file_error("write", target))?;
+    writeln!(output, "{digest}  {name}").map_err(file_error("write", target))?;
+    Ok(digest)
+}
+
+/// Moves finished files into `folder`, each after it is on the disk for good.
+///
+/// # Errors
+/// When one cannot be moved; those before it are in place then.
+pub fn deliver(files: &[PathBuf], folder: &Path) -> Result<Vec<PathBuf>, ImageError> {
+    let mut delivered = Vec::new();
+    for file in files {
+        let synced = File::open(file).and_then(|file| file.sync_all());
+        synced.map_err(file_error("write", file))?;
+        let target = folder.join(file.file_name().unwrap_or_default());
+        fs::rename(file, &target).map_err(file_error("move to the output directory", file))?;
+        delivered.push(target);
+    }
+    // The names have to last as well.
+    let directory = File::open(folder).map_err(file_error("open", folder))?;
+    directory.sync_all().map_err(file_error("write", folder))?;
+    Ok(delivered)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_is_what_sha256sum_checks() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("image.qcow2");
+        fs::write(&image, "abc").unwrap();
+        let sum = folder.path().join("image.qcow2.sha256");
+        let cancel = Cancel::new().unwrap();
+        write_digest(&image, &sum, &cancel).unwrap();
+        assert_eq!(
+            fs::read_to_string(&sum).unwrap(),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad  image.qcow2\n"
+        );
+    }
+
+    #[test]
+    fn files_move_under_their_own_names() {
+        let from = tempfile::tempdir().unwrap();
+        let to = tempfile::tempdir_in(from.path()).unwrap();
+        let file = from.path().join("a");
+        fs::write(&file, "x").unwrap();
+        let moved = deliver(std::slice::from_ref(&file), to.path()).unwrap();
+        assert_eq!(moved, [to.path().join("a")]);
+        assert!(!file.exists());
+    }
+}

@@ -1,0 +1,21 @@
+//! Builds an image: from a checked recipe to a file that was proven.
+//!
+//! ```text
+//! preflight ─► select ─► fetch ─► canary ─► compose ─► guest ─► convert ─► verify ─► deliver
+//! ```
+//!
+//! All files are made in one private scratch directory inside the output directory. The image moves
+//! out of it, by a rename, only after every proof; whatever goes wrong before, the scratch directory
+//! goes with all that is in it, and only the console's log is kept. Deliberately absent: printing,
+//! signals, privileges; the program's edge has those.
+
+mod error;
+pub mod finish;
+pub mod image;
+pub mod preflight;
+pub mod registrar;
+pub mod scratch;
+mod session;
+
+pub use error::{BuildError, GuestError};
+pub use session::{Built, Environment, Request, build, fetch_options};

@@ -1,0 +1,471 @@
+//! The stages of one build, in their order.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::cache::{Cache, Counted, Failure, FetchOptions, Fetcher, Mirror, Proxies};
+use crate::cancel::Cancel;
+use crate::child;
+use crate::debian::{self, Selection};
+use crate::disk::{self, BuilderTools, ComposedDisk};
+use crate::event::{Event, Sink, Stage};
+use crate::recipe::Recipe;
+use crate::vm::argv::{Accelerator, Boot, CONTROL_PORT, Disk, DiskFormat, Network, PROOF_PORT, VmSpec};
+use crate::vm::canary::Canary;
+use crate::vm::nonce::nonce;
+use crate::vm::outcome::Outcome;
+use crate::vm::qemu::find_program;
+use crate::vm::run::{Report, Run, run};
+use crate::vm::watch::Limits;
+
+use super::error::{BuildError, GuestError};
+use super::finish::{GuestPrograms, Work, initramfs, mirror_base};
+use super::image;
+use super::preflight::{Fitness, Host, Needs, examine};
+use super::registrar::{Ending, Registrar};
+use super::scratch::{Scratch, sweep};
+
+/// How long stages that cannot be interrupted are waited for, once someone wants to stop.
+const STOP_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long `apt-config` may take.
+const APT_CONFIG_DEADLINE: Duration = Duration::from_secs(20);
+
+/// What to build, and where.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The recipe.
+    pub recipe: Recipe,
+    /// Where the image goes.
+    pub output: PathBuf,
+    /// The download cache.
+    pub cache: PathBuf,
+    /// The root of the file system whose apt sources count.
+    pub apt_root: PathBuf,
+}
+
+/// What a build has around it.
+#[derive(Clone)]
+pub struct Environment {
+    /// The `hostler` program, for `hostler __vm`.
+    pub shim: PathBuf,
+    /// The watchdog.
+    pub registrar: Arc<dyn Registrar>,
+    /// The wish to stop.
+    pub cancel: Arc<Cancel>,
+    /// Takes the progress.
+    pub sink: Arc<dyn Sink>,
+}
+
+/// A finished image.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// The image.
+    pub image: PathBuf,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Its SHA-256 digest in hexadecimal.
+    pub sha256: String,
+    /// The builder guest's console, and the verified image's.
+    pub logs: Vec<PathBuf>,
+    /// What executed the guests.
+    pub accelerator: Accelerator,
+    /// How long each stage took.
+    pub stages: Vec<(Stage, Duration)>,
+    /// When each of the builder guest's steps began, counted from its start.
+    pub steps: Vec<(String, Duration)>,
+    /// What was downloaded.
+    pub counted: Counted,
+    /// How many packages the host unpacked.
+    pub packages: usize,
+    /// How long it took as a whole.
+    pub took: Duration,
+}
+
+/// Builds an image.
+///
+/// # Errors
+/// See [`BuildError`]. Nothing is left then but the console's log in the output directory.
+pub fn build(request: &Request, environment: &Environment) -> Result<Built, BuildError> {
+    let started = Instant::now();
+    let result = Session::run(request, environment, started);
+    let ending = match &result {
+        Ok(_) => Ending::Succeeded,
+        Err(error) if error.is_cancelled() => Ending::Cancelled,
+        Err(_) => Ending::Failed,
+    };
+    // A build that failed may have downloaded as well; only a finished one has counted it.
+    let counted = result.as_ref().map(|built| built.counted).unwrap_or_default();
+    environment.registrar.report(ending, started.elapsed().as_secs_f64(), counted);
+    result
+}
+
+struct Session<'a> {
+    request: &'a Request,
+    environment: &'a Environment,
+    started: Instant,
+    scratch: Scratch,
+    stages: Vec<(Stage, Duration)>,
+}
+
+/// What the stages that need the network come to.
+struct Packages {
+    selection: Arc<Selection>,
+    fetcher: Arc<Fetcher>,
+    tools: BuilderTools,
+}
+
+impl<'a> Session<'a> {
+    fn run(
+        request: &'a Request,
+        environment: &'a Environment,
+        started: Instant,
+    ) -> Result<Built, BuildError> {
+        let output = |source| BuildError::Output { path: request.output.clone(), source };
+        fs::create_dir_all(&request.output).map_err(output)?;
+        for swept in sweep(&request.output)? {
+            let path = swept.display();
+            environment.sink.event(Event::Note(format!("removed {path}, whose build is dead")));
+        }
+        let preflight = Instant::now();
+        environment.sink.event(Event::Started(Stage::Preflight));
+        let host = preflight_host(request, environment)?;
+        environment.sink.event(Event::Finished(Stage::Preflight));
+
+        let scratch = Scratch::create(&request.output)?;
+        let claimed = environment.registrar.claim_directory(std::os::fd::AsFd::as_fd(&scratch));
+        claimed.map_err(BuildError::Claim)?;
+        let stages = vec![(Stage::Preflight, preflight.elapsed())];
+        let mut session = Session { request, environment, started, scratch, stages };
+        let built = session.make(&host)?;
+        session.scratch.remove()?;
+        Ok(built)
+    }
+
+    fn make(&mut self, host: &Host) -> Result<Built, BuildError> {
+        let packages = self.packages()?;
+        let accelerator = self.stage(Stage::Canary, |session| session.canary(host, &packages))?;
+        let disk = self.stage(Stage::Compose, |session| session.compose(&packages))?;
+        let (report, guest_log) =
+            self.stage(Stage::Guest, |session| session.guest(host, &packages, &disk, accelerator))?;
+        let name = &self.request.recipe.image.name;
+        let qcow2 = self.scratch.path().join(format!("{name}.qcow2"));
+        let sums = self.scratch.path().join(format!("{name}.qcow2.sha256"));
+        let cancel = Arc::clone(&self.environment.cancel);
+        let sha256 = self.stage(Stage::Convert, |_| {
+            image::convert(&host.qemu_img, &disk.image, &qcow2, &cancel)?;
+            Ok(image::write_digest(&qcow2, &sums, &cancel)?)
+        })?;
+        let mut files = vec![guest_log];
+        if self.request.recipe.verify.boot {
+            let log = self.stage(Stage::Verify, |session| session.verify(host, &qcow2, accelerator))?;
+            files.push(log);
+        }
+        let bytes =
+            fs::metadata(&qcow2).map_err(|source| BuildError::Write { path: qcow2.clone(), source })?.len();
+        files.extend([sums, qcow2]);
+        let mut delivered = image::deliver(&files, &self.request.output)?;
+        // In the order in which they were given: logs, digest, image.
+        let image = delivered.pop().unwrap_or_default();
+        delivered.pop();
+        Ok(Built {
+            image,
+            bytes,
+            sha256,
+            logs: delivered,
+            accelerator,
+            stages: self.stages.clone(),
+            steps: report.stages,
+            counted: packages.fetcher.counted(),
+            packages: disk.packages.len(),
+            took: self.started.elapsed(),
+        })
+    }
+
+    /// Runs one stage, unless someone wants to stop or the time is over.
+    fn stage<T>(
+        &mut self,
+        stage: Stage,
+        work: impl FnOnce(&mut Self) -> Result<T, BuildError>,
+    ) -> Result<T, BuildError> {
+        if self.environment.cancel.is_cancelled() {
+            return Err(BuildError::Cancelled);
+        }
+        if self.left().is_zero() {
+            return Err(BuildError::TimedOut { stage });
+        }
+        let started = Instant::now();
+        self.environment.sink.event(Event::Started(stage));
+        let result = work(self)?;
+        self.stages.push((stage, started.elapsed()));
+        self.environment.sink.event(Event::Finished(stage));
+        Ok(result)
+    }
+
+    fn left(&self) -> Duration {
+        self.request.recipe.limits.total.saturating_sub(self.started.elapsed())
+    }
+
+    fn packages(&mut self) -> Result<Packages, BuildError> {
+        let request = self.request.clone();
+        let sink = Arc::clone(&self.environment.sink);
+        let (fetcher, selection) = self.stage(Stage::Select, |session| {
+            session.interruptible(Stage::Select, move || {
+                let cache = Arc::new(Cache::open(&request.cache)?);
+                let fetcher = Arc::new(Fetcher::new(cache, fetch_options())?);
+                let chosen = debian::select(&request.recipe, &fetcher, &request.apt_root, sink.as_ref())?;
+                Ok((fetcher, Arc::new(chosen)))
+            })
+        })?;
+        let sink = Arc::clone(&self.environment.sink);
+        let shared = (Arc::clone(&selection), Arc::clone(&fetcher));
+        let scratch = self.scratch.path().to_owned();
+        let tools = self.stage(Stage::Fetch, |session| {
+            session.interruptible(Stage::Fetch, move || {
+                let (selection, fetcher) = shared;
+                debian::fetch(&selection, &fetcher, sink.as_ref())?;
+                Ok(disk::builder_tools(&selection, &fetcher, &scratch, sink.as_ref())?)
+            })
+        })?;
+        Ok(Packages { selection, fetcher, tools })
+    }
+
+    fn canary(&self, host: &Host, packages: &Packages) -> Result<Accelerator, BuildError> {
+        let canary = Canary {
+            programs: &host.programs,
+            qemu_version: &host.qemu_version,
+            kernel: &packages.tools.kernel,
+            busybox: &packages.tools.busybox,
+            scratch: self.scratch.path(),
+            register: &|process| self.environment.registrar.adopt(process),
+            cancel: &self.environment.cancel,
+        };
+        let verdicts = canary.judge(Some(&self.request.cache.join("acceleration")))?;
+        self.environment.sink.event(Event::Note(verdicts.to_string()));
+        verdicts.best().ok_or(BuildError::NoAccelerator(verdicts))
+    }
+
+    fn compose(&self, packages: &Packages) -> Result<ComposedDisk, BuildError> {
+        let request = self.request.clone();
+        let sink = Arc::clone(&self.environment.sink);
+        let selection = Arc::clone(&packages.selection);
+        let fetcher = Arc::clone(&packages.fetcher);
+        let scratch = self.scratch.path().to_owned();
+        self.interruptible(Stage::Compose, move || {
+            let cache = fetcher.cache();
+            Ok(disk::compose(&request.recipe, &selection, cache, &scratch, sink.as_ref())?)
+        })
+    }
+
+    fn guest(
+        &self,
+        host: &Host,
+        packages: &Packages,
+        disk: &ComposedDisk,
+        accelerator: Accelerator,
+    ) -> Result<(Report, PathBuf), BuildError> {
+        let recipe = &self.request.recipe;
+        let nonce = nonce().map_err(BuildError::Nonce)?;
+        let preinst: Vec<String> = disk.preinst.iter().map(preinst_line).collect();
+        let sources = packages.selection.guest_sources(&mirror_base());
+        let work = Work {
+            nonce: &nonce,
+            root_partition: disk.partition.number,
+            root_uuid: &disk.root_uuid,
+            preinst: &preinst,
+            run: &recipe.guest.run,
+            sources: (!recipe.guest.run.is_empty()).then_some(sources.as_str()),
+            verify: recipe.verify.boot,
+        };
+        let programs = GuestPrograms { busybox: &packages.tools.busybox, modules: &packages.tools.modules };
+        let path = self.scratch.path().join("builder.cpio");
+        let written = File::create(&path).map(BufWriter::new);
+        initramfs(programs, &work)?
+            .write(written.map_err(|source| BuildError::Write { path: path.clone(), source })?)
+            .map_err(|source| BuildError::Write { path: path.clone(), source })?;
+        let spec = VmSpec {
+            accelerator,
+            processors: recipe.guest.cpus,
+            memory_mib: recipe.guest.memory / (1024 * 1024),
+            boot: Boot::Kernel {
+                kernel: packages.tools.kernel.clone(),
+                initramfs: path,
+                // Nothing in a throwaway guest is worth the price of these under emulation.
+                command_line: "console=ttyS0 panic=-1 loglevel=4 mitigations=off audit=0 apparmor=0"
+                    .to_owned(),
+            },
+            disks: vec![Disk { path: disk.image.clone(), format: DiskFormat::Raw }],
+            network: if work.sources.is_some() { Network::Mirror } else { Network::None },
+            port_name: CONTROL_PORT,
+            smbios_serial: None,
+        };
+        let mirror = Mutex::new(None);
+        let serve = |listener: TcpListener| {
+            let selection = Arc::clone(&packages.selection);
+            let fetcher = Arc::clone(&packages.fetcher);
+            let started = Mirror::start(listener, selection, fetcher).map_err(io::Error::other)?;
+            *mirror.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
+            Ok(())
+        };
+        let served = || {
+            let mirror = mirror.lock().unwrap_or_else(PoisonError::into_inner);
+            mirror.as_ref().map_or(0, |mirror| mirror.report().served_bytes)
+        };
+        let log = self.scratch.path().join(format!("{}.console.log", recipe.image.name));
+        let report = self.boot(host, &spec, &nonce, Stage::Guest, &log, (&serve, &served))?;
+        let missing = mirror
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+            .map_or_else(Vec::new, |mirror| mirror.stop().failures.iter().map(shown_failure).collect());
+        self.accept(report, Stage::Guest, log, missing)
+    }
+
+    fn verify(&self, host: &Host, qcow2: &Path, accelerator: Accelerator) -> Result<PathBuf, BuildError> {
+        let recipe = &self.request.recipe;
+        let nonce = nonce().map_err(BuildError::Nonce)?;
+        let overlay = self.scratch.path().join("verify.qcow2");
+        image::overlay(&host.qemu_img, qcow2, &overlay, &self.environment.cancel)?;
+        let spec = VmSpec {
+            accelerator,
+            processors: recipe.guest.cpus,
+            memory_mib: recipe.guest.memory / (1024 * 1024),
+            boot: Boot::Disk,
+            disks: vec![Disk { path: overlay, format: DiskFormat::Qcow2 }],
+            network: Network::None,
+            port_name: PROOF_PORT,
+            smbios_serial: Some(nonce.clone()),
+        };
+        let log = self.scratch.path().join(format!("{}.verify.log", recipe.image.name));
+        let report = self.boot(host, &spec, &nonce, Stage::Verify, &log, (&|_| Ok(()), &|| 0))?;
+        let (_, log) = self.accept(report, Stage::Verify, log, Vec::new())?;
+        Ok(log)
+    }
+
+    fn boot(
+        &self,
+        host: &Host,
+        spec: &VmSpec,
+        nonce: &str,
+        stage: Stage,
+        log: &Path,
+        (serve, mirror_bytes): (&dyn Fn(TcpListener) -> io::Result<()>, &dyn Fn() -> u64),
+    ) -> Result<Report, BuildError> {
+        let file = File::create(log).map_err(|source| BuildError::Write { path: log.to_owned(), source })?;
+        let asked = Run {
+            programs: &host.programs,
+            spec,
+            nonce,
+            limits: Limits { total: self.left(), no_progress: self.request.recipe.limits.no_progress },
+            register: &|process| self.environment.registrar.adopt(process),
+            serve,
+            mirror_bytes,
+            cancel: &self.environment.cancel,
+            sink: self.environment.sink.as_ref(),
+            stage,
+        };
+        run(&asked, file).map_err(|source| BuildError::Run { stage, source })
+    }
+
+    /// A guest's success, or its failure with the log kept.
+    fn accept(
+        &self,
+        report: Report,
+        stage: Stage,
+        log: PathBuf,
+        missing: Vec<String>,
+    ) -> Result<(Report, PathBuf), BuildError> {
+        let Outcome::Failed(failure) = report.outcome else {
+            return Ok((report, log));
+        };
+        let kept = image::deliver(&[log], &self.request.output).ok();
+        let log = kept.and_then(|mut kept| kept.pop());
+        Err(BuildError::Guest(Box::new(GuestError { stage, failure, screen: report.screen, log, missing })))
+    }
+
+    /// Runs work that has no ear for the wish to stop in a thread of its own, and stops waiting for
+    /// it when that wish comes or the time is over.
+    fn interruptible<T: Send + 'static>(
+        &self,
+        stage: Stage,
+        work: impl FnOnce() -> Result<T, BuildError> + Send + 'static,
+    ) -> Result<T, BuildError> {
+        let (done, result) = channel();
+        let name = stage.name().to_owned();
+        thread::Builder::new()
+            .name(name)
+            .spawn(move || {
+                // Nobody waits any more once the build has been given up.
+                let _ = done.send(work());
+            })
+            .map_err(BuildError::Thread)?;
+        let mut patience = None;
+        loop {
+            match result.recv_timeout(Duration::from_millis(100)) {
+                Ok(result) => return result,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    let died = io::Error::other("a thread ended without a result");
+                    return Err(BuildError::Thread(died));
+                }
+            }
+            let over = if self.environment.cancel.is_cancelled() {
+                BuildError::Cancelled
+            } else if self.left().is_zero() {
+                BuildError::TimedOut { stage }
+            } else {
+                continue;
+            };
+            let since: &mut Instant = patience.get_or_insert_with(Instant::now);
+            if since.elapsed() >= STOP_PATIENCE {
+                return Err(over);
+            }
+        }
+    }
+}
+
+fn preflight_host(request: &Request, environment: &Environment) -> Result<Host, BuildError> {
+    let recipe = &request.recipe;
+    let needs = Needs {
+        memory: recipe.guest.memory,
+        // The raw disk, the compressed image, and the unpacked tree beside them.
+        space: recipe.image.size.saturating_mul(2),
+    };
+    let (findings, host) = examine(&environment.shim, &request.output, needs);
+    let unfit = findings.iter().any(|finding| finding.fitness == Fitness::Unfit);
+    match host {
+        Some(host) if !unfit => Ok(host),
+        _ => Err(BuildError::Unfit(findings)),
+    }
+}
+
+/// One line of what `guest/preinst.sh` reads.
+fn preinst_line(preinst: &disk::Preinst) -> String {
+    format!("{} {} {} {}", preinst.package, preinst.architecture, preinst.version, preinst.script)
+}
+
+/// A line about something that the mirror could not give; the guest wrote half of it.
+fn shown_failure(failure: &Failure) -> String {
+    let text = format!("{}: {}", failure.path, failure.reason);
+    text.chars().filter(|character| !character.is_control()).take(400).collect()
+}
+
+/// Downloads through the proxy that the environment or apt's configuration names.
+#[must_use]
+pub fn fetch_options() -> FetchOptions {
+    // Without apt's tool there is no configuration of apt's to follow.
+    let configuration = find_program("apt-config")
+        .and_then(|program| {
+            let mut command = child::command(&program);
+            command.arg("dump");
+            child::output(command, APT_CONFIG_DEADLINE, None).ok()
+        })
+        .map_or_else(String::new, |output| output.stdout);
+    let variable = |name: &str| std::env::var(name).ok();
+    FetchOptions { proxies: Proxies::choose(variable, &configuration), ..FetchOptions::default() }
+}

@@ -1,0 +1,260 @@
+//! Brings files from upstream into the cache.
+//!
+//! A file is named by the digest that signed metadata gives for it; several addresses are tried in
+//! turn. What is truncated, too long or has another digest is never kept. The functions block and
+//! may be called from any thread, also from within an asynchronous runtime: the fetcher has a small
+//! runtime of its own. Deliberately absent: what the digests ought to be, and printing.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use reqwest::Client;
+use tokio::runtime::{Handle, Runtime};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::event::{Event, Sink, Stage};
+
+use super::digest::Digest;
+use super::fetch_error::FetchError;
+use super::proxy::Proxies;
+use super::store::{Cache, Remembered, StoreError};
+use super::transfer::{Core, Metadata};
+
+/// How downloads are done.
+#[derive(Clone, Debug)]
+pub struct FetchOptions {
+    /// Proxies.
+    pub proxies: Proxies,
+    /// For a connection to stand.
+    pub connect_timeout: Duration,
+    /// Without a byte.
+    pub idle_timeout: Duration,
+    /// Tries per upstream.
+    pub attempts: u32,
+    /// Wait before the second try; doubled for each further one.
+    pub backoff: Duration,
+    /// Downloads at the same time.
+    pub parallel: usize,
+    /// When the functions that block give up, whatever they wait for.
+    pub deadline: Option<Instant>,
+}
+
+impl Default for FetchOptions {
+    fn default() -> Self {
+        Self {
+            proxies: Proxies::default(),
+            connect_timeout: Duration::from_secs(15),
+            idle_timeout: Duration::from_secs(30),
+            attempts: 4,
+            backoff: Duration::from_millis(500),
+            parallel: 6,
+            deadline: None,
+        }
+    }
+}
+
+/// A file to fetch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// How messages call it, such as its path under the archive's root.
+    pub name: String,
+    /// Where it can be had, tried in turn.
+    pub urls: Vec<String>,
+    /// Bytes it has.
+    pub size: u64,
+    /// Its digest.
+    pub digest: Digest,
+}
+
+/// What was transferred since the fetcher was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Bytes of packages and indices from upstream.
+    pub upstream_bytes: u64,
+    /// Bytes of signed Release files from upstream.
+    pub metadata_bytes: u64,
+    /// Requests to upstream, of every kind.
+    pub upstream_requests: u64,
+    /// Bytes of files that the cache already had.
+    pub cache_bytes: u64,
+    /// Damaged files found in the cache and removed.
+    pub damaged: u64,
+}
+
+/// Fetches files into a cache.
+pub struct Fetcher {
+    core: Arc<Core>,
+    runtime: Option<Runtime>,
+}
+
+impl Drop for Fetcher {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // The plain drop would panic inside another runtime.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Fetcher {
+    /// Prepares downloads into `cache`.
+    ///
+    /// # Errors
+    /// A proxy's address is unusable, or threads cannot be started.
+    pub fn new(cache: Arc<Cache>, options: FetchOptions) -> Result<Self, FetchError> {
+        // Fails only when a provider is already there, which serves as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut builder = Client::builder()
+            .no_proxy()
+            .user_agent(concat!("hostler/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(options.connect_timeout)
+            .read_timeout(options.idle_timeout);
+        for proxy in options.proxies.for_client()? {
+            builder = builder.proxy(proxy);
+        }
+        let client = builder.build().map_err(|source| FetchError::Client { source })?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("hostler-fetch")
+            .enable_all()
+            .build()
+            .map_err(|source| FetchError::Runtime { source })?;
+        Ok(Self { core: Arc::new(Core::new(cache, client, options)), runtime: Some(runtime) })
+    }
+
+    /// The cache behind.
+    #[must_use]
+    pub fn cache(&self) -> &Arc<Cache> {
+        &self.core.cache
+    }
+
+    /// What was transferred so far.
+    #[must_use]
+    pub fn counted(&self) -> Counted {
+        self.core.counted()
+    }
+
+    pub(super) fn core(&self) -> Arc<Core> {
+        Arc::clone(&self.core)
+    }
+
+    pub(super) fn handle(&self) -> Option<Handle> {
+        self.runtime.as_ref().map(|runtime| runtime.handle().clone())
+    }
+
+    /// Runs `future` on the own runtime, from a thread that belongs to no other.
+    pub(super) fn run<F: Future + Send>(&self, future: F) -> Option<F::Output>
+    where
+        F::Output: Send,
+    {
+        let runtime = self.runtime.as_ref()?;
+        std::thread::scope(|scope| scope.spawn(|| runtime.block_on(future)).join().ok())
+    }
+
+    /// Runs a download of `name` to its end, or to the deadline.
+    fn block_on<T: Send>(
+        &self,
+        name: &str,
+        future: impl Future<Output = Result<T, FetchError>> + Send,
+    ) -> Result<T, FetchError> {
+        let result = match self.core.options.deadline {
+            None => self.run(future),
+            Some(deadline) => self.run(async {
+                tokio::time::timeout_at(deadline.into(), future)
+                    .await
+                    .unwrap_or_else(|_| Err(FetchError::TooLate { name: name.to_owned() }))
+            }),
+        };
+        result.unwrap_or_else(|| Err(FetchError::BrokenOff { name: name.to_owned() }))
+    }
+
+    /// Brings all of `wanted` into the cache, several at a time, and tells of progress in bytes.
+    ///
+    /// # Errors
+    /// The first file that cannot be had; the others in flight are broken off.
+    pub fn fetch_all(&self, wanted: Vec<Wanted>, stage: Stage, sink: &dyn Sink) -> Result<(), FetchError> {
+        let total: u64 = wanted.iter().map(|one| one.size).sum();
+        let future = async {
+            let gate = Arc::new(Semaphore::new(self.core.options.parallel.max(1)));
+            let before = self.core.counted();
+            let mut tasks = JoinSet::new();
+            for one in wanted {
+                let core = Arc::clone(&self.core);
+                let gate = Arc::clone(&gate);
+                tasks.spawn(async move {
+                    let _permit = gate.acquire_owned().await;
+                    core.obtain(&one).await.map(|_| one.name)
+                });
+            }
+            let mut last = String::new();
+            let mut tick = tokio::time::interval(Duration::from_millis(250));
+            loop {
+                tokio::select! {
+                    finished = tasks.join_next() => match finished {
+                        None => return Ok(()),
+                        Some(Ok(Ok(name))) => last = name,
+                        Some(Ok(Err(error))) => return Err(error),
+                        Some(Err(_)) => return Err(FetchError::BrokenOff { name: last }),
+                    },
+                    _ = tick.tick() => {
+                        let now = self.core.counted();
+                        let done = (now.upstream_bytes + now.cache_bytes)
+                            .saturating_sub(before.upstream_bytes + before.cache_bytes);
+                        let doing = last.rsplit('/').next().unwrap_or("").to_owned();
+                        sink.event(Event::Progress { stage, doing, bytes: done.min(total), total: Some(total) });
+                    }
+                }
+            }
+        };
+        self.block_on("the packages", future)
+    }
+
+    /// Brings one file into the cache and returns its bytes.
+    ///
+    /// # Errors
+    /// It cannot be had or read.
+    pub fn fetch(&self, wanted: &Wanted) -> Result<Vec<u8>, FetchError> {
+        let mut file = self.block_on(&wanted.name, self.core.obtain(wanted))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(|source| FetchError::Store {
+            name: wanted.name.clone(),
+            source: StoreError::Read { path: self.core.cache.root().to_owned(), source },
+        })?;
+        Ok(bytes)
+    }
+
+    /// Asks for a file that nothing vouches for yet, unless upstream says that it has not changed
+    /// since [`Fetcher::keep`]. Where upstream cannot be reached, the kept answer is returned.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    pub fn metadata(&self, name: &str, urls: &[String]) -> Result<Metadata, FetchError> {
+        self.block_on(name, self.core.metadata(name, urls))
+    }
+
+    /// The answer last kept for one of the addresses.
+    #[must_use]
+    pub fn previous(&self, urls: &[String]) -> Option<Vec<u8>> {
+        urls.iter().find_map(|url| self.core.kept(url)).map(|(_, bytes)| bytes)
+    }
+
+    /// Keeps an answer that turned out to be trustworthy.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn keep(&self, metadata: &Metadata) -> Result<Digest, StoreError> {
+        let digest = self.core.cache.put(&metadata.bytes)?;
+        if let Some((etag, last_modified)) = metadata.validators.clone() {
+            let answer = Remembered {
+                digest: digest.to_string(),
+                size: metadata.bytes.len() as u64,
+                etag,
+                last_modified,
+            };
+            self.core.cache.remember(&metadata.url, &answer)?;
+        }
+        Ok(digest)
+    }
+}

@@ -1,0 +1,145 @@
+//! What can go wrong with a download: each way has its own name.
+
+use std::time::Duration;
+
+use super::digest::Digest;
+use super::store::StoreError;
+
+/// Metadata has no digest to compare a size with; Debian's is 0.15 MB.
+pub(super) const METADATA_LIMIT: usize = 32 << 20;
+
+/// Why a file cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The HTTP client cannot be set up.
+    #[error("cannot set up downloads: check the proxy settings")]
+    Client {
+        /// What the library said.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// The runtime cannot be started.
+    #[error("cannot start the threads for downloads")]
+    Runtime {
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// No address is known.
+    #[error("no upstream is known for {name}: name one in the sources")]
+    NoUpstream {
+        /// The file.
+        name: String,
+    },
+    /// Upstream refuses.
+    #[error(
+        "upstream answered {status} for {name}: it does not have the file (is the mirror complete and up to date?)"
+    )]
+    Status {
+        /// The file.
+        name: String,
+        /// The status code.
+        status: u16,
+    },
+    /// Upstream cannot be reached.
+    #[error("cannot reach upstream for {name}: check the network, the proxy and the mirror")]
+    Connect {
+        /// The file.
+        name: String,
+        /// What the library said.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// Upstream says nothing any more.
+    #[error("upstream sent nothing of {name} for {} s: it is too slow or hangs", idle.as_secs())]
+    Silent {
+        /// The file.
+        name: String,
+        /// How long was waited.
+        idle: Duration,
+    },
+    /// The file ends too early.
+    #[error("upstream truncated {name}: {received} of {expected} bytes came")]
+    Truncated {
+        /// The file.
+        name: String,
+        /// Bytes that came.
+        received: u64,
+        /// Bytes that signed metadata promises.
+        expected: u64,
+    },
+    /// The file is longer than it should be.
+    #[error("upstream sent more than the {expected} bytes that {name} has: the file was replaced")]
+    TooLong {
+        /// The file.
+        name: String,
+        /// Bytes that signed metadata promises.
+        expected: u64,
+    },
+    /// The file has another digest.
+    #[error("upstream sent an altered {name}: its digest is {found} where signed metadata says {wanted}")]
+    Altered {
+        /// The file.
+        name: String,
+        /// What signed metadata says.
+        wanted: Digest,
+        /// What came.
+        found: Digest,
+    },
+    /// Metadata too large to be any.
+    #[error("upstream sent more than {METADATA_LIMIT} bytes for {name}: that is no such file")]
+    Oversized {
+        /// The file.
+        name: String,
+    },
+    /// The cache fails.
+    #[error("cannot keep {name}")]
+    Store {
+        /// The file.
+        name: String,
+        /// What is wrong.
+        #[source]
+        source: StoreError,
+    },
+    /// The deadline of all downloads is reached.
+    #[error("no time is left for {name}: raise limits.total in the recipe, or look for a faster upstream")]
+    TooLate {
+        /// The file, or what was being fetched.
+        name: String,
+    },
+    /// A download was broken off from inside.
+    #[error("the download of {name} was broken off")]
+    BrokenOff {
+        /// The file.
+        name: String,
+    },
+}
+
+impl FetchError {
+    /// The status that upstream refused with, if it did.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Status { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+
+    /// May the same request go well a moment later?
+    pub(super) fn is_transient(&self) -> bool {
+        match self {
+            // 206 and 416 answer a wish to continue that failed; the next try is for the whole.
+            Self::Status { status, .. } => *status >= 500 || matches!(status, 206 | 408 | 416 | 425 | 429),
+            Self::Connect { .. } | Self::Silent { .. } | Self::Truncated { .. } => true,
+            Self::Client { .. }
+            | Self::Runtime { .. }
+            | Self::NoUpstream { .. }
+            | Self::TooLong { .. }
+            | Self::Altered { .. }
+            | Self::Oversized { .. }
+            | Self::Store { .. }
+            | Self::TooLate { .. }
+            | Self::BrokenOff { .. } => false,
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! The download cache: content under its digest, fetched once, served to guests only when checked.
+//!
+//! `store` keeps files, `fetch` brings them from upstream, `serve` is the mirror that a guest sees.
+//! What a digest ought to be always comes from the caller, who has it from signed metadata.
+
+mod digest;
+mod fetch;
+mod fetch_error;
+pub mod offer;
+mod proxy;
+mod serve;
+mod store;
+mod transfer;
+mod writer;
+
+pub use digest::{Digest, Hasher, NotADigest};
+pub use fetch::{Counted, FetchOptions, Fetcher, Wanted};
+pub use fetch_error::FetchError;
+pub use proxy::Proxies;
+pub use serve::{Failure, Mirror, MirrorError, MirrorReport};
+pub use store::{Cache, Remembered, StoreError, default_directory};
+pub use transfer::Metadata;
+pub use writer::{Scratch, Writer};

@@ -1,0 +1,258 @@
+//! Which addresses the mirror has, and what is behind them. Pure.
+//!
+//! ```text
+//! /<repository>/dists/<suite>/InRelease                       the verified file, as upstream signed it
+//! /<repository>/dists/<suite>/<index>                         whatever that file names
+//! /<repository>/dists/<suite>/<folder>/by-hash/SHA256/<hex>   the same
+//! /<repository>/pool/…                                        whatever the package indices name
+//! ```
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::debian::catalogue::PackageId;
+use crate::debian::{Repository, Selection, Suite};
+
+use super::digest::Digest;
+use super::fetch::Wanted;
+
+/// What is behind an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Offered {
+    /// A signed Release file, which is in the cache already and cannot be fetched by digest.
+    Signed {
+        /// Its digest.
+        digest: Digest,
+        /// Bytes.
+        size: u64,
+    },
+    /// A file that upstream has under its digest.
+    File(Wanted),
+}
+
+/// The addresses of a selection.
+pub struct Offer {
+    selection: Arc<Selection>,
+    packages: HashMap<(usize, Box<str>), PackageId>,
+}
+
+impl Offer {
+    /// Everything that the verified indices of `selection` name.
+    #[must_use]
+    pub fn new(selection: Arc<Selection>) -> Self {
+        let catalogue = &selection.catalogue;
+        let packages = catalogue
+            .packages()
+            .filter_map(|package| {
+                let (repository, path) = catalogue.path(package)?;
+                let path = path.strip_prefix("./").unwrap_or(path);
+                Some(((repository, path.into()), package))
+            })
+            .collect();
+        Self { selection, packages }
+    }
+
+    /// What is behind the decoded `path` of an address, which begins with a slash.
+    #[must_use]
+    pub fn find(&self, path: &str) -> Option<Offered> {
+        let (name, path) = path.strip_prefix('/')?.split_once('/')?;
+        let (number, repository) =
+            self.selection.repositories.iter().enumerate().find(|(_, repository)| repository.name == name)?;
+        if let Some(rest) = path.strip_prefix("dists/") {
+            return find_metadata(repository, rest);
+        }
+        let package = self.packages.get(&(number, path.into()))?;
+        let file = self.selection.catalogue.file(*package).ok()?;
+        Some(Offered::File(self.selection.wanted(&file)))
+    }
+}
+
+fn find_metadata(repository: &Repository, path: &str) -> Option<Offered> {
+    // A suite's name may have a slash: "bookworm/updates".
+    let (suite, path) = repository.suites.iter().find_map(|suite| {
+        let path = path.strip_prefix(suite.name.as_str())?.strip_prefix('/')?;
+        Some((suite, path))
+    })?;
+    if path == "InRelease" {
+        let (digest, size) = suite.in_release;
+        return Some(Offered::Signed { digest, size });
+    }
+    let indices = &suite.release.indices;
+    if let Some((folder, digest)) = path.rsplit_once("/by-hash/SHA256/") {
+        let digest: Digest = digest.parse().ok()?;
+        let (index, entry) = indices.iter().find(|(index, entry)| {
+            entry.1 == digest && index.rsplit_once('/').is_some_and(|(parent, _)| parent == folder)
+        })?;
+        return Some(Offered::File(describe(repository, suite, index, *entry)));
+    }
+    let entry = indices.get(path)?;
+    Some(Offered::File(describe(repository, suite, path, *entry)))
+}
+
+fn describe(repository: &Repository, suite: &Suite, index: &str, (size, digest): (u64, Digest)) -> Wanted {
+    let paths = suite.index_paths(index, digest);
+    Wanted {
+        name: format!("dists/{}/{index}", suite.name),
+        urls: repository
+            .uris
+            .iter()
+            .flat_map(|uri| paths.iter().map(move |path| format!("{uri}/{path}")))
+            .collect(),
+        size,
+        digest,
+    }
+}
+
+/// Decodes `%xx` in the path of an address; `None` when the result is not text or the code is cut.
+#[must_use]
+pub fn decode(path: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(path.len());
+    let mut rest = path.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' {
+            let mut digit = || char::from(rest.next()?).to_digit(16);
+            bytes.push(u8::try_from(digit()? * 16 + digit()?).ok()?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// The part of a file of `size` bytes that a `Range` header asks for: first byte and length.
+/// `Ok(None)` means the whole, which also answers what is not understood (RFC 9110, 14.2).
+///
+/// # Errors
+/// The range lies beyond the end.
+pub fn range(header: Option<&str>, size: u64) -> Result<Option<(u64, u64)>, BeyondEnd> {
+    let Some((first, last)) =
+        header.and_then(|value| value.trim().strip_prefix("bytes=")).and_then(|range| range.split_once('-'))
+    else {
+        return Ok(None);
+    };
+    let parts = (first.trim(), last.trim());
+    let (start, end) = match parts {
+        ("", count) => match count.parse::<u64>() {
+            Ok(count) => (size.saturating_sub(count), size),
+            Err(_) => return Ok(None),
+        },
+        (start, end) => match (start.parse::<u64>(), end.parse::<u64>()) {
+            (Ok(start), Err(_)) if end.is_empty() => (start, size),
+            (Ok(start), Ok(end)) if start <= end => (start, end.saturating_add(1).min(size)),
+            _ => return Ok(None),
+        },
+    };
+    if start >= end || start >= size {
+        return Err(BeyondEnd);
+    }
+    Ok(Some((start, end - start)))
+}
+
+/// The range lies beyond the end of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BeyondEnd;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::debian::catalogue::Catalogue;
+    use crate::debian::release::Release;
+
+    fn offer() -> Offer {
+        let digest = Digest::of(b"x");
+        let release = Release::parse(&format!(
+            "Codename: s\nDate: Sat, 21 Nov 2026 00:53:02 UTC\nAcquire-By-Hash: yes\nArchitectures: amd64\nSHA256:\n {digest} 1 main/binary-amd64/Packages.xz\n"
+        ))
+        .expect("valid");
+        let mut catalogue = Catalogue::default();
+        let text = format!(
+            "Package: a\nVersion: 1\nArchitecture: all\nFilename: pool/a+b.deb\nSize: 1\nSHA256: {digest}\n\nPackage: e\nVersion: 1\nArchitecture: all\nFilename: ../etc/passwd\nSize: 1\nSHA256: {digest}\n"
+        );
+        catalogue.add(0, text.into_bytes(), "amd64").expect("valid");
+        Offer::new(Arc::new(Selection {
+            architecture: "amd64".to_owned(),
+            repositories: vec![Repository {
+                name: "debian".to_owned(),
+                uris: vec!["http://one.test/d".to_owned(), "http://two.test/d".to_owned()],
+                keyring: "/k".into(),
+                suites: vec![Suite {
+                    name: "s".to_owned(),
+                    components: vec!["main".to_owned()],
+                    in_release: (Digest::of(b"signed"), 6),
+                    release,
+                }],
+            }],
+            catalogue,
+            packages: Vec::new(),
+            own_keyring: false,
+        }))
+    }
+
+    #[test]
+    fn what_is_named_is_offered_and_nothing_else() {
+        let offer = offer();
+        let urls = |path: &str| match offer.find(path) {
+            Some(Offered::File(wanted)) => wanted.urls,
+            _ => Vec::new(),
+        };
+        assert_eq!(
+            urls("/debian/pool/a+b.deb"),
+            ["http://one.test/d/pool/a+b.deb", "http://two.test/d/pool/a+b.deb"]
+        );
+        let hash = Digest::of(b"x");
+        let by_hash = format!("/debian/dists/s/main/binary-amd64/by-hash/SHA256/{hash}");
+        assert_eq!(urls(&by_hash).len(), 4);
+        assert_eq!(urls("/debian/dists/s/main/binary-amd64/Packages.xz"), urls(&by_hash));
+        assert_eq!(
+            offer.find("/debian/dists/s/InRelease"),
+            Some(Offered::Signed { digest: Digest::of(b"signed"), size: 6 })
+        );
+        for path in [
+            "/debian/pool/b.deb",
+            "/debian/../etc/passwd",
+            "/other/pool/a+b.deb",
+            "/debian/dists/t/InRelease",
+            "/debian/dists/s/Release",
+            "/debian/dists/s/contrib/by-hash/SHA256/e3",
+            "/",
+            "",
+        ] {
+            assert_eq!(offer.find(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn ranges() {
+        assert_eq!(range(None, 10), Ok(None));
+        assert_eq!(range(Some("bytes=2-4"), 10), Ok(Some((2, 3))));
+        assert_eq!(range(Some("bytes=2-"), 10), Ok(Some((2, 8))));
+        assert_eq!(range(Some("bytes=-3"), 10), Ok(Some((7, 3))));
+        assert_eq!(range(Some("bytes=8-99"), 10), Ok(Some((8, 2))));
+        assert_eq!(range(Some("bytes=10-"), 10), Err(BeyondEnd));
+        assert_eq!(range(Some("bytes=1-2,4-5"), 10), Ok(None));
+        assert_eq!(range(Some("lines=1-2"), 10), Ok(None));
+    }
+
+    #[test]
+    fn codes_in_paths_are_decoded() {
+        assert_eq!(decode("/a%2bb%7E").as_deref(), Some("/a+b~"));
+        assert_eq!(decode("/a%2"), None);
+        assert_eq!(decode("/a%ff"), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_range_is_always_inside(text in "(bytes=)?[0-9]{0,3}-?[0-9]{0,20}", size in 0..2000_u64) {
+            if let Ok(Some((start, length))) = range(Some(&text), size) {
+                proptest::prop_assert!(length > 0 && start + length <= size);
+            }
+        }
+
+        #[test]
+        fn no_address_panics(path in "(/|debian|dists|s|%|%2f|by-hash/SHA256|InRelease|é){0,12}") {
+            if let Some(path) = decode(&path) {
+                let _ = offer().find(&path);
+            }
+        }
+    }
+}

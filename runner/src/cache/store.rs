@@ -1,0 +1,451 @@
+//! Files on disk under the name of their digest.
+//!
+//! ```text
+//! <root>/sha256/ab/abcd…   content, complete and checked before it got this name
+//! <root>/metadata/<name>   what an address last answered, for revalidation
+//! <root>/temporary/…       files being written, each locked by its writer
+//! <root>/lock              shared: a temporary file is being born; exclusive: dead ones are swept
+//! ```
+//!
+//! Any number of processes use one cache. A writer that is killed leaves a temporary file whose lock
+//! the kernel has dropped: the next one that opens the cache takes it away. A reader checks size and
+//! digest the first time in a process that it meets a file, and again whenever the file's change time
+//! differs; a damaged file is removed, counted and reported as absent, so that it is fetched again.
+//! Deliberately absent: eviction, and the network.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use super::digest::{Digest, Hasher};
+use super::writer::{Scratch, Writer};
+
+/// Why the cache cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No directory is known.
+    #[error("no directory for the cache: set HOSTLER_CACHE or HOME")]
+    NoDirectory,
+    /// A directory cannot be made or listed.
+    #[error("cannot use the cache directory {}: check its permissions, or set HOSTLER_CACHE", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A file cannot be read.
+    #[error("cannot read {} in the cache: check its permissions", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A file cannot be written.
+    #[error("cannot write {} in the cache: check its space and permissions", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Content is not what it should be.
+    #[error("the content has digest {found} ({found_size} bytes) instead of {wanted} ({wanted_size} bytes)")]
+    Mismatch {
+        /// What it should be.
+        wanted: Digest,
+        /// Bytes it should have.
+        wanted_size: u64,
+        /// What it is.
+        found: Digest,
+        /// Bytes it has.
+        found_size: u64,
+    },
+}
+
+/// The cache directory.
+#[derive(Debug)]
+pub struct Cache {
+    root: PathBuf,
+    verified: Mutex<HashMap<Digest, Identity>>,
+    damaged: AtomicU64,
+}
+
+/// A file as it was when its digest was checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    device: u64,
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl Identity {
+    pub(super) fn of(file: &File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.len(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
+    }
+}
+
+/// What an address last answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Remembered {
+    /// Digest of the answer.
+    pub digest: String,
+    /// Its bytes.
+    pub size: u64,
+    /// Its `ETag`.
+    pub etag: Option<String>,
+    /// Its `Last-Modified`.
+    pub last_modified: Option<String>,
+}
+
+/// The directory that an environment asks for: `HOSTLER_CACHE`, else `XDG_CACHE_HOME/hostler`, else
+/// `HOME/.cache/hostler`.
+///
+/// # Errors
+/// None of them is set.
+pub fn default_directory(
+    variable: impl Fn(&str) -> Option<std::ffi::OsString>,
+) -> Result<PathBuf, StoreError> {
+    let path = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    // The XDG specification has relative paths ignored.
+    path("HOSTLER_CACHE")
+        .or_else(|| path("XDG_CACHE_HOME").filter(|path| path.is_absolute()).map(|path| path.join("hostler")))
+        .or_else(|| path("HOME").map(|path| path.join(".cache/hostler")))
+        .ok_or(StoreError::NoDirectory)
+}
+
+impl Cache {
+    /// Opens the cache at `root`, makes it where it is missing, and sweeps what dead writers left.
+    ///
+    /// # Errors
+    /// The directory cannot be used.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        for name in ["sha256", "metadata", "temporary"] {
+            let path = root.join(name);
+            fs::create_dir_all(&path).map_err(|source| StoreError::Directory { path, source })?;
+        }
+        let cache = Self { root: root.to_owned(), verified: Mutex::default(), damaged: AtomicU64::new(0) };
+        cache.sweep()?;
+        Ok(cache)
+    }
+
+    /// Where the cache is.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// How many files were found damaged, and removed, since the cache was opened.
+    #[must_use]
+    pub fn damaged(&self) -> u64 {
+        self.damaged.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn path(&self, digest: Digest) -> PathBuf {
+        let name = digest.to_string();
+        self.root.join("sha256").join(&name[..2]).join(name)
+    }
+
+    fn birth_lock(&self) -> Result<File, StoreError> {
+        let path = self.root.join("lock");
+        OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|source| StoreError::Write { path, source })
+    }
+
+    /// Removes temporary files that no living writer holds.
+    fn sweep(&self) -> Result<(), StoreError> {
+        let lock = self.birth_lock()?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            // Somebody is just starting to write; whoever opens the cache next will sweep.
+            return Ok(());
+        }
+        let directory = self.root.join("temporary");
+        let failed = |source| StoreError::Directory { path: directory.clone(), source };
+        for entry in fs::read_dir(&directory).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            let abandoned = File::open(&path)
+                .is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok());
+            if abandoned {
+                // Another sweeper may have been faster.
+                let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the content with `digest`, checked. `None` when it is absent or was found damaged.
+    ///
+    /// # Errors
+    /// It is there and cannot be read.
+    pub fn get(&self, digest: Digest, size: u64) -> Result<Option<File>, StoreError> {
+        let path = self.path(digest);
+        let failed = |source| StoreError::Read { path: path.clone(), source };
+        let mut file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(failed(source)),
+        };
+        let identity = Identity::of(&file).map_err(failed)?;
+        let known = self.verified.lock().is_ok_and(|map| map.get(&digest) == Some(&identity));
+        if known && identity.size == size {
+            return Ok(Some(file));
+        }
+        // An unreadable sector is damage too.
+        let intact = identity.size == size && hash(&mut file).is_ok_and(|found| found == digest);
+        if !intact {
+            self.damaged.fetch_add(1, Ordering::Relaxed);
+            return match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    Err(StoreError::Write { path, source: error })
+                }
+                _ => Ok(None),
+            };
+        }
+        file.rewind().map_err(failed)?;
+        self.remember_verified(digest, identity);
+        Ok(Some(file))
+    }
+
+    pub(super) fn remember_verified(&self, digest: Digest, identity: Identity) {
+        if let Ok(mut map) = self.verified.lock() {
+            map.insert(digest, identity);
+        }
+    }
+
+    /// Begins to write content.
+    ///
+    /// # Errors
+    /// The temporary file cannot be made.
+    pub fn writer(&self) -> Result<Writer<'_>, StoreError> {
+        let file = self.born(|builder, directory| {
+            let file = builder.suffix(".part").tempfile_in(directory)?;
+            flock(file.as_file(), FlockOperation::LockExclusive)?;
+            Ok(file)
+        })?;
+        Ok(Writer::new(self, file))
+    }
+
+    /// A directory for short-lived files of the caller. It goes when it is dropped, or when the cache
+    /// is next opened after its owner was killed.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn scratch(&self) -> Result<Scratch, StoreError> {
+        self.born(|builder, directory| {
+            let directory = builder.tempdir_in(directory)?;
+            let lock = File::open(directory.path())?;
+            flock(&lock, FlockOperation::LockExclusive)?;
+            Ok(Scratch::new(directory, lock))
+        })
+    }
+
+    /// Makes and locks something temporary while nobody sweeps.
+    fn born<T>(
+        &self,
+        make: impl FnOnce(&mut tempfile::Builder<'_, '_>, &Path) -> io::Result<T>,
+    ) -> Result<T, StoreError> {
+        let lock = self.birth_lock()?;
+        let directory = self.root.join("temporary");
+        flock(&lock, FlockOperation::LockShared)
+            .map_err(io::Error::from)
+            .and_then(|()| make(tempfile::Builder::new().prefix("").rand_bytes(16), &directory))
+            .map_err(|source| StoreError::Write { path: directory, source })
+    }
+
+    /// Stores `bytes` under their own digest.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn put(&self, bytes: &[u8]) -> Result<Digest, StoreError> {
+        let digest = Digest::of(bytes);
+        let mut writer = self.writer()?;
+        writer.write(bytes)?;
+        writer.commit(digest, bytes.len() as u64)?;
+        Ok(digest)
+    }
+
+    /// What `address` last answered; an entry that cannot be understood is as good as none.
+    #[must_use]
+    pub fn remembered(&self, address: &str) -> Option<Remembered> {
+        let text = fs::read(self.metadata_path(address)).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// Remembers what `address` answered.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn remember(&self, address: &str, answer: &Remembered) -> Result<(), StoreError> {
+        let path = self.metadata_path(address);
+        let failed = |source| StoreError::Write { path: path.clone(), source };
+        let mut writer = self.writer()?;
+        let text = serde_json::to_vec(answer).map_err(|error| failed(error.into()))?;
+        writer.write(&text)?;
+        writer.publish(&path)
+    }
+
+    fn metadata_path(&self, address: &str) -> PathBuf {
+        self.root.join("metadata").join(Digest::of(address.as_bytes()).to_string())
+    }
+}
+
+fn hash(file: &mut File) -> io::Result<Digest> {
+    let mut hasher = Hasher::default();
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        let count = file.read(&mut buffer)?;
+        if count == 0 {
+            return Ok(hasher.finish());
+        }
+        hasher.update(&buffer[..count]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cache() -> (tempfile::TempDir, Cache) {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let cache = Cache::open(directory.path()).expect("usable");
+        (directory, cache)
+    }
+
+    fn read(cache: &Cache, digest: Digest, size: u64) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let mut file = cache.get(digest, size).expect("readable")?;
+        file.read_to_end(&mut bytes).expect("readable");
+        Some(bytes)
+    }
+
+    #[test]
+    fn what_is_put_is_found() {
+        let (_directory, cache) = cache();
+        let digest = cache.put(b"hello").expect("written");
+        assert_eq!(read(&cache, digest, 5).as_deref(), Some(&b"hello"[..]));
+        assert_eq!(read(&cache, Digest::of(b"x"), 1), None);
+    }
+
+    #[test]
+    fn wrong_content_is_not_kept() {
+        let (directory, cache) = cache();
+        let mut writer = cache.writer().expect("writer");
+        writer.write(b"hellp").expect("written");
+        let error = writer.commit(Digest::of(b"hello"), 5).expect_err("wrong");
+        assert!(matches!(error, StoreError::Mismatch { .. }));
+        assert_eq!(read(&cache, Digest::of(b"hello"), 5), None);
+        assert_eq!(read(&cache, Digest::of(b"hellp"), 5), None);
+        let left = fs::read_dir(directory.path().join("temporary")).expect("listed").count();
+        assert_eq!(left, 0);
+    }
+
+    #[test]
+    fn a_byte_flipped_on_disk_is_found_even_after_a_first_good_read() {
+        let (_directory, cache) = cache();
+        let digest = cache.put(b"hello").expect("written");
+        assert!(read(&cache, digest, 5).is_some());
+        // Kernels before 6.13 count change times in ticks of up to 10 ms.
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        fs::write(cache.path(digest), b"hellp").expect("flipped");
+        assert_eq!(read(&cache, digest, 5), None);
+        assert_eq!(cache.damaged(), 1);
+        assert!(!cache.path(digest).exists());
+        cache.put(b"hello").expect("written again");
+        assert!(read(&cache, digest, 5).is_some());
+    }
+
+    #[test]
+    fn abandoned_temporary_files_are_swept_and_living_ones_are_not() {
+        let (directory, cache) = cache();
+        let abandoned = directory.path().join("temporary/dead.part");
+        fs::write(&abandoned, b"half").expect("written");
+        let abandoned_directory = directory.path().join("temporary/dead");
+        fs::create_dir_all(abandoned_directory.join("inner")).expect("made");
+        let living = cache.scratch().expect("made");
+        let mut writer = cache.writer().expect("writer");
+        writer.write(b"liv").expect("written");
+        let other = Cache::open(directory.path()).expect("usable");
+        assert!(!abandoned.exists());
+        assert!(!abandoned_directory.exists());
+        assert!(living.path().exists());
+        writer.write(b"ing").expect("written");
+        writer.commit(Digest::of(b"living"), 6).expect("still there");
+        assert!(read(&other, Digest::of(b"living"), 6).is_some());
+    }
+
+    #[test]
+    fn many_writers_readers_and_sweepers_share_one_cache() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        std::thread::scope(|scope| {
+            for seed in 0..4_u32 {
+                let root = directory.path();
+                scope.spawn(move || {
+                    for round in 0..25_u32 {
+                        // Opening sweeps; half of the contents are written by all threads at once.
+                        let cache = Cache::open(root).expect("usable");
+                        let text = format!("{} {}", round, if round % 2 == 0 { 0 } else { seed });
+                        let digest = cache.put(text.as_bytes()).expect("written");
+                        assert_eq!(read(&cache, digest, text.len() as u64), Some(text.into_bytes()));
+                    }
+                });
+            }
+        });
+        let left = fs::read_dir(directory.path().join("temporary")).expect("listed").count();
+        assert_eq!(left, 0);
+    }
+
+    #[test]
+    fn addresses_are_remembered() {
+        let (directory, cache) = cache();
+        let answer = Remembered {
+            digest: Digest::of(b"").to_string(),
+            size: 0,
+            etag: Some("\"x\"".to_owned()),
+            last_modified: None,
+        };
+        cache.remember("http://mirror.test/a", &answer).expect("written");
+        let again = Cache::open(directory.path()).expect("usable");
+        assert_eq!(again.remembered("http://mirror.test/a"), Some(answer));
+        assert_eq!(again.remembered("http://mirror.test/b"), None);
+    }
+
+    #[test]
+    fn the_environment_chooses_the_directory() {
+        let choose = |set: &[(&str, &str)]| {
+            let set: HashMap<String, String> =
+                set.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+            default_directory(|name| set.get(name).map(Into::into)).ok()
+        };
+        assert_eq!(choose(&[("HOSTLER_CACHE", "/c"), ("HOME", "/h")]), Some(PathBuf::from("/c")));
+        assert_eq!(choose(&[("XDG_CACHE_HOME", "/x"), ("HOME", "/h")]), Some(PathBuf::from("/x/hostler")));
+        assert_eq!(
+            choose(&[("XDG_CACHE_HOME", "x"), ("HOME", "/h")]),
+            Some(PathBuf::from("/h/.cache/hostler"))
+        );
+        assert_eq!(choose(&[]), None);
+    }
+}

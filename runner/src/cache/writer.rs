@@ -1,0 +1,112 @@
+//! What is being written into the cache, and not yet part of it.
+//!
+//! Both kinds are locked as long as their owner lives; see `store` for what that is good for.
+
+use std::fs::{self, File};
+use std::io::{Seek, Write};
+use std::path::Path;
+
+use super::digest::{Digest, Hasher};
+use super::store::{Cache, Identity, StoreError};
+
+/// A temporary directory of the cache.
+#[derive(Debug)]
+pub struct Scratch {
+    directory: tempfile::TempDir,
+    /// Held as long as the directory is there: tells sweepers that its owner lives.
+    _lock: File,
+}
+
+impl Scratch {
+    pub(super) fn new(directory: tempfile::TempDir, lock: File) -> Self {
+        Self { directory, _lock: lock }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+/// Content on its way into the cache. Dropped before [`Writer::commit`], it leaves nothing.
+pub struct Writer<'a> {
+    cache: &'a Cache,
+    file: tempfile::NamedTempFile,
+    hasher: Hasher,
+    size: u64,
+}
+
+impl<'a> Writer<'a> {
+    pub(super) fn new(cache: &'a Cache, file: tempfile::NamedTempFile) -> Self {
+        Self { cache, file, hasher: Hasher::default(), size: 0 }
+    }
+
+    /// Bytes written so far.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Takes the next piece.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.file
+            .write_all(bytes)
+            .map_err(|source| StoreError::Write { path: self.file.path().to_owned(), source })?;
+        self.hasher.update(bytes);
+        self.size += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Throws away what was written and begins anew.
+    ///
+    /// # Errors
+    /// The file cannot be emptied.
+    pub fn restart(&mut self) -> Result<(), StoreError> {
+        let file = self.file.as_file_mut();
+        let emptied = file.set_len(0).and_then(|()| file.rewind());
+        emptied.map_err(|source| StoreError::Write { path: self.file.path().to_owned(), source })?;
+        self.hasher = Hasher::default();
+        self.size = 0;
+        Ok(())
+    }
+
+    /// Puts the content in its place, if it is what it should be.
+    ///
+    /// # Errors
+    /// It is not, or cannot be written; nothing is kept then.
+    pub fn commit(mut self, digest: Digest, size: u64) -> Result<File, StoreError> {
+        let found = std::mem::take(&mut self.hasher).finish();
+        if found != digest || self.size != size {
+            return Err(StoreError::Mismatch {
+                wanted: digest,
+                wanted_size: size,
+                found,
+                found_size: self.size,
+            });
+        }
+        let path = self.cache.path(digest);
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory)
+                .map_err(|source| StoreError::Directory { path: directory.to_owned(), source })?;
+        }
+        let cache = self.cache;
+        self.publish(&path)?;
+        let failed = |source| StoreError::Read { path: path.clone(), source };
+        let file = File::open(&path).map_err(failed)?;
+        cache.remember_verified(digest, Identity::of(&file).map_err(failed)?);
+        Ok(file)
+    }
+
+    /// Makes the file durable and gives it its name.
+    pub(super) fn publish(self, path: &Path) -> Result<(), StoreError> {
+        let failed = |source| StoreError::Write { path: path.to_owned(), source };
+        self.file.as_file().sync_data().map_err(failed)?;
+        // The file keeps its lock until it is closed here; its name is then no temporary one.
+        self.file.persist(path).map_err(|error| failed(error.error))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,114 @@
+//! What was typed, without what it means.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use super::lease::LeaseCommand;
+use super::run::RunArguments;
+use super::status::StatusArguments;
+
+/// Builds operating-system images without privileges, runs builders so that they cannot leak, and
+/// shows what holds their devices.
+///
+/// Exit status: 0 done, 1 the build or command failed, 2 wrong usage or recipe, 3 refused, 4 the
+/// watchdog is not reachable, 5 this host is not fit (`hostler doctor` tells why).
+#[derive(Debug, Parser)]
+#[command(name = "hostler", version, propagate_version = true)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Global {
+    /// The watchdog's socket.
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "HOSTLER_SOCKET",
+        default_value = hostler_protocol::DEFAULT_SOCKET
+    )]
+    pub(crate) socket: PathBuf,
+    /// Print one JSON document instead of text.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Build an image.
+    Build(Build),
+    /// Go on as the user that root has chosen; the commands start this themselves.
+    #[command(name = "__unprivileged", hide = true)]
+    Unprivileged(Unprivileged),
+    /// Run a command under a lease: what it leaves behind is taken back when it ends or dies.
+    ///
+    /// Exit status, signals and terminal are the command's.
+    Run(RunArguments),
+    /// Open, close and list leases, for jobs that are no single process.
+    #[command(subcommand)]
+    Lease(LeaseCommand),
+    /// Show leases, what belongs to them, and loop devices that belong to none.
+    Status(StatusArguments),
+    /// Show what holds a loop device, a mount point or a process.
+    Why {
+        /// A loop device (/dev/loop3), a mount point as findmnt shows it, or a process number.
+        target: String,
+    },
+    /// Show what the watchdog would do now for leases that are over.
+    Plan,
+    /// End a lease and take back all of it now (root only).
+    Reclaim {
+        /// The lease's number, as `hostler status` shows it.
+        #[arg(long, value_name = "ID")]
+        lease: u64,
+    },
+    /// Is this host fit, and what to do where it is not.
+    Doctor(Doctor),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Build {
+    /// The recipe.
+    #[arg(value_name = "RECIPE.toml")]
+    pub(crate) recipe: PathBuf,
+    /// Where the image goes.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) output: PathBuf,
+    /// The download cache [default: $HOSTLER_CACHE, else hostler in the user's cache directory].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Unprivileged {
+    #[arg(long)]
+    pub(crate) user: u32,
+    #[arg(long)]
+    pub(crate) group: u32,
+    #[arg(long)]
+    pub(crate) kvm_group: Option<u32>,
+    #[arg(long)]
+    pub(crate) parent: u32,
+    /// Root's process has a lease already, which covers this one.
+    #[arg(long)]
+    pub(crate) registered: bool,
+    #[arg(long)]
+    pub(crate) recipe: Option<PathBuf>,
+    #[arg(long)]
+    pub(crate) output: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// Where an image would go.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) output: PathBuf,
+    /// The download cache [default: $HOSTLER_CACHE, else hostler in the user's cache directory].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
+}

@@ -1,0 +1,244 @@
+//! `hostler build`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use hostler_runner::build::preflight::Finding;
+use hostler_runner::build::registrar::{Registrar, Unregistered};
+use hostler_runner::build::{BuildError, Built, Environment, GuestError, Request, build};
+use hostler_runner::cache::default_directory;
+use hostler_runner::cancel::Cancel;
+use hostler_runner::event::Event;
+use hostler_runner::recipe::Recipe;
+use hostler_runner::watchdog::WatchdogError;
+use serde_json::json;
+
+use super::arguments::{Build, Global};
+use super::exit::Exit;
+use super::privileges::{self, Delegated};
+use super::registration::Registration;
+use super::{progress, signals};
+
+/// Runs the command.
+pub(crate) fn main(global: &Global, wanted: &Build) -> Exit {
+    if rustix::process::geteuid().is_root() {
+        let delegated = Delegated {
+            recipe: Some(&wanted.recipe),
+            output: &wanted.output,
+            cache: wanted.cache.as_deref(),
+        };
+        return privileges::main(global, &delegated);
+    }
+    let recipe = match Recipe::load(&wanted.recipe) {
+        Ok(recipe) => recipe,
+        Err(error) => return fail(&error, Exit::Usage),
+    };
+    let cache = match cache_directory(wanted.cache.as_deref()) {
+        Ok(cache) => cache,
+        Err(error) => return fail(&error, Exit::Usage),
+    };
+    run(global, recipe, wanted.output.clone(), cache, None)
+}
+
+/// The cache that was asked for, or the user's.
+pub(crate) fn cache_directory(asked: Option<&Path>) -> Result<PathBuf, hostler_runner::cache::StoreError> {
+    match asked {
+        Some(asked) => Ok(asked.to_owned()),
+        None => default_directory(|name| std::env::var_os(name)),
+    }
+}
+
+/// What it means to build without a watchdog.
+const NO_WATCHDOG: &str = "no watchdog is reachable: if this process is killed, its machine dies with it, and \
+     its scratch directory stays until the next build into the same output directory";
+
+/// What root's process knows that this one cannot.
+pub(crate) struct Shown<'a> {
+    /// Where root will have moved the files when someone looks.
+    pub(crate) folder: &'a Path,
+    /// Whether root's process has a lease, which covers this one.
+    pub(crate) registered: bool,
+}
+
+/// Builds, as the user that this process is.
+pub(crate) fn run(
+    global: &Global,
+    recipe: Recipe,
+    output: PathBuf,
+    cache: PathBuf,
+    shown: Option<&Shown<'_>>,
+) -> Exit {
+    let cancel = match Cancel::new().map(Arc::new) {
+        Ok(cancel) => cancel,
+        Err(error) => return fail(&error, Exit::Failed),
+    };
+    let asked = Arc::clone(&cancel);
+    if let Err(error) = signals::watch(move |_| asked.cancel()) {
+        return fail(&error, Exit::Failed);
+    }
+    let sink = progress::sink();
+    let registration = match Registration::open(&global.socket, &format!("build {}", recipe.image.name)) {
+        Ok(registration) => Some(Arc::new(registration)),
+        Err(WatchdogError::Unreachable { .. }) => {
+            if shown.is_none_or(|shown| !shown.registered) {
+                sink.event(Event::Note(NO_WATCHDOG.to_owned()));
+            }
+            None
+        }
+        Err(error @ WatchdogError::Refused(_)) => return fail(&error, Exit::Refused),
+        Err(error) => return fail(&error, Exit::NoWatchdog),
+    };
+    let registrar: Arc<dyn Registrar> = match &registration {
+        Some(registration) => Arc::<Registration>::clone(registration),
+        None => Arc::new(Unregistered),
+    };
+    let environment = Environment {
+        // Not the path of the program: a package's upgrade may put another one there meanwhile.
+        shim: "/proc/self/exe".into(),
+        registrar,
+        cancel,
+        sink,
+    };
+    let request = Request { recipe, output, cache, apt_root: "/".into() };
+    let result = build(&request, &environment);
+    drop(environment);
+    if let Some(Err(error)) = registration.map(|registration| registration.close()) {
+        eprintln!("hostler: the build's lease could not be closed: {}", chain(&error));
+    }
+    let moved = |path: &Path| match (shown, path.file_name()) {
+        (Some(shown), Some(name)) => shown.folder.join(name),
+        _ => path.to_owned(),
+    };
+    match result {
+        Ok(mut built) => {
+            built.image = moved(&built.image);
+            built.logs = built.logs.iter().map(|log| moved(log)).collect();
+            show(global, &built)
+        }
+        Err(mut error) => {
+            if let BuildError::Guest(guest) = &mut error {
+                guest.log = guest.log.as_deref().map(moved);
+            }
+            show_failure(global, &error)
+        }
+    }
+}
+
+fn show(global: &Global, built: &Built) -> Exit {
+    if global.json {
+        let seconds = |duration: &std::time::Duration| duration.as_secs_f64();
+        let stages: serde_json::Map<_, _> = built
+            .stages
+            .iter()
+            .map(|(stage, took)| (stage.name().to_owned(), json!(seconds(took))))
+            .collect();
+        let document = json!({
+            "result": "built",
+            "image": built.image,
+            "bytes": built.bytes,
+            "sha256": built.sha256,
+            "accelerator": built.accelerator.name(),
+            "packages": built.packages,
+            "upstream_bytes": built.counted.upstream_bytes,
+            "metadata_bytes": built.counted.metadata_bytes,
+            "cache_bytes": built.counted.cache_bytes,
+            "seconds": seconds(&built.took),
+            "stages": stages,
+            "logs": built.logs,
+        });
+        println!("{document}");
+    } else {
+        println!(
+            "{}: {}, {} packages, built in {:.0} s with {}",
+            built.image.display(),
+            bytesize::ByteSize(built.bytes),
+            built.packages,
+            built.took.as_secs_f64(),
+            built.accelerator.name()
+        );
+        println!(
+            "downloaded {} of packages and {} of release files, {} came from the cache",
+            bytesize::ByteSize(built.counted.upstream_bytes),
+            bytesize::ByteSize(built.counted.metadata_bytes),
+            bytesize::ByteSize(built.counted.cache_bytes)
+        );
+    }
+    Exit::Done
+}
+
+fn show_failure(global: &Global, error: &BuildError) -> Exit {
+    let exit = if error.is_cancelled() {
+        Exit::Stopped(signals::received().unwrap_or(15))
+    } else {
+        match error {
+            BuildError::Unfit(_) | BuildError::NoAccelerator(_) => Exit::Unfit,
+            _ => Exit::Failed,
+        }
+    };
+    if global.json {
+        println!("{}", failure_document(error));
+        return exit;
+    }
+    if let BuildError::Guest(guest) = error {
+        let GuestError { screen, log, missing, .. } = guest.as_ref();
+        // Who stopped it knows why.
+        if !screen.is_empty() && !error.is_cancelled() {
+            eprintln!("the last on its screen:");
+            for line in screen.lines() {
+                eprintln!("  | {line}");
+            }
+        }
+        for missing in missing {
+            eprintln!("the mirror could not give it {missing}");
+        }
+        if let Some(log) = log {
+            eprintln!("the console's log is {}", log.display());
+        }
+    }
+    eprintln!("hostler: [{}] {}", error.class(), chain(error));
+    exit
+}
+
+fn failure_document(error: &BuildError) -> serde_json::Value {
+    let mut document = json!({
+        "result": "failed",
+        "class": error.class(),
+        "message": chain(error),
+    });
+    match error {
+        BuildError::Guest(guest) => {
+            let GuestError { stage, screen, log, missing, .. } = guest.as_ref();
+            document["stage"] = json!(stage.name());
+            document["screen"] = json!(screen);
+            document["log"] = json!(log);
+            document["missing"] = json!(missing);
+        }
+        BuildError::Unfit(findings) => {
+            let findings: &[Finding] = findings;
+            document["findings"] = json!(findings);
+        }
+        _ => {}
+    }
+    document
+}
+
+/// An error with its causes, each of which says something new.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Shows an error and gives its exit.
+pub(crate) fn fail(error: &dyn std::error::Error, exit: Exit) -> Exit {
+    eprintln!("hostler: {}", chain(error));
+    exit
+}

@@ -1,0 +1,144 @@
+//! `hostler doctor`: is this host fit, and what to do where it is not.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use hostler_runner::build::fetch_options;
+use hostler_runner::build::preflight::{Finding, Fitness, Host, Needs, Subject, examine};
+use hostler_runner::build::scratch::Scratch;
+use hostler_runner::cache::{Cache, Fetcher};
+use hostler_runner::cancel::Cancel;
+use hostler_runner::disk::builder_tools;
+use hostler_runner::event::Silent;
+use hostler_runner::recipe::Recipe;
+use hostler_runner::vm::argv::Accelerator;
+use hostler_runner::vm::canary::Canary;
+use serde_json::json;
+
+use super::arguments::{Doctor, Global};
+use super::build::{cache_directory, chain, fail};
+use super::exit::Exit;
+use super::privileges::{self, Delegated};
+use super::signals;
+
+/// What the example recipe needs.
+const NEEDS: Needs = Needs { memory: 1 << 30, space: 4 << 30 };
+
+/// The recipe whose archive gives the canary's kernel.
+const RECIPE: &str = include_str!("../../examples/debian-12.toml");
+
+/// Runs the command.
+pub(crate) fn main(global: &Global, wanted: &Doctor) -> Exit {
+    if rustix::process::geteuid().is_root() {
+        let cache = wanted.cache.as_deref();
+        return privileges::main(global, &Delegated { recipe: None, output: &wanted.output, cache });
+    }
+    match cache_directory(wanted.cache.as_deref()) {
+        Ok(cache) => examine_host(global, &wanted.output, &cache),
+        Err(error) => fail(&error, Exit::Usage),
+    }
+}
+
+/// Examines the host as the user that this process is.
+pub(crate) fn examine_host(global: &Global, output: &Path, cache: &Path) -> Exit {
+    let cancel = match Cancel::new().map(Arc::new) {
+        Ok(cancel) => cancel,
+        Err(error) => return fail(&error, Exit::Failed),
+    };
+    let asked = Arc::clone(&cancel);
+    if let Err(error) = signals::watch(move |_| asked.cancel()) {
+        return fail(&error, Exit::Failed);
+    }
+    let (mut findings, host) = examine(Path::new("/proc/self/exe"), output, NEEDS);
+    if let Some(host) = host {
+        findings.push(acceleration(&host, output, cache, &cancel));
+    }
+    findings.push(watchdog(&global.socket));
+    show(global, &findings);
+    if let Some(signal) = signals::received() {
+        return Exit::Stopped(signal);
+    }
+    let unfit = findings.iter().any(|finding| finding.fitness == Fitness::Unfit);
+    if unfit { Exit::Unfit } else { Exit::Done }
+}
+
+fn show(global: &Global, findings: &[Finding]) {
+    if global.json {
+        println!("{}", json!({ "findings": findings }));
+        return;
+    }
+    for finding in findings {
+        let word = match finding.fitness {
+            Fitness::Fit => "fit",
+            Fitness::Poor => "poor",
+            Fitness::Unfit => "UNFIT",
+        };
+        println!("{word:5}  {}", finding.found);
+        if let Some(advice) = &finding.advice {
+            println!("       do: {advice}");
+        }
+    }
+}
+
+fn acceleration(host: &Host, output: &Path, cache: &Path, cancel: &Cancel) -> Finding {
+    match judge(host, output, cache, cancel) {
+        Ok(finding) => finding,
+        Err(error) => Finding::bad(
+            Subject::Acceleration,
+            Fitness::Poor,
+            format!("no canary could be booted: {}", chain(error.as_ref())),
+            "mend this first, then run hostler doctor again",
+        ),
+    }
+}
+
+fn judge(
+    host: &Host,
+    output: &Path,
+    cache: &Path,
+    cancel: &Cancel,
+) -> Result<Finding, Box<dyn std::error::Error>> {
+    let recipe = Recipe::parse(RECIPE, Path::new("debian-12.toml"))?;
+    let scratch = Scratch::create(output)?;
+    let fetcher = Fetcher::new(Arc::new(Cache::open(cache)?), fetch_options())?;
+    let selection = hostler_runner::debian::select(&recipe, &fetcher, Path::new("/"), &Silent)?;
+    let tools = builder_tools(&selection, &fetcher, scratch.path(), &Silent)?;
+    let canary = Canary {
+        programs: &host.programs,
+        qemu_version: &host.qemu_version,
+        kernel: &tools.kernel,
+        busybox: &tools.busybox,
+        scratch: scratch.path(),
+        register: &|_| Ok(()),
+        cancel,
+    };
+    let verdicts = canary.judge(Some(&cache.join("acceleration")))?;
+    scratch.remove()?;
+    Ok(match verdicts.best() {
+        Some(Accelerator::Kvm) => Finding::fit(Subject::Acceleration, verdicts.to_string()),
+        Some(Accelerator::Tcg) => Finding::bad(
+            Subject::Acceleration,
+            Fitness::Poor,
+            verdicts.to_string(),
+            "builds work and take some minutes; for fast ones use a host that lends out its virtualization",
+        ),
+        None => Finding::bad(
+            Subject::Acceleration,
+            Fitness::Unfit,
+            verdicts.to_string(),
+            "reinstall qemu-system-x86 and seabios, or try another host",
+        ),
+    })
+}
+
+fn watchdog(socket: &Path) -> Finding {
+    match std::os::unix::net::UnixStream::connect(socket) {
+        Ok(_) => Finding::fit(Subject::Watchdog, format!("a watchdog listens on {}", socket.display())),
+        Err(error) => Finding::bad(
+            Subject::Watchdog,
+            Fitness::Poor,
+            format!("no watchdog listens on {}: {error}", socket.display()),
+            "start hostlerd, or give its socket with --socket; builds work without it",
+        ),
+    }
+}

@@ -1,0 +1,263 @@
+//! Signatures of Release files, as gpgv judges them.
+//!
+//! [`verify`] runs gpgv; [`judge`] decides, from its status lines alone, whether to trust. What is
+//! trusted afterwards is only the text that gpgv wrote out: around the signed part of a file there can
+//! be text that nobody signed. gpgv's exit status is not used: it is 2 as soon as one of several
+//! signers is unknown, which is how archives announce their next key.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::host_tool::{HostTool, ToolError};
+
+const GPGV: HostTool = HostTool { name: "gpgv", package: "gpgv" };
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Why a text is not trusted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Distrust {
+    /// A signature does not fit the text.
+    #[error("its signature by key {0} is BAD: the file was altered on its way")]
+    Bad(String),
+    /// None of the signers is in the keyring.
+    #[error("none of its signers ({0}) is in the keyring: is it the right keyring for this archive?")]
+    UnknownSigner(String),
+    /// The key has expired or is revoked, or the signature has expired.
+    #[error(
+        "it is only signed by a key or signature that has run out or is revoked ({0}): update the keyring"
+    )]
+    RunOut(String),
+    /// The signature uses a digest that can be forged.
+    #[error("its signature by key {0} uses a digest that is too weak to be trusted")]
+    Weak(String),
+    /// There is no signature, or several texts.
+    #[error("it is not one text with a signature: the mirror answers with something else")]
+    Unsigned,
+}
+
+/// Why a file cannot be verified.
+#[derive(Debug, thiserror::Error)]
+pub enum SignatureError {
+    /// gpgv has no result.
+    #[error("cannot check the signature")]
+    Tool(#[from] ToolError),
+    /// The keyring cannot be read.
+    #[error("cannot read keyring {}: install debian-archive-keyring, or name another as debian.keyring", path.display())]
+    Keyring {
+        /// The keyring.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The scratch directory fails.
+    #[error("cannot use {} for checking a signature: check its space and permissions", path.display())]
+    Scratch {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is not trusted.
+    #[error(transparent)]
+    Distrusted(Distrust),
+}
+
+/// Verifies the clear-signed `message` and returns the signed text, and only it. `scratch` is a
+/// directory for this call alone.
+///
+/// # Errors
+/// It cannot be verified, or is not trusted.
+pub fn verify(message: &[u8], keyring: &Path, scratch: &Path) -> Result<String, SignatureError> {
+    let keys = read_keyring(keyring)?;
+    let binary = scratch.join("keyring");
+    let input = scratch.join("message");
+    let output = scratch.join("text");
+    let failed = |path: &Path, source| SignatureError::Scratch { path: path.to_owned(), source };
+    std::fs::write(&binary, keys).map_err(|source| failed(&binary, source))?;
+    std::fs::write(&input, message).map_err(|source| failed(&input, source))?;
+    let arguments: [OsString; 9] = [
+        "--homedir".into(),
+        scratch.into(),
+        "--status-fd".into(),
+        "1".into(),
+        "--keyring".into(),
+        binary.into(),
+        "--output".into(),
+        output.clone().into(),
+        input.into(),
+    ];
+    let finished = GPGV.run(&arguments, &[], scratch, LIMIT)?;
+    if finished.status.code().is_none() {
+        return Err(finished.failure().into());
+    }
+    judge(&String::from_utf8_lossy(&finished.stdout)).map_err(SignatureError::Distrusted)?;
+    let text = std::fs::read(&output).map_err(|source| failed(&output, source))?;
+    String::from_utf8(text).map_err(|_| SignatureError::Distrusted(Distrust::Unsigned))
+}
+
+/// The keys of a keyring file in the form that gpgv reads, whichever of apt's two forms it has.
+///
+/// # Errors
+/// It cannot be read, or is neither.
+pub fn read_keyring(path: &Path) -> Result<Vec<u8>, SignatureError> {
+    let failed = |source| SignatureError::Keyring { path: path.to_owned(), source };
+    let bytes = std::fs::read(path).map_err(failed)?;
+    match std::str::from_utf8(&bytes) {
+        Ok(text) if text.contains("-----BEGIN PGP PUBLIC KEY BLOCK-----") => dearmor(text).ok_or_else(|| {
+            let kind = std::io::ErrorKind::InvalidData;
+            failed(std::io::Error::new(kind, "its armor is damaged"))
+        }),
+        _ => Ok(bytes),
+    }
+}
+
+/// Decodes the armored key blocks of a text (RFC 9580, 6.2). Their checksums are left alone: a key
+/// that is damaged verifies nothing.
+fn dearmor(text: &str) -> Option<Vec<u8>> {
+    let mut keys = Vec::new();
+    for block in text.split("-----BEGIN PGP PUBLIC KEY BLOCK-----").skip(1) {
+        let (block, _) = block.split_once("-----END")?;
+        // Headers end with a blank line, which may hold spaces.
+        let mut lines = block.lines().map(str::trim).skip(1);
+        lines.by_ref().find(|line| line.is_empty())?;
+        let mut bits = 0_u32;
+        let mut count = 0;
+        for sign in lines.take_while(|line| !line.starts_with('=')).flat_map(str::bytes) {
+            let value = match sign {
+                b'A'..=b'Z' => sign - b'A',
+                b'a'..=b'z' => sign - b'a' + 26,
+                b'0'..=b'9' => sign - b'0' + 52,
+                b'+' => 62,
+                b'/' => 63,
+                b'=' => continue,
+                _ => return None,
+            };
+            bits = (bits << 6 | u32::from(value)) & 0xffff;
+            count += 6;
+            if count >= 8 {
+                count -= 8;
+                keys.push((bits >> count & 0xff) as u8);
+            }
+        }
+    }
+    Some(keys)
+}
+
+/// Decides from gpgv's status lines (GnuPG's doc/DETAILS) whether the one text is signed by a key of
+/// the keyring that still holds.
+///
+/// # Errors
+/// Why it is not trusted.
+pub fn judge(status: &str) -> Result<(), Distrust> {
+    let mut texts = 0;
+    let mut good = false;
+    let mut valid = false;
+    let mut trusted = false;
+    let mut doubts: [Vec<String>; 3] = Default::default();
+    for line in status.lines().filter_map(|line| line.strip_prefix("[GNUPG:] ")) {
+        let words: Vec<&str> = line.split(' ').collect();
+        let key = || words.get(1).copied().unwrap_or("?").to_owned();
+        match words.first().copied() {
+            Some("PLAINTEXT") => texts += 1,
+            Some("NEWSIG") => (good, valid) = (false, false),
+            Some("BADSIG") => return Err(Distrust::Bad(key())),
+            Some("GOODSIG") => good = true,
+            Some("VALIDSIG") => match words.get(8) {
+                // MD5, SHA-1 and RIPEMD-160 in OpenPGP's numbering (RFC 9580, 9.5).
+                Some(&("1" | "2" | "3")) | None => doubts[2].push(key()),
+                Some(_) => valid = true,
+            },
+            Some("EXPKEYSIG" | "EXPSIG" | "REVKEYSIG") => doubts[1].push(key()),
+            Some("NO_PUBKEY") => doubts[0].push(key()),
+            _ => {}
+        }
+        trusted |= good && valid;
+    }
+    if texts == 1 && trusted {
+        return Ok(());
+    }
+    let [unknown, run_out, weak] = doubts.map(|keys| keys.join(", "));
+    Err(if texts > 1 {
+        Distrust::Unsigned
+    } else if !weak.is_empty() {
+        Distrust::Weak(weak)
+    } else if !run_out.is_empty() {
+        Distrust::RunOut(run_out)
+    } else if !unknown.is_empty() {
+        Distrust::UnknownSigner(unknown)
+    } else {
+        Distrust::Unsigned
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "[GNUPG:] PLAINTEXT 74 0 \n";
+    const GOOD: &str = "[GNUPG:] NEWSIG\n[GNUPG:] GOODSIG 6ED0 Name\n[GNUPG:] VALIDSIG 4CB5 2026-11-21 1795227090 0 4 0 1 8 01 B8B8\n";
+
+    fn with(lines: &str) -> Result<(), Distrust> {
+        judge(&format!("{TEXT}{lines}"))
+    }
+
+    #[test]
+    fn one_good_signer_suffices_beside_unknown_ones() {
+        assert_eq!(with(GOOD), Ok(()));
+        assert_eq!(with(&format!("[GNUPG:] NEWSIG\n[GNUPG:] NO_PUBKEY AB\n{GOOD}")), Ok(()));
+    }
+
+    #[test]
+    fn a_bad_signature_spoils_a_good_one() {
+        assert_eq!(
+            with(&format!("{GOOD}[GNUPG:] NEWSIG\n[GNUPG:] BADSIG AB Name\n")),
+            Err(Distrust::Bad("AB".to_owned()))
+        );
+    }
+
+    #[test]
+    fn valid_alone_is_not_good() {
+        let expired = GOOD.replace("GOODSIG", "EXPKEYSIG");
+        assert_eq!(with(&expired), Err(Distrust::RunOut("6ED0".to_owned())));
+        // The good half of one signature and the valid half of another make no trusted one.
+        let halves = "[GNUPG:] NEWSIG\n[GNUPG:] GOODSIG 6ED0 N\n[GNUPG:] NEWSIG\n[GNUPG:] VALIDSIG 4CB5 d t 0 4 0 1 8 01 B8\n";
+        assert_eq!(with(halves), Err(Distrust::Unsigned));
+    }
+
+    #[test]
+    fn weak_digests_unknown_signers_and_no_text() {
+        assert_eq!(with(&GOOD.replace(" 1 8 01", " 1 2 01")), Err(Distrust::Weak("4CB5".to_owned())));
+        assert_eq!(
+            with("[GNUPG:] NEWSIG\n[GNUPG:] NO_PUBKEY AB\n"),
+            Err(Distrust::UnknownSigner("AB".to_owned()))
+        );
+        assert_eq!(judge(GOOD), Err(Distrust::Unsigned));
+        assert_eq!(judge(&format!("{TEXT}{TEXT}{GOOD}")), Err(Distrust::Unsigned));
+        assert_eq!(judge(""), Err(Distrust::Unsigned));
+    }
+
+    #[test]
+    fn armored_keys_are_decoded() {
+        let armored = "c\n-----BEGIN PGP PUBLIC KEY BLOCK-----\nVersion: x\n\naGVsbG8s\nIHdvcmxkIQ==\n=abcd\n-----END PGP PUBLIC KEY BLOCK-----\n";
+        assert_eq!(dearmor(armored).as_deref(), Some(&b"hello, world!"[..]));
+        let two = format!("{armored}{armored}");
+        assert_eq!(dearmor(&two).as_deref(), Some(&b"hello, world!hello, world!"[..]));
+        assert_eq!(dearmor(&armored.replace("aGV", "a*V")), None);
+        assert_eq!(dearmor(&armored.replace("-----END", "")), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_armor_panics(text in "(-----BEGIN PGP PUBLIC KEY BLOCK-----|-----END|\n|[A-z=]){0,30}") {
+            let _ = dearmor(&text);
+        }
+
+        #[test]
+        fn no_status_without_a_good_line_is_trusted(text in "(\\[GNUPG:\\] |VALIDSIG |PLAINTEXT|NEWSIG|8 |\n|x ){0,40}") {
+            proptest::prop_assert!(judge(&text).is_err());
+        }
+    }
+}

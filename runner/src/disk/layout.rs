@@ -1,0 +1,309 @@
+//! What the file system of an image will hold: every path with its kind, owner and mode.
+//!
+//! Pure. It alone decides where an entry of a package goes and whether it may: the tree on disk is
+//! private to the builder, so what this map admits is all there ever is, and no system call is needed
+//! to see that a path does not lead through a link. Packages are unpacked in parallel; whatever the
+//! order in which they arrive, the same one ends up owning a path.
+
+use std::collections::BTreeMap;
+
+/// Directories of `/` that are links into `/usr` on a merged system. All of them are made, as Debian's
+/// installer does for amd64.
+pub const MERGED: [&str; 6] = ["bin", "lib", "lib32", "lib64", "libx32", "sbin"];
+
+/// Owner and permissions as they must be in the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Permission bits with setuid, setgid and sticky.
+    pub mode: u32,
+    /// Modification time in seconds since 1970.
+    pub modified: u64,
+}
+
+/// What is at a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A directory.
+    Directory,
+    /// A file with contents of its own.
+    File,
+    /// A second name of the file at this path of the layout.
+    HardLink(String),
+    /// A symbolic link with this target.
+    Symlink(String),
+}
+
+/// A path of the layout.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// What it is.
+    pub kind: Kind,
+    /// Owner and permissions.
+    pub attributes: Attributes,
+    /// Who put it there: the package's place in the build's order.
+    pub owner: usize,
+}
+
+/// Why an entry is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The path is no path of an archive.
+    #[error("its path {0:?} is absolute, has \"..\" or a control character, or is too long")]
+    Path(String),
+    /// The path leads through something that is no directory.
+    #[error("its path {path} leads through {through}, which is no directory")]
+    Through {
+        /// The path.
+        path: String,
+        /// What it leads through.
+        through: String,
+    },
+    /// Two packages have different things there.
+    #[error("{path} also comes from the package with number {other}, and neither replaces the other")]
+    Taken {
+        /// The path.
+        path: String,
+        /// The other package's place in the build's order.
+        other: usize,
+    },
+    /// A hard link to nothing.
+    #[error("{path} is a hard link to {target}, which is no file of its package before it")]
+    DeadLink {
+        /// The path.
+        path: String,
+        /// The target.
+        target: String,
+    },
+}
+
+/// What to do with an entry that was admitted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Admitted {
+    /// Make it at this path.
+    Make(String),
+    /// Nothing: it is there, or another package's counts.
+    Nothing,
+    /// Another package's is there, and this one must replace it once all are unpacked.
+    Later,
+}
+
+/// The tree.
+#[derive(Clone, Debug, Default)]
+pub struct Layout {
+    nodes: BTreeMap<String, Node>,
+}
+
+impl Layout {
+    /// All paths, parents before children. The root is the empty path.
+    pub fn nodes(&self) -> impl Iterator<Item = (&str, &Node)> {
+        self.nodes.iter().map(|(path, node)| (path.as_str(), node))
+    }
+
+    /// What is at `path`.
+    #[must_use]
+    pub fn get(&self, path: &str) -> Option<&Node> {
+        self.nodes.get(path)
+    }
+
+    /// Does another package than number `owner` have its own thing at a package's `path`? What the
+    /// builder itself wrote there does not count.
+    #[must_use]
+    pub fn is_taken_over(&self, path: &str, owner: usize) -> bool {
+        let node = place(path).ok().and_then(|path| self.nodes.get(&path));
+        node.is_some_and(|node| node.kind != Kind::Directory && node.owner != owner && node.owner != 0)
+    }
+
+    /// Admits an entry of package number `owner`. `replaces` tells whether the first of two packages
+    /// replaces the second's files.
+    ///
+    /// # Errors
+    /// The entry must not be made.
+    pub fn admit(
+        &mut self,
+        path: &str,
+        kind: Kind,
+        attributes: Attributes,
+        owner: usize,
+        replaces: impl Fn(usize, usize) -> bool,
+    ) -> Result<Admitted, Refusal> {
+        let path = place(path)?;
+        self.check_parents(&path)?;
+        let kind = match kind {
+            Kind::HardLink(target) => {
+                let target = place(&target)?;
+                let sound = matches!(self.nodes.get(&target), Some(node) if node.kind == Kind::File && node.owner == owner);
+                if !sound {
+                    return Err(Refusal::DeadLink { path, target });
+                }
+                Kind::HardLink(target)
+            }
+            other => other,
+        };
+        let node = Node { kind, attributes, owner };
+        let Some(there) = self.nodes.get_mut(&path) else {
+            self.nodes.insert(path.clone(), node);
+            return Ok(Admitted::Make(path));
+        };
+        match (&there.kind, &node.kind) {
+            // dpkg leaves an existing directory as it is: the first in the build's order counts.
+            (Kind::Directory, Kind::Directory) => {
+                if node.owner < there.owner {
+                    *there = node;
+                }
+                Ok(Admitted::Nothing)
+            }
+            (Kind::Symlink(old), Kind::Symlink(new)) if old == new => Ok(Admitted::Nothing),
+            (Kind::Directory, _) | (_, Kind::Directory) => Err(Refusal::Taken { path, other: there.owner }),
+            _ => match (replaces(owner, there.owner), replaces(there.owner, owner)) {
+                (true, true) if owner > there.owner => Ok(Admitted::Later),
+                (true, false) => Ok(Admitted::Later),
+                (_, true) => Ok(Admitted::Nothing),
+                (false, false) => Err(Refusal::Taken { path, other: there.owner }),
+            },
+        }
+    }
+
+    /// Puts an entry in the place of whatever non-directory is there.
+    ///
+    /// # Errors
+    /// The entry must not be made.
+    pub fn replace(&mut self, path: &str, node: Node) -> Result<String, Refusal> {
+        let path = place(path)?;
+        self.check_parents(&path)?;
+        match self.nodes.get(&path) {
+            Some(there) if there.kind == Kind::Directory => Err(Refusal::Taken { path, other: there.owner }),
+            _ => {
+                self.nodes.insert(path.clone(), node);
+                Ok(path)
+            }
+        }
+    }
+
+    /// Puts one of the links of a merged `/usr` in place, which no package's path can name.
+    pub(super) fn insert_merged(&mut self, path: &str, node: Node) {
+        self.nodes.insert(path.to_owned(), node);
+    }
+
+    fn check_parents(&self, path: &str) -> Result<(), Refusal> {
+        for (index, _) in path.match_indices('/') {
+            let parent = &path[..index];
+            match self.nodes.get(parent) {
+                Some(node) if node.kind == Kind::Directory => {}
+                _ => {
+                    return Err(Refusal::Through { path: path.to_owned(), through: parent.to_owned() });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The place of an archive's path: without `./` and trailing slashes, merged into `usr`.
+///
+/// # Errors
+/// It is no path of an archive.
+pub fn place(path: &str) -> Result<String, Refusal> {
+    let refused = || Refusal::Path(path.to_owned());
+    if path.starts_with('/') || path.len() > 2000 || path.contains(char::is_control) {
+        return Err(refused());
+    }
+    let mut parts = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => return Err(refused()),
+            part if part.len() > 255 => return Err(refused()),
+            part => parts.push(part),
+        }
+    }
+    if parts.first().is_some_and(|first| MERGED.contains(first)) {
+        parts.insert(0, "usr");
+    }
+    Ok(parts.join("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: Attributes = Attributes { uid: 0, gid: 0, mode: 0o755, modified: 0 };
+
+    fn admit(layout: &mut Layout, path: &str, kind: Kind, owner: usize) -> Result<Admitted, Refusal> {
+        // Package 2 replaces package 1, and nobody else anybody.
+        layout.admit(path, kind, PLAIN, owner, |left, right| (left, right) == (2, 1))
+    }
+
+    fn with(directories: &[&str]) -> Layout {
+        let mut layout = Layout::default();
+        for path in directories {
+            admit(&mut layout, path, Kind::Directory, 0).expect("admitted");
+        }
+        layout
+    }
+
+    #[test]
+    fn merged_directories_lead_into_usr() {
+        let mut layout = with(&["./", "./usr/", "./bin/"]);
+        assert_eq!(
+            admit(&mut layout, "./bin/sh", Kind::File, 1),
+            Ok(Admitted::Make("usr/bin/sh".to_owned()))
+        );
+        assert!(matches!(
+            admit(&mut layout, "./usr/bin/sh", Kind::File, 3),
+            Err(Refusal::Taken { other: 1, .. })
+        ));
+    }
+
+    #[test]
+    fn no_path_escapes() {
+        let mut layout = with(&["usr"]);
+        for path in ["/etc/x", "../x", "usr/../../x", "usr/x\ny"] {
+            assert!(matches!(admit(&mut layout, path, Kind::File, 1), Err(Refusal::Path(_))), "{path}");
+        }
+        admit(&mut layout, "usr/link", Kind::Symlink("/etc".to_owned()), 1).expect("admitted");
+        assert_eq!(
+            admit(&mut layout, "usr/link/passwd", Kind::File, 1),
+            Err(Refusal::Through { path: "usr/link/passwd".to_owned(), through: "usr/link".to_owned() })
+        );
+        assert!(matches!(
+            admit(&mut layout, "usr/x", Kind::HardLink("usr/link".to_owned()), 1),
+            Err(Refusal::DeadLink { .. })
+        ));
+        assert!(matches!(admit(&mut layout, "absent/x", Kind::File, 1), Err(Refusal::Through { .. })));
+    }
+
+    #[test]
+    fn who_replaces_wins_in_either_order() {
+        let mut layout = with(&["usr"]);
+        admit(&mut layout, "usr/a", Kind::File, 1).expect("admitted");
+        assert_eq!(admit(&mut layout, "usr/a", Kind::File, 2), Ok(Admitted::Later));
+        admit(&mut layout, "usr/b", Kind::File, 2).expect("admitted");
+        assert_eq!(admit(&mut layout, "usr/b", Kind::File, 1), Ok(Admitted::Nothing));
+        assert_eq!(layout.get("usr/b").expect("there").owner, 2);
+    }
+
+    #[test]
+    fn the_first_package_in_order_owns_a_directory() {
+        let mut layout = Layout::default();
+        let sticky = Attributes { mode: 0o1777, ..PLAIN };
+        admit(&mut layout, "tmp", Kind::Directory, 5).expect("admitted");
+        layout.admit("tmp", Kind::Directory, sticky, 1, |_, _| false).expect("admitted");
+        admit(&mut layout, "tmp", Kind::Directory, 9).expect("admitted");
+        assert_eq!(layout.get("tmp").expect("there").attributes, sticky);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_place_is_always_inside(path in "[a-c./\n]{0,20}|(bin|usr|\\.\\.|/|\\.|lib64){0,6}") {
+            if let Ok(place) = place(&path) {
+                proptest::prop_assert!(!place.starts_with('/'));
+                proptest::prop_assert!(place.split('/').all(|part| part != ".." && part != "."));
+                proptest::prop_assert!(!MERGED.contains(&place.split('/').next().unwrap_or("")));
+            }
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! Virtual machines: started, watched, judged and ended.
+//!
+//! Data flows one way. [`argv`] turns a [`argv::VmSpec`] into qemu's arguments; [`launch`] starts
+//! the shim (`hostler __vm`), which confines itself and becomes qemu; [`run`] reads the machine's
+//! channels through the pure parsers [`console`], [`control`] and [`qmp`], and lets the pure
+//! [`watch`] judge. [`canary`] uses all of that to find an accelerator that really runs a guest.
+//! [`initramfs`] and [`modules`] make what a guest boots from.
+//!
+//! Deliberately absent: libvirt, any TCP or VNC port on the host, any reuse of a machine.
+
+pub mod argv;
+pub mod canary;
+pub mod console;
+pub mod control;
+pub mod initramfs;
+pub mod launch;
+mod loopback;
+pub mod modules;
+pub mod nonce;
+pub mod outcome;
+mod passing;
+pub mod qemu;
+pub mod qmp;
+pub mod run;
+pub mod shim;
+mod spawner;
+pub mod watch;

@@ -1,0 +1,91 @@
+#!/bin/bash
+# Installs what Hostler needs on a Debian 12 machine, as far as it is missing.
+#
+#   setup.sh run    to build images and to run the demo
+#   setup.sh test   also what the tests use as independent parts
+#   setup.sh lint   what `make lint` uses
+#
+# Says what it installs. Without root it installs nothing, and says what is missing.
+set -euo pipefail
+
+what=${1:?run, test or lint}
+
+missing=()
+# need COMMAND-OR-FILE PACKAGE: the package, unless the thing is there already.
+need() {
+    case $1 in
+    /*) [ -e "$1" ] || missing+=("$2") ;;
+    *) command -v "$1" >/dev/null || missing+=("$2") ;;
+    esac
+}
+
+if ! command -v cargo >/dev/null; then
+    echo "setup: cargo is missing; install Rust 1.91 or newer (Debian 12's own is too old), for example with rustup" >&2
+    exit 5
+fi
+
+need cc gcc
+need /usr/include/string.h libc6-dev
+need make make
+if [ "$what" = run ] || [ "$what" = test ]; then
+    need mke2fs e2fsprogs
+    need losetup mount
+    need findmnt util-linux
+    need setpriv util-linux
+    need ps procps
+    need gpgv gpgv
+    need /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
+    need /usr/share/seabios/bios-256k.bin seabios
+fi
+if [ "$what" = test ]; then
+    need gpg gnupg
+    need prometheus prometheus
+    need promtool prometheus
+    need systemd-analyze systemd
+    need python3 python3
+    # The Python client of Varlink goes into a virtual environment of the test's own.
+    python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+    # loopdev-3, the tests' independent view of loop devices, generates its bindings with it.
+    ls /usr/lib/llvm-*/lib/libclang.so* >/dev/null 2>&1 || missing+=(libclang-dev)
+fi
+if [ "$what" = lint ]; then
+    need systemd-analyze systemd
+    need promtool prometheus
+    need shellcheck shellcheck
+fi
+
+# qemu and qemu-img must be of one version; on some machines a newer qemu-utils is there already.
+qemu_version() { "$1" --version 2>/dev/null | sed -n '1s/.*version \([0-9.]*\).*/\1/p'; }
+if [ "$what" != lint ]; then
+    machine=$(qemu_version qemu-system-x86_64)
+    image=$(qemu_version qemu-img)
+    if [ -z "$machine" ] || [ "$machine" != "$image" ]; then
+        missing+=(qemu-system-x86 qemu-utils)
+    fi
+fi
+
+if [ ${#missing[@]} -gt 0 ]; then
+    if [ "$(id -u)" != 0 ]; then
+        echo "setup: missing: ${missing[*]}; install them (apt-get install ${missing[*]}), or run this as root" >&2
+        exit 5
+    fi
+    echo "setup: installing ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    packages=()
+    for package in $(printf '%s\n' "${missing[@]}" | sort -u); do
+        case $package in
+        qemu-system-x86 | qemu-utils)
+            version=$(apt-cache policy qemu-system-x86 | sed -n 's/^  Candidate: //p')
+            packages+=("$package=$version")
+            ;;
+        *) packages+=("$package") ;;
+        esac
+    done
+    apt-get install -y -qq --no-install-recommends --allow-downgrades "${packages[@]}" >/dev/null
+fi
+
+if [ "$what" = lint ] && ! cargo deny --version >/dev/null 2>&1; then
+    echo "setup: installing cargo-deny"
+    cargo install --locked --quiet --debug cargo-deny
+fi
