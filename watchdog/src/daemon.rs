@@ -234,6 +234,7 @@ async fn serve(
         boot,
         next_lease: recovered.next_lease,
     });
+    engine.forget_unopened(recovered.unopened).await;
     engine.take_up(recovered.boot.as_ref(), recovered.leases.into_values().collect()).await;
 
     let handler = engine.clone();

@@ -1,6 +1,8 @@
 //! A lease's life, as clients ask for it: open, adopt, claim, close.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,7 +14,9 @@ use super::record::Record;
 use super::{Engine, now_ms};
 use crate::journal::Entry;
 use crate::kernel::{calls, cgroups, directories, loops, processes, signals};
-use crate::model::{BootId, Claim, DiskSequence, Gap, Lease, Phase, ProcessIdentity, SnapshotDepth};
+use crate::model::{
+    BootId, CgroupIdentity, Claim, DiskSequence, Gap, Lease, Phase, ProcessIdentity, SnapshotDepth,
+};
 
 /// Longest name of a lease, in bytes.
 const NAME_LIMIT: usize = 200;
@@ -74,7 +78,7 @@ impl Engine {
             }
         };
         let id = self.shared.state.borrow_mut().take_number();
-        let cgroup = self.make_cgroup(owner.pid, id);
+        let cgroup = self.make_cgroup(owner.pid, id).await;
         let tracking = if cgroup.is_some() { Tracking::Cgroup } else { Tracking::Descent };
         let now = now_ms();
         let lease = Lease {
@@ -106,13 +110,31 @@ impl Engine {
         Ok(opened)
     }
 
-    fn make_cgroup(&self, owner_pid: u32, id: LeaseId) -> Option<(crate::model::CgroupIdentity, String)> {
+    /// A control group for a lease, where the host has them. Its place is in the journal before it is
+    /// made: a daemon that is killed in between finds it at its next start.
+    async fn make_cgroup(&self, owner_pid: u32, id: LeaseId) -> Option<(CgroupIdentity, String)> {
         let hierarchy = self.shared.hierarchy.as_ref()?;
-        match cgroups::create(hierarchy, owner_pid, id) {
+        let place = cgroups::place_for(hierarchy, owner_pid, id);
+        if let Ok(place) = &place {
+            self.record(vec![Entry::Opening { lease: id, cgroup: place.clone() }]).await;
+        }
+        match place.and_then(|place| Ok((cgroups::create(&place)?, place))) {
             Ok((identity, path)) => Some((identity, path.to_string_lossy().into_owned())),
             Err(error) => {
                 tracing::warn!(lease = id.0, %error, "no control group for this lease: its processes are followed by descent, and one that loses its parent between two looks is lost");
                 None
+            }
+        }
+    }
+
+    /// Removes the control groups of leases that were about to be opened when the daemon was killed.
+    pub async fn forget_unopened(&self, unopened: BTreeMap<LeaseId, PathBuf>) {
+        for (lease, cgroup) in unopened {
+            match cgroups::remove_unused(&cgroup) {
+                Ok(()) => self.record(vec![Entry::Ended { lease }]).await,
+                Err(error) => {
+                    tracing::warn!(lease = lease.0, %error, "the control group of a lease that was never opened stays; it is tried again at the next start");
+                }
             }
         }
     }

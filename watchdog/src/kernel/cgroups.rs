@@ -99,15 +99,11 @@ pub fn place<'a>(hierarchy: &Hierarchy, text: &'a str) -> Option<&'a str> {
     })
 }
 
-/// Makes a lease's group below the one that `owner_pid` is in.
+/// Where a lease's group is to be: below the one that `owner_pid` is in.
 ///
 /// # Errors
-/// Where groups cannot be made: not mounted, read-only, not the daemon's to change.
-pub fn create(
-    hierarchy: &Hierarchy,
-    owner_pid: u32,
-    lease: LeaseId,
-) -> io::Result<(CgroupIdentity, PathBuf)> {
+/// When the owner is gone, or in no group that can be reached.
+pub fn place_for(hierarchy: &Hierarchy, owner_pid: u32, lease: LeaseId) -> io::Result<PathBuf> {
     let text = fs::read_to_string(format!("/proc/{owner_pid}/cgroup"))?;
     let place = place(hierarchy, &text).ok_or_else(|| {
         io::Error::new(io::ErrorKind::NotFound, "the owner is in no group of this hierarchy")
@@ -118,16 +114,33 @@ pub fn create(
         let cause = format!("{} is no control group any more", parent.display());
         return Err(io::Error::new(io::ErrorKind::NotFound, cause));
     }
-    match fs::create_dir(&path) {
-        // A daemon that was killed before the lease was in its journal left it, and gives the number
-        // again. Only an empty group can be removed.
+    Ok(path)
+}
+
+/// Makes a lease's group.
+///
+/// # Errors
+/// Where groups cannot be made: not mounted, read-only, not the daemon's to change.
+pub fn create(path: &Path) -> io::Result<CgroupIdentity> {
+    match fs::create_dir(path) {
+        // A daemon that lost its state left it, and gives the number again. Only an empty group can
+        // be removed.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            fs::remove_dir(&path)?;
-            fs::create_dir(&path)?;
+            fs::remove_dir(path)?;
+            fs::create_dir(path)?;
         }
         created => created?,
     }
-    Ok((identity(&path)?, path))
+    identity(path)
+}
+
+/// Removes a group that was made for a lease which was never opened: it has no processes. One that
+/// is not there, or is no control group, is left as it is.
+///
+/// # Errors
+/// `EBUSY` when it has processes all the same.
+pub fn remove_unused(path: &Path) -> io::Result<()> {
+    if is_group(path) { fs::remove_dir(path) } else { Ok(()) }
 }
 
 /// A group's identity.
