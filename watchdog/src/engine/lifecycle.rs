@@ -438,14 +438,27 @@ impl Engine {
                 lease.loops.clear();
                 lease.mounts.clear();
                 lease.processes.clear();
+                // Nothing can find a directory again that has no handle; what was mounted below it
+                // went with the boot.
+                for lost in lease.claims.iter().filter(|claim| claim.handle.is_none() && claim.scratch) {
+                    tracing::warn!(
+                        lease = id.0,
+                        path = lost.path,
+                        "a scratch directory from before the last boot stays: its file system has no file handles to know it by"
+                    );
+                }
+                lease.claims.retain(|claim| claim.handle.is_some());
             }
             let owner = if same_boot { signals::open(lease.owner).ok().flatten() } else { None };
-            let is_over = lease.phase == Phase::Over || owner.is_none();
+            let is_over_already = lease.phase == Phase::Over;
+            let is_over = is_over_already || owner.is_none();
             tracing::info!(lease = id.0, name = lease.name, over = is_over, "lease taken up again");
             self.shared.state.borrow_mut().insert(Record::new(lease.clone()));
             self.record(vec![Entry::Lease { lease: Box::new(lease.clone()) }]).await;
             match owner {
                 Some(pidfd) if !is_over => self.watch(&lease, pidfd),
+                // When the owner ended is not known: the grace begins anew.
+                None if !is_over_already => self.end(id, self.shared.config.borrow().reclaim.grace),
                 Some(_) | None => self.end(id, Duration::ZERO),
             }
         }
