@@ -6,6 +6,8 @@
 mod control_groups;
 #[path = "privileged/identity.rs"]
 mod identity;
+#[path = "privileged/leases.rs"]
+mod leases;
 #[path = "privileged/many.rs"]
 mod many;
 #[path = "privileged/metrics.rs"]
@@ -20,6 +22,8 @@ mod refusals;
 mod restart;
 #[path = "privileged/scratch.rs"]
 mod scratch;
+#[path = "privileged/service.rs"]
+mod service;
 #[path = "privileged/shapes.rs"]
 mod shapes;
 #[path = "privileged/wire.rs"]
