@@ -23,13 +23,15 @@ pub struct Settings {
     pub grace: &'static str,
     /// `[reclaim] term_timeout`.
     pub term_timeout: &'static str,
+    /// `[limits] leases`.
+    pub leases: usize,
     /// Whether it serves metrics.
     pub metrics: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { grace: "0s", term_timeout: "1s", metrics: false }
+        Self { grace: "0s", term_timeout: "1s", leases: 256, metrics: false }
     }
 }
 
@@ -51,11 +53,12 @@ impl<'place> Daemon<'place> {
         let metrics = settings.metrics.then(free_port);
         let listen = metrics.map_or_else(String::new, |port| format!("[metrics]\nlisten = \"{port}\"\n"));
         let text = format!(
-            "[api]\nsocket = {:?}\n[state]\ndirectory = {:?}\n[reclaim]\ngrace = {:?}\nterm_timeout = {:?}\n{listen}",
+            "[api]\nsocket = {:?}\n[state]\ndirectory = {:?}\n[reclaim]\ngrace = {:?}\nterm_timeout = {:?}\n[limits]\nleases = {}\n{listen}",
             place.path("hostler.sock"),
             place.path("state"),
             settings.grace,
             settings.term_timeout,
+            settings.leases,
         );
         fs::write(place.path("hostlerd.toml"), text).or_fail("writing the configuration");
         let mut daemon = Self { place, child: None, metrics };

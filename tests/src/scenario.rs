@@ -25,7 +25,7 @@ pub fn privileged(name: &str, test: impl FnOnce(&Place) + Send) {
 fn run(name: &str, limit: Duration, test: impl FnOnce(&Place) + Send) {
     assert!(
         nix::unistd::geteuid().is_root(),
-        "this test makes loop devices and mounts: run it as root, or leave the whole target out with `make test-unprivileged`"
+        "this test makes loop devices and mounts: run it as root, or leave the whole target out with `make test PRIVILEGED=no`"
     );
     let (places, placed) = channel();
     let (done, ended) = channel();

@@ -56,7 +56,7 @@ impl Client {
     /// # Panics
     /// When nobody listens.
     #[must_use]
-    pub fn connect_as(user: (u32, u32), socket: &Path) -> Self {
+    pub fn connect_as(user: u32, socket: &Path) -> Self {
         as_user(user, || Self::connect(socket)).or_fail("connecting as another user")
     }
 
@@ -150,16 +150,16 @@ impl Client {
     }
 }
 
-/// Does something as another user, with no privileges, in a thread of its own.
+/// Does something as another user, and as the group of the same number, with no privileges, in a thread of its own.
 ///
 /// # Panics
 /// When the user cannot be taken on.
-pub fn as_user<T: Send>((uid, gid): (u32, u32), act: impl FnOnce() -> T + Send) -> T {
+pub fn as_user<T: Send>(user: u32, act: impl FnOnce() -> T + Send) -> T {
     use rustix::process::{Gid, Uid};
     use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
     std::thread::scope(|scope| {
         let thread = scope.spawn(move || {
-            let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+            let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
             set_thread_groups(&[]).or_fail("giving up groups");
             set_thread_res_gid(gid, gid, gid).or_fail("giving up root's group");
             set_thread_res_uid(uid, uid, uid).or_fail("giving up root");

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::config::{Config, ConfigError};
@@ -191,6 +191,7 @@ async fn serve(
     config: Config,
     activated: Option<BlockingListener>,
 ) -> Result<(), DaemonError> {
+    let signals = Signals::new().map_err(kernel("waiting for signals"))?;
     let boot = boot_id()?;
     let (journal, recovered) = Journal::open(&config.state.directory, &boot)?;
     for line in &recovered.damaged {
@@ -234,6 +235,7 @@ async fn serve(
         boot,
         next_lease: recovered.next_lease,
     });
+    engine.forget_unopened(recovered.unopened).await;
     engine.take_up(recovered.boot.as_ref(), recovered.leases.into_values().collect()).await;
 
     let handler = engine.clone();
@@ -250,7 +252,7 @@ async fn serve(
     tell_systemd(&[NotifyState::Ready]);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "hostlerd is ready");
     keep_systemd_informed();
-    until_stopped(options, &engine).await.map_err(kernel("waiting for signals"))?;
+    until_stopped(options, &engine, signals).await;
     tell_systemd(&[NotifyState::Stopping]);
     tracing::info!("hostlerd stops; leases are taken up again at its next start");
     Ok(())
@@ -300,21 +302,36 @@ fn replace_file(path: &Path, text: &str) -> io::Result<()> {
     std::fs::rename(&fresh, path)
 }
 
-async fn until_stopped(options: &Options, engine: &Engine) -> io::Result<()> {
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+/// The signals that have a meaning. Taken up before anybody can reach the daemon: until then each of
+/// them would end it on the spot.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+}
+
+async fn until_stopped(options: &Options, engine: &Engine, mut signals: Signals) {
     loop {
         tokio::select! {
-            _ = hangup.recv() => match read_config(options) {
+            _ = signals.hangup.recv() => match read_config(options) {
                 Ok(config) => {
                     engine.set_config(config);
                     tracing::info!("the configuration was read again");
                 }
                 Err(error) => tracing::error!(%error, "the configuration stays as it was"),
             },
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
+            _ = signals.terminate.recv() => return,
+            _ = signals.interrupt.recv() => return,
         }
     }
 }

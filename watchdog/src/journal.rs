@@ -36,6 +36,13 @@ pub enum Entry {
         /// The next lease's number.
         next_lease: u64,
     },
+    /// A lease is about to be opened: its number is given, and its control group may come to be.
+    Opening {
+        /// Which.
+        lease: LeaseId,
+        /// Where the control group would be.
+        cgroup: PathBuf,
+    },
     /// A lease, as it is from now on.
     Lease {
         /// The lease.
@@ -84,6 +91,8 @@ pub struct Recovered {
     pub next_lease: u64,
     /// The leases that had not ended.
     pub leases: BTreeMap<LeaseId, Lease>,
+    /// Control groups of leases that were about to be opened, and never were.
+    pub unopened: BTreeMap<LeaseId, PathBuf>,
     /// Lines that were torn or altered.
     pub damaged: Vec<usize>,
 }
@@ -99,11 +108,17 @@ pub fn recover(bytes: &[u8]) -> Recovered {
                 recovered.boot = Some(boot);
                 recovered.next_lease = recovered.next_lease.max(next_lease);
             }
+            Some(Entry::Opening { lease, cgroup }) => {
+                recovered.next_lease = recovered.next_lease.max(lease.0 + 1);
+                recovered.unopened.insert(lease, cgroup);
+            }
             Some(Entry::Lease { lease }) => {
                 recovered.next_lease = recovered.next_lease.max(lease.id.0 + 1);
+                recovered.unopened.remove(&lease.id);
                 recovered.leases.insert(lease.id, *lease);
             }
             Some(Entry::Ended { lease }) => {
+                recovered.unopened.remove(&lease);
                 recovered.leases.remove(&lease);
             }
             Some(Entry::Planned { .. } | Entry::Stepped { .. } | Entry::Looked { .. }) => {}
@@ -209,6 +224,7 @@ impl Journal {
             boot: boot.clone(),
             next_lease: recovered.next_lease,
             leases: recovered.leases.clone(),
+            unopened: recovered.unopened.clone(),
             _lock: lock,
         };
         writer.rewrite()?;
@@ -242,6 +258,7 @@ struct Writer {
     boot: BootId,
     next_lease: u64,
     leases: BTreeMap<LeaseId, Lease>,
+    unopened: BTreeMap<LeaseId, PathBuf>,
     /// Held for as long as the daemon lives.
     _lock: File,
 }
@@ -276,11 +293,17 @@ impl Writer {
 
     fn remember(&mut self, entry: &Entry) {
         match entry {
+            Entry::Opening { lease, cgroup } => {
+                self.next_lease = self.next_lease.max(lease.0 + 1);
+                self.unopened.insert(*lease, cgroup.clone());
+            }
             Entry::Lease { lease } => {
                 self.next_lease = self.next_lease.max(lease.id.0 + 1);
+                self.unopened.remove(&lease.id);
                 self.leases.insert(lease.id, (**lease).clone());
             }
             Entry::Ended { lease } => {
+                self.unopened.remove(lease);
                 self.leases.remove(lease);
             }
             Entry::Started { .. } | Entry::Planned { .. } | Entry::Stepped { .. } | Entry::Looked { .. } => {}
@@ -292,8 +315,11 @@ impl Writer {
         self.file = None;
         let mut bytes = Vec::new();
         let started = Entry::Started { boot: self.boot.clone(), next_lease: self.next_lease };
+        let unopened = self.unopened.iter();
+        let unopened =
+            unopened.map(|(lease, cgroup)| Entry::Opening { lease: *lease, cgroup: cgroup.clone() });
         let leases = self.leases.values().map(|lease| Entry::Lease { lease: Box::new(lease.clone()) });
-        for entry in std::iter::once(started).chain(leases) {
+        for entry in std::iter::once(started).chain(unopened).chain(leases) {
             write_line(&entry, &mut bytes).map_err(|source| self.failed("encoding for", source))?;
         }
         let fresh = self.path.with_extension("new");

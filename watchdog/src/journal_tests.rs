@@ -121,3 +121,29 @@ proptest! {
         let _ = recover(&bytes);
     }
 }
+
+#[test]
+fn a_lease_that_was_never_opened_is_known_until_it_has_ended() {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let group = |name: &str| PathBuf::from(format!("/groups/{name}"));
+    let opening = |lease: u64, name: &str| Entry::Opening { lease: LeaseId(lease), cgroup: group(name) };
+    let mut bytes = Vec::new();
+    for entry in [
+        opening(3, "opened"),
+        lease_entry(&lease(3)),
+        opening(4, "never"),
+        opening(5, "ended"),
+        Entry::Ended { lease: LeaseId(5) },
+    ] {
+        write_line(&entry, &mut bytes).expect("in memory");
+    }
+    fs::write(place.path().join("journal"), &bytes).expect("writable");
+    let unopened = [(LeaseId(4), group("never"))].into_iter().collect();
+    assert_eq!(recover(&bytes).unopened, unopened);
+    assert_eq!(recover(&bytes).next_lease, 6);
+    // Opening a journal writes it anew, and must not lose it.
+    let (_, recovered) = Journal::open(place.path(), &boot()).expect("readable");
+    assert_eq!(recovered.unopened, unopened);
+    let again = fs::read(place.path().join("journal")).expect("written anew");
+    assert_eq!((recover(&again).unopened, recover(&again).next_lease), (unopened, 6));
+}

@@ -14,7 +14,7 @@ use hostler_protocol::text::without_controls;
 use super::Failure;
 use super::arguments::Global;
 use super::exit::Exit;
-use hostler_runner::command::{Ended, supervise};
+use hostler_runner::command::{Ended, restore_default, supervise};
 use hostler_runner::watchdog::{Lease, WatchdogError};
 
 /// Arguments of `hostler run`.
@@ -34,7 +34,8 @@ pub(crate) struct RunArguments {
     #[arg(long)]
     no_watchdog: bool,
     /// The command and its arguments.
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    // No `allow_hyphen_values`: a misspelt flag of ours would be taken for the command.
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
 
@@ -121,7 +122,12 @@ fn lines(report: &Report) -> Vec<String> {
                 let detail =
                     if resource.detail.is_empty() { "for an unknown reason" } else { &resource.detail };
                 let (kind, name) = (resource.kind.name(), &resource.name);
-                lines.push(format!("{kind} {name} is still there: {detail}; the watchdog keeps trying, `hostler why {name}` tells more"));
+                let more = match resource.kind {
+                    Kind::Process | Kind::Mount | Kind::Loop => format!(", `hostler why {name}` tells more"),
+                    Kind::Directory | Kind::Cgroup => String::new(),
+                };
+                lines
+                    .push(format!("{kind} {name} is still there: {detail}; the watchdog keeps trying{more}"));
             }
         }
     }
@@ -155,6 +161,7 @@ fn end_by(signal: i32) {
     let mut only = SigSet::empty();
     only.add(signal);
     let _ = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&only), None);
+    let _ = restore_default(signal);
     let _ = raise(signal);
 }
 

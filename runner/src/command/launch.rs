@@ -9,11 +9,13 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
+use nix::sys::signal::{SigSet, SigmaskHow, Signal as UnixSignal, sigprocmask};
 use rustix::process::{
     Pid, Signal, WaitIdOptions, getpid, getppid, kill_process, set_parent_process_death_signal,
 };
 
-/// The hidden subcommand that the launcher is: `hostler __launch PARENT COMMAND ARGUMENT…`.
+/// The hidden subcommand that the launcher is: `hostler __launch PARENT BLOCKED COMMAND ARGUMENT…`.
+/// BLOCKED is the numbers of the signals that `hostler` blocked for itself, with commas between.
 pub const LAUNCH: &str = "__launch";
 
 /// A started launcher that waits to be let go.
@@ -23,11 +25,13 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    /// Starts a launcher for `command`, and returns once it waits.
-    pub(super) fn start(command: &[OsString]) -> io::Result<Self> {
+    /// Starts a launcher for `command`, and returns once it waits. `blocked` are the signals that
+    /// this process has blocked and the command is to start without.
+    pub(super) fn start(command: &[OsString], blocked: &SigSet) -> io::Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .arg(LAUNCH)
             .arg(std::process::id().to_string())
+            .arg(numbers(blocked))
             .args(command)
             .spawn()?;
         let pid = pid_of(&child);
@@ -80,7 +84,7 @@ fn pid_of(child: &Child) -> Pid {
 /// that a shell would give.
 #[must_use]
 pub fn become_command(arguments: &[OsString]) -> u8 {
-    let [parent, program, arguments @ ..] = arguments else { return 2 };
+    let [parent, blocked, program, arguments @ ..] = arguments else { return 2 };
     match wait_for_word(parent) {
         Ok(()) => {}
         Err(error) => {
@@ -88,10 +92,29 @@ pub fn become_command(arguments: &[OsString]) -> u8 {
             return 126;
         }
     }
+    // A mask is inherited over exec: the command would never hear a Ctrl-C. One that came in the
+    // meantime ends this process here, as it would have ended the command.
+    let blocked = signals(blocked);
+    if let Err(error) = sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&blocked), None) {
+        tell(&format!("hostler: the launcher could not unblock signals: {error}"));
+        return 126;
+    }
     let error = Command::new(program).args(arguments).exec();
     let program = hostler_protocol::text::printable(program.as_encoded_bytes());
     tell(&format!("hostler: {program}: {error}"));
     if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
+}
+
+/// A set of signals as an argument.
+fn numbers(set: &SigSet) -> String {
+    let numbers: Vec<String> = set.iter().map(|signal| (signal as i32).to_string()).collect();
+    numbers.join(",")
+}
+
+/// The set that such an argument stands for; only a signal's number counts.
+fn signals(argument: &OsStr) -> SigSet {
+    let numbers = argument.to_str().unwrap_or_default().split(',');
+    numbers.filter_map(|number| UnixSignal::try_from(number.parse::<i32>().ok()?).ok()).collect()
 }
 
 fn wait_for_word(parent: &OsStr) -> io::Result<()> {
@@ -111,4 +134,18 @@ fn tell(line: &str) {
     use std::io::Write;
     // Standard error may be closed; the exit status still tells.
     let _ = writeln!(io::stderr(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_of_signals_survives_being_an_argument() {
+        let set: SigSet =
+            [UnixSignal::SIGINT, UnixSignal::SIGTERM, UnixSignal::SIGCHLD].into_iter().collect();
+        assert_eq!(signals(OsStr::new(&numbers(&set))), set);
+        assert_eq!(signals(OsStr::new("")), SigSet::empty());
+        assert_eq!(signals(OsStr::new("x,,999,2")), [UnixSignal::SIGINT].into_iter().collect());
+    }
 }

@@ -57,12 +57,14 @@ pub fn supervise<E: From<io::Error>>(
     command: &[OsString],
     adopt: impl FnOnce(&OwnedFd) -> Result<(), E>,
 ) -> Result<Ended, E> {
-    // Blocked before the command starts, so that none is lost; it starts with none blocked.
+    // Blocked before the command starts, so that none is lost. The launcher unblocks for the
+    // command those that were not blocked already: a mask is inherited.
     let mut signals: SigSet = PASSED_ON.into_iter().collect();
     signals.add(Signal::SIGCHLD);
     let mut before = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), Some(&mut before)).map_err(io::Error::from)?;
-    let result = follow(command, &signals, adopt);
+    let added = signals.iter().filter(|signal| !before.contains(*signal)).collect();
+    let result = follow(command, &signals, &added, adopt);
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None).map_err(io::Error::from)?;
     result
 }
@@ -70,10 +72,11 @@ pub fn supervise<E: From<io::Error>>(
 fn follow<E: From<io::Error>>(
     command: &[OsString],
     signals: &SigSet,
+    added: &SigSet,
     adopt: impl FnOnce(&OwnedFd) -> Result<(), E>,
 ) -> Result<Ended, E> {
     let arriving = SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC).map_err(io::Error::from)?;
-    let waiting = Waiting::start(command)?;
+    let waiting = Waiting::start(command, added)?;
     let pidfd = rustix::process::pidfd_open(waiting.pid(), rustix::process::PidfdFlags::empty())
         .map_err(io::Error::from)?;
     if let Err(error) = adopt(&pidfd) {

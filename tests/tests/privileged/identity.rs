@@ -47,7 +47,7 @@ fn what_was_there_before_stays_also_when_mounts_change_while_the_claim_is_made()
             daemon.run_script("noise", &noisy, "mkdir m; while :; do mount -t tmpfs none m; umount m; done");
         let mut noise = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().or_fail("starting noise");
         std::thread::sleep(Duration::from_millis(200));
-        for _ in 0..25 {
+        for _ in 0..12 {
             let ended = program::finish(&mut daemon.run_script("short", &quiet, "exit 0"));
             assert_eq!((ended.status, ended.stderr.as_str()), (0, ""));
             bystander.assert_untouched();

@@ -140,7 +140,7 @@ fn the_real_prometheus_scrapes_it() {
             wait_for(what, limit, || prometheus.value(&query).filter(|value| *value == 1.0));
         }
         let in_use = prometheus.value("hostler_loop_devices_in_use").or_fail("the loops in use");
-        assert!(in_use >= 1.0 && in_use <= 4096.0, "{in_use}");
+        assert!((1.0..=4096.0).contains(&in_use), "{in_use}");
         assert_eq!(prometheus.value("up{job=\"hostler\"}"), Some(1.0));
         assert_eq!(prometheus.value("hostler_reclaim_seconds_count"), Some(1.0));
         assert!(prometheus.value(r#"histogram_quantile(0.9, hostler_reclaim_seconds_bucket)"#).is_some());

@@ -7,7 +7,7 @@ use std::process::{Child, Stdio};
 use hostler_tests::bystander::Bystander;
 use hostler_tests::daemon::{Daemon, Settings};
 use hostler_tests::failure::OrFail;
-use hostler_tests::place::{Place, kill, user};
+use hostler_tests::place::{Place, USER, kill};
 use hostler_tests::wire::{Client, Opened, Refusal, as_user};
 use hostler_tests::{probe, program, scenario};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -61,9 +61,9 @@ fn only_directories_of_ones_own_can_be_claimed() {
         let daemon = Daemon::start(place, &Settings::default());
         let own = place.directory_of_user("own");
         let owner = Sleeper::start(place, true);
-        let mut client = Client::connect_as(user(), &daemon.socket());
+        let mut client = Client::connect_as(USER, &daemon.socket());
         let lease = client.open_lease("claims", &owner.pidfd);
-        let open = |path: &std::path::Path| as_user(user(), || File::open(path)).or_fail("opening");
+        let open = |path: &std::path::Path| as_user(USER, || File::open(path)).or_fail("opening");
 
         refused(client.claim(lease, open("/".as_ref()), false), "the root directory cannot be claimed");
         refused(client.claim(lease, open(&place.path("")), false), "claim a directory of your own");
@@ -108,16 +108,12 @@ fn only_processes_of_ones_own_can_be_adopted_or_own_a_lease() {
         let owner = Sleeper::start(place, true);
         let own = Sleeper::start(place, true);
         let roots = Sleeper::start(place, false);
-        let mut client = Client::connect_as(user(), &daemon.socket());
+        let mut client = Client::connect_as(USER, &daemon.socket());
         let lease = client.open_lease("adopt", &owner.pidfd);
         let call = lease_call(lease, &json!({ "process": 0 }));
-        let uid = user().0;
+        let uid = USER;
 
         refused(client.call("Adopt", &call, &[roots.pidfd.as_fd()]), &format!("is not one of user {uid}"));
-        refused(
-            client.call("Adopt", &call, &[owner.pidfd.as_fd()]),
-            "the owner itself cannot be put under its lease",
-        );
         let file = File::open("/dev/null").or_fail("opening /dev/null");
         refused(client.call("Adopt", &call, &[file.as_fd()]), "is no pidfd");
         let open = json!({ "name": "x", "owner": 0 });
@@ -143,7 +139,7 @@ fn a_loop_device_must_be_proven_by_the_right_to_write_to_it() {
         let daemon = Daemon::start(place, &Settings::default());
         let bystander = Bystander::new(place, &place.directory("other"));
         let owner = Sleeper::start(place, true);
-        let mut client = Client::connect_as(user(), &daemon.socket());
+        let mut client = Client::connect_as(USER, &daemon.socket());
         let lease = client.open_lease("register", &owner.pidfd);
         let call = lease_call(lease, &json!({ "device": 0 }));
 
@@ -173,7 +169,7 @@ fn other_peoples_leases_and_stale_rights_are_refused() {
         let daemon = Daemon::start(place, &Settings::default());
         let owner = Sleeper::start(place, true);
         let roots = Sleeper::start(place, false);
-        let mut client = Client::connect_as(user(), &daemon.socket());
+        let mut client = Client::connect_as(USER, &daemon.socket());
         let own = client.open_lease("own", &owner.pidfd);
         let others = daemon.client().open_lease("root's", &roots.pidfd);
 
@@ -222,19 +218,19 @@ fn other_peoples_leases_and_stale_rights_are_refused() {
 #[test]
 fn a_user_cannot_use_up_the_daemon() {
     scenario::privileged("limits", |place| {
-        let daemon = Daemon::start(place, &Settings::default());
+        let daemon = Daemon::start(place, &Settings { leases: 20, ..Settings::default() });
         let owner = Sleeper::start(place, true);
         let own = place.directory_of_user("own");
-        let mut client = Client::connect_as(user(), &daemon.socket());
+        let mut client = Client::connect_as(USER, &daemon.socket());
         let lease = client.open_lease("many claims", &owner.pidfd);
-        let directory = as_user(user(), || File::open(&own)).or_fail("opening");
+        let directory = as_user(USER, || File::open(&own)).or_fail("opening");
         let answer = (0..100).find_map(|_| client.claim(lease, &directory, false).err());
         let answer = answer.or_fail("an end to claims");
         assert_eq!(
             (answer.name.as_str(), answer.details["limit"].as_str()),
             ("org.hostler.Watchdog.LimitReached", Some("claims"))
         );
-        let answer = (0..300).find_map(|_| {
+        let answer = (0..30).find_map(|_| {
             client.call("OpenLease", &json!({ "name": "many", "owner": 0 }), &[owner.pidfd.as_fd()]).err()
         });
         let answer = answer.or_fail("an end to leases");
@@ -247,6 +243,6 @@ fn a_user_cannot_use_up_the_daemon() {
         let started = std::time::Instant::now();
         drop(owner);
         daemon.wait_until_idle(std::time::Duration::from_secs(30));
-        println!("256 leases of one owner ended within {} ms", started.elapsed().as_millis());
+        println!("20 leases of one owner ended within {} ms", started.elapsed().as_millis());
     });
 }

@@ -156,7 +156,7 @@ fn whenever_it_is_killed_nothing_is_left_in_the_end() {
 fn killed_while_leases_are_opened_it_leaves_no_control_groups() {
     scenario::privileged("opening", |place| {
         let mut daemon = Daemon::start(place, &Settings { term_timeout: "200ms", ..Settings::default() });
-        for point in 0..20u64 {
+        for point in 0..40u64 {
             let claim = place.directory(format!("claim-{point}"));
             let mut run = daemon.run_script("opening", &claim, "exec sleep 600");
             let mut hostler =

@@ -17,4 +17,4 @@ mod verify;
 pub use attribute::{Ownership, attribute};
 pub use explain::{Target, explain, reasons_for};
 pub use plan::{PlanSettings, plan};
-pub use verify::{everything_of, verify};
+pub use verify::{doubts, everything_of, verify};

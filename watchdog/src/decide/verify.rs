@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use hostler_protocol::lease::LeaseId;
+use hostler_protocol::lease::{LeaseId, Tracking};
 use hostler_protocol::resource::Outcome;
 
 use super::attribute::Ownership;
-use crate::model::{Gap, LoopState, Plan, ProcessIdentity, ResourceIdentity, Snapshot, StepResult};
+use crate::model::{Gap, Lease, LoopState, Plan, ProcessIdentity, ResourceIdentity, Snapshot, StepResult};
 
 /// All that a lease owns of a snapshot, but processes that have ended already.
 #[must_use]
@@ -25,6 +25,21 @@ pub fn everything_of(
             | ResourceIdentity::Cgroup(_) => true,
         })
         .collect()
+}
+
+/// What could not be read and may hide something of a lease: while there is any, nobody can say that
+/// nothing of it is left.
+#[must_use]
+pub fn doubts<'a>(lease: &Lease, snapshot: &'a Snapshot) -> Vec<&'a Gap> {
+    let hides = |gap: &&Gap| match gap {
+        Gap::Loops(_) | Gap::Mounts(_) => !lease.claims.is_empty() || !lease.loops.is_empty(),
+        Gap::Loop(number, _) => lease.loops.iter().any(|identity| identity.number == *number),
+        Gap::Processes(_) => lease.tracking == Tracking::Descent,
+        Gap::Cgroup(of, _) | Gap::Claim(of, _) => *of == lease.id,
+        // They tell what holds things, not what is there.
+        Gap::Namespace(..) | Gap::Process(..) => false,
+    };
+    snapshot.gaps.iter().filter(hides).collect()
 }
 
 /// What became of `resource`: `after` is the second look, `plan` and `results` what was tried.

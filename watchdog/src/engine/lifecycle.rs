@@ -1,6 +1,8 @@
 //! A lease's life, as clients ask for it: open, adopt, claim, close.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,7 +14,9 @@ use super::record::Record;
 use super::{Engine, now_ms};
 use crate::journal::Entry;
 use crate::kernel::{calls, cgroups, directories, loops, processes, signals};
-use crate::model::{BootId, Claim, DiskSequence, Gap, Lease, Phase, ProcessIdentity, SnapshotDepth};
+use crate::model::{
+    BootId, CgroupIdentity, Claim, DiskSequence, Gap, Lease, Phase, ProcessIdentity, SnapshotDepth,
+};
 
 /// Longest name of a lease, in bytes.
 const NAME_LIMIT: usize = 200;
@@ -74,7 +78,7 @@ impl Engine {
             }
         };
         let id = self.shared.state.borrow_mut().take_number();
-        let cgroup = self.make_cgroup(owner.pid, id);
+        let cgroup = self.make_cgroup(owner.pid, id).await;
         let tracking = if cgroup.is_some() { Tracking::Cgroup } else { Tracking::Descent };
         let now = now_ms();
         let lease = Lease {
@@ -106,13 +110,31 @@ impl Engine {
         Ok(opened)
     }
 
-    fn make_cgroup(&self, owner_pid: u32, id: LeaseId) -> Option<(crate::model::CgroupIdentity, String)> {
+    /// A control group for a lease, where the host has them. Its place is in the journal before it is
+    /// made: a daemon that is killed in between finds it at its next start.
+    async fn make_cgroup(&self, owner_pid: u32, id: LeaseId) -> Option<(CgroupIdentity, String)> {
         let hierarchy = self.shared.hierarchy.as_ref()?;
-        match cgroups::create(hierarchy, owner_pid, id) {
+        let place = cgroups::place_for(hierarchy, owner_pid, id);
+        if let Ok(place) = &place {
+            self.record(vec![Entry::Opening { lease: id, cgroup: place.clone() }]).await;
+        }
+        match place.and_then(|place| Ok((cgroups::create(&place)?, place))) {
             Ok((identity, path)) => Some((identity, path.to_string_lossy().into_owned())),
             Err(error) => {
                 tracing::warn!(lease = id.0, %error, "no control group for this lease: its processes are followed by descent, and one that loses its parent between two looks is lost");
                 None
+            }
+        }
+    }
+
+    /// Removes the control groups of leases that were about to be opened when the daemon was killed.
+    pub async fn forget_unopened(&self, unopened: BTreeMap<LeaseId, PathBuf>) {
+        for (lease, cgroup) in unopened {
+            match cgroups::remove_unused(&cgroup) {
+                Ok(()) => self.record(vec![Entry::Ended { lease }]).await,
+                Err(error) => {
+                    tracing::warn!(lease = lease.0, %error, "the control group of a lease that was never opened stays; it is tried again at the next start");
+                }
             }
         }
     }
@@ -416,14 +438,27 @@ impl Engine {
                 lease.loops.clear();
                 lease.mounts.clear();
                 lease.processes.clear();
+                // Nothing can find a directory again that has no handle; what was mounted below it
+                // went with the boot.
+                for lost in lease.claims.iter().filter(|claim| claim.handle.is_none() && claim.scratch) {
+                    tracing::warn!(
+                        lease = id.0,
+                        path = lost.path,
+                        "a scratch directory from before the last boot stays: its file system has no file handles to know it by"
+                    );
+                }
+                lease.claims.retain(|claim| claim.handle.is_some());
             }
             let owner = if same_boot { signals::open(lease.owner).ok().flatten() } else { None };
-            let is_over = lease.phase == Phase::Over || owner.is_none();
+            let is_over_already = lease.phase == Phase::Over;
+            let is_over = is_over_already || owner.is_none();
             tracing::info!(lease = id.0, name = lease.name, over = is_over, "lease taken up again");
             self.shared.state.borrow_mut().insert(Record::new(lease.clone()));
             self.record(vec![Entry::Lease { lease: Box::new(lease.clone()) }]).await;
             match owner {
                 Some(pidfd) if !is_over => self.watch(&lease, pidfd),
+                // When the owner ended is not known: the grace begins anew.
+                None if !is_over_already => self.end(id, self.shared.config.borrow().reclaim.grace),
                 Some(_) | None => self.end(id, Duration::ZERO),
             }
         }

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use hostler_protocol::lease::{LeaseId, LeaseState, Report, ResourceOutcome};
 use hostler_protocol::resource::Outcome;
+use hostler_protocol::why::Reason;
 use tokio::time::Instant;
 
 use super::{Engine, now_ms};
-use crate::decide::{Ownership, PlanSettings, Target, everything_of, plan, reasons_for, verify};
+use crate::decide::{Ownership, PlanSettings, Target, doubts, everything_of, plan, reasons_for, verify};
 use crate::journal::Entry;
 use crate::model::{
-    Lease, LoopState, Phase, Plan, ResourceIdentity, Snapshot, SnapshotDepth, Step, StepResult,
+    Claim, Gap, Lease, LoopState, Phase, Plan, ResourceIdentity, Snapshot, SnapshotDepth, Step, StepResult,
 };
 use crate::worker::{ClaimQuery, WorkerError};
 
@@ -24,6 +25,8 @@ const ROUND_LIMIT: u32 = 16;
 /// udev or blkid has the device open for a moment.
 const SECOND_LOOKS: [Duration; 4] =
     [Duration::ZERO, Duration::from_millis(20), Duration::from_millis(100), Duration::from_millis(300)];
+/// The wait before something is read again that could not be read.
+const DOUBT_WAIT: Duration = Duration::from_millis(100);
 /// Waits before what is pinned is tried again.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LAST: Duration = Duration::from_secs(60);
@@ -97,6 +100,7 @@ impl Engine {
     /// One attempt: rounds for as long as each frees something. Says whether nothing is left.
     async fn attempt(&self, id: LeaseId) -> Result<bool, WorkerError> {
         let mut left_before: Option<BTreeSet<ResourceIdentity>> = None;
+        let mut doubted_before = false;
         for round in 0..ROUND_LIMIT {
             let (before, ownership) = self.look(SnapshotDepth::Ownership).await?;
             self.remember(&before, &ownership).await;
@@ -107,8 +111,20 @@ impl Engine {
             let plan = plan(&lease, &before, &ownership, settings);
             let owned = everything_of(id, &before, &ownership);
             if owned.is_empty() && plan.steps.is_empty() {
-                self.tell(id, true);
-                return Ok(true);
+                let doubts = doubts(&lease, &before);
+                if doubts.is_empty() {
+                    self.settle(id);
+                    self.tell(id, true);
+                    return Ok(true);
+                }
+                if doubted_before {
+                    self.note_doubts(&lease, &before, &doubts);
+                    break;
+                }
+                // A table that changed while it was read is read whole a moment later.
+                doubted_before = true;
+                tokio::time::sleep(DOUBT_WAIT).await;
+                continue;
             }
             self.record(vec![Entry::Planned { lease: id, round, plan: plan.clone() }]).await;
             let results = self.act(&lease, round, &plan).await?;
@@ -219,9 +235,10 @@ impl Engine {
         ownership: &Ownership,
     ) {
         let outcome = verify(resource, plan, results, after);
-        let (reasons, mut detail) = match Target::of(resource, after) {
-            Some(target) => reasons_for(target, after, ownership),
-            None => (Vec::new(), String::new()),
+        let (reasons, mut detail) = match (resource, Target::of(resource, after)) {
+            (_, Some(target)) => reasons_for(target, after, ownership),
+            (ResourceIdentity::Directory(_), None) => strangers_below(id, after, ownership),
+            (_, None) => (Vec::new(), String::new()),
         };
         if detail.is_empty() {
             let said = plan.steps.iter().zip(results).find(|(step, _)| step.resources().contains(&resource));
@@ -235,19 +252,65 @@ impl Engine {
         self.note(id, resource, outcome, plan, reasons, detail);
     }
 
+    /// Notes what a lease may still have, which cannot be told.
+    fn note_doubts(&self, lease: &Lease, before: &Snapshot, doubts: &[&Gap]) {
+        for gap in doubts {
+            let hidden: Vec<ResourceIdentity> = match gap {
+                Gap::Claim(..) => {
+                    let is_seen =
+                        |claim: &&Claim| before.directories.iter().any(|found| found.what == claim.directory);
+                    let unseen = lease.claims.iter().filter(|claim| !is_seen(claim));
+                    unseen.map(|claim| ResourceIdentity::Directory(claim.directory)).collect()
+                }
+                Gap::Loop(number, _) => {
+                    let own = lease.loops.iter().filter(|identity| identity.number == *number);
+                    own.copied().map(ResourceIdentity::Loop).collect()
+                }
+                Gap::Cgroup(..) => {
+                    lease.cgroup.iter().map(|(identity, _)| ResourceIdentity::Cgroup(*identity)).collect()
+                }
+                Gap::Loops(_)
+                | Gap::Mounts(_)
+                | Gap::Processes(_)
+                | Gap::Namespace(..)
+                | Gap::Process(..) => Vec::new(),
+            };
+            for resource in hidden {
+                let (plan, reasons) = (Plan::default(), vec![Reason::Unknown]);
+                self.note(lease.id, resource, Outcome::Unknown, &plan, reasons, gap.sentence());
+            }
+        }
+    }
+
+    /// Once nothing is left, what was pinned or unknown at an earlier attempt has gone by itself.
+    fn settle(&self, id: LeaseId) {
+        let mut state = self.shared.state.borrow_mut();
+        let Some(record) = state.get_mut(id) else { return };
+        for outcome in record.outcomes.values_mut() {
+            match outcome.outcome {
+                Outcome::Reclaimed | Outcome::AlreadyGone | Outcome::Replaced => {}
+                Outcome::Pinned | Outcome::Unknown => {
+                    outcome.outcome = Outcome::AlreadyGone;
+                    outcome.reasons.clear();
+                    outcome.detail.clear();
+                }
+            }
+        }
+    }
+
     fn note(
         &self,
         id: LeaseId,
         resource: ResourceIdentity,
         outcome: Outcome,
         plan: &Plan,
-        reasons: Vec<hostler_protocol::why::Reason>,
+        reasons: Vec<Reason>,
         detail: String,
     ) {
         let mut state = self.shared.state.borrow_mut();
         let Some(record) = state.get_mut(id) else { return };
         let known = record.outcomes.get(&resource).map(|outcome| outcome.name.clone());
-        let name = known.unwrap_or_else(|| name_in(plan, resource));
+        let name = known.unwrap_or_else(|| name_in(plan, resource, &record.lease));
         let outcome = ResourceOutcome { kind: resource.kind(), name, outcome, reasons, detail };
         record.outcomes.insert(resource, outcome);
     }
@@ -327,8 +390,8 @@ impl Engine {
 
 /// Identities are never used again, so those of what is gone only take space.
 fn forget_what_is_gone(lease: &mut Lease, snapshot: &Snapshot) {
-    let has_gap = |is_it: fn(&crate::model::Gap) -> bool| snapshot.gaps.iter().any(is_it);
-    if !has_gap(|gap| matches!(gap, crate::model::Gap::Loops(_))) {
+    let has_gap = |is_it: fn(&Gap) -> bool| snapshot.gaps.iter().any(is_it);
+    if !has_gap(|gap| matches!(gap, Gap::Loops(_))) {
         lease.loops.retain(|identity| {
             snapshot.loops.iter().any(|device| {
                 device.number == identity.number
@@ -336,13 +399,29 @@ fn forget_what_is_gone(lease: &mut Lease, snapshot: &Snapshot) {
             })
         });
     }
-    if !has_gap(|gap| matches!(gap, crate::model::Gap::Mounts(_))) {
+    if !has_gap(|gap| matches!(gap, Gap::Mounts(_))) {
         lease.mounts.retain(|identity| snapshot.mounts.iter().any(|mount| mount.identity == *identity));
     }
-    if !has_gap(|gap| matches!(gap, crate::model::Gap::Processes(_))) {
+    if !has_gap(|gap| matches!(gap, Gap::Processes(_))) {
         lease.processes.retain(|identity| {
             snapshot.processes.iter().any(|process| process.identity == *identity && !process.ended)
         });
+    }
+}
+
+/// What keeps a scratch directory: the mounts below its lease's claims that are not the lease's.
+fn strangers_below(lease: LeaseId, after: &Snapshot, ownership: &Ownership) -> (Vec<Reason>, String) {
+    let found = after.claimed_mounts.iter().filter(|found| found.lease == lease).map(|found| found.what);
+    let points: Vec<String> = found
+        .filter(|mount| !ownership.is_of(ResourceIdentity::Mount(*mount), lease))
+        .filter_map(|identity| after.mounts.iter().find(|mount| mount.identity == identity))
+        .map(|mount| hostler_protocol::text::printable(&mount.point))
+        .take(3)
+        .collect();
+    if points.is_empty() {
+        (Vec::new(), String::new())
+    } else {
+        (vec![Reason::ChildMount], format!("mounted below it, and not the lease's: {}", points.join(", ")))
     }
 }
 
@@ -353,8 +432,8 @@ fn may_still_go(left: &BTreeSet<ResourceIdentity>, plan: &Plan, results: &[StepR
     })
 }
 
-/// A resource's name for people, as the plan has it.
-fn name_in(plan: &Plan, resource: ResourceIdentity) -> String {
+/// A resource's name for people, as the plan or its lease has it.
+fn name_in(plan: &Plan, resource: ResourceIdentity, lease: &Lease) -> String {
     use hostler_protocol::text::printable;
     let step = plan.steps.iter().find(|step| step.resources().contains(&resource));
     match (resource, step) {
@@ -367,9 +446,6 @@ fn name_in(plan: &Plan, resource: ResourceIdentity) -> String {
         (ResourceIdentity::Process(process), _) => process.pid.to_string(),
         (ResourceIdentity::Loop(device), _) => format!("/dev/loop{}", device.number),
         (ResourceIdentity::Mount(mount), _) => format!("mount {:?} of {}", mount.number, mount.device),
-        (ResourceIdentity::Directory(directory), _) => {
-            format!("directory {}:{}", directory.device, directory.inode)
-        }
-        (ResourceIdentity::Cgroup(cgroup), _) => format!("control group {}", cgroup.0),
+        (ResourceIdentity::Directory(_) | ResourceIdentity::Cgroup(_), _) => lease.path_of(resource),
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use hostler_protocol::lease::{LeaseId, LeaseState, LeaseView};
+use hostler_protocol::lease::{LeaseState, LeaseView};
 use hostler_protocol::methods::{CallError, Explanation, HostStatus, Planned, PlannedStep};
 use hostler_protocol::resource::{ResourceView, Verdict};
 use hostler_protocol::text::printable;
@@ -29,11 +29,7 @@ impl Engine {
             let verdict = verdict_of(record.state);
             let resources = everything_of(record.lease.id, &snapshot, &ownership)
                 .into_iter()
-                .map(|identity| {
-                    let mut resource = show(identity, &snapshot, verdict, Some(record.lease.id));
-                    name_by_lease(identity, &record.lease, &mut resource);
-                    resource
-                })
+                .map(|identity| show(identity, &snapshot, verdict, Some(&record.lease)))
                 .collect();
             leases.push(record.view(now, resources));
         }
@@ -187,28 +183,11 @@ fn others(snapshot: &Snapshot, ownership: &Ownership) -> Vec<ResourceView> {
     found
 }
 
-/// Directories and control groups have no name in a snapshot; the lease knows it.
-fn name_by_lease(identity: ResourceIdentity, lease: &Lease, resource: &mut ResourceView) {
-    match identity {
-        ResourceIdentity::Directory(directory) => {
-            if let Some(claim) = lease.claims.iter().find(|claim| claim.directory == directory) {
-                resource.name.clone_from(&claim.path);
-            }
-        }
-        ResourceIdentity::Cgroup(cgroup) => {
-            if let Some((_, path)) = lease.cgroup.as_ref().filter(|(identity, _)| *identity == cgroup) {
-                resource.name = printable(path.as_bytes());
-            }
-        }
-        ResourceIdentity::Process(_) | ResourceIdentity::Mount(_) | ResourceIdentity::Loop(_) => {}
-    }
-}
-
 fn show(
     identity: ResourceIdentity,
     snapshot: &Snapshot,
     verdict: Verdict,
-    lease: Option<LeaseId>,
+    lease: Option<&Lease>,
 ) -> ResourceView {
     let (name, detail) = match identity {
         ResourceIdentity::Process(process) => {
@@ -231,10 +210,9 @@ fn show(
             let backing = found.map(|device| device.backing_text.clone()).unwrap_or_default();
             (format!("/dev/loop{}", device.number), backing)
         }
-        ResourceIdentity::Directory(directory) => {
-            (format!("{}:{}", directory.device, directory.inode), String::new())
+        ResourceIdentity::Directory(_) | ResourceIdentity::Cgroup(_) => {
+            (lease.map(|lease| lease.path_of(identity)).unwrap_or_default(), String::new())
         }
-        ResourceIdentity::Cgroup(cgroup) => (cgroup.0.to_string(), String::new()),
     };
-    ResourceView { kind: identity.kind(), name, detail, verdict, lease }
+    ResourceView { kind: identity.kind(), name, detail, verdict, lease: lease.map(|lease| lease.id) }
 }

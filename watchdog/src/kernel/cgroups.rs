@@ -8,6 +8,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -61,8 +62,10 @@ pub fn choose(
 /// When mountinfo cannot be read.
 pub fn detect() -> io::Result<Option<Hierarchy>> {
     let bytes = fs::read("/proc/thread-self/mountinfo")?;
-    let entries =
+    let mut entries =
         mountinfo::parse(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    // One that something else is mounted over is listed all the same.
+    entries.retain(|entry| is_group(Path::new(std::ffi::OsStr::from_bytes(&entry.point))));
     Ok(choose(&entries, |point| {
         // Version 1 shows its controllers only in the mount's options, which end the line.
         let text = String::from_utf8_lossy(&bytes);
@@ -73,6 +76,11 @@ pub fn detect() -> io::Result<Option<Hierarchy>> {
             .map(str::to_owned)
             .collect()
     }))
+}
+
+/// Whether a directory is a control group.
+fn is_group(path: &Path) -> bool {
+    path.join("cgroup.procs").exists()
 }
 
 /// Where a process is in the hierarchy, from the text of its `/proc/PID/cgroup`. Pure.
@@ -91,31 +99,48 @@ pub fn place<'a>(hierarchy: &Hierarchy, text: &'a str) -> Option<&'a str> {
     })
 }
 
-/// Makes a lease's group below the one that `owner_pid` is in.
+/// Where a lease's group is to be: below the one that `owner_pid` is in.
 ///
 /// # Errors
-/// Where groups cannot be made: not mounted, read-only, not the daemon's to change.
-pub fn create(
-    hierarchy: &Hierarchy,
-    owner_pid: u32,
-    lease: LeaseId,
-) -> io::Result<(CgroupIdentity, PathBuf)> {
+/// When the owner is gone, or in no group that can be reached.
+pub fn place_for(hierarchy: &Hierarchy, owner_pid: u32, lease: LeaseId) -> io::Result<PathBuf> {
     let text = fs::read_to_string(format!("/proc/{owner_pid}/cgroup"))?;
     let place = place(hierarchy, &text).ok_or_else(|| {
         io::Error::new(io::ErrorKind::NotFound, "the owner is in no group of this hierarchy")
     })?;
     let parent = hierarchy.root.join(place.trim_start_matches('/'));
     let path = parent.join(format!("hostler-lease-{lease}"));
-    match fs::create_dir(&path) {
-        // A daemon that was killed before the lease was in its journal left it, and gives the number
-        // again. Only an empty group can be removed.
+    if !is_group(&parent) {
+        let cause = format!("{} is no control group any more", parent.display());
+        return Err(io::Error::new(io::ErrorKind::NotFound, cause));
+    }
+    Ok(path)
+}
+
+/// Makes a lease's group.
+///
+/// # Errors
+/// Where groups cannot be made: not mounted, read-only, not the daemon's to change.
+pub fn create(path: &Path) -> io::Result<CgroupIdentity> {
+    match fs::create_dir(path) {
+        // A daemon that lost its state left it, and gives the number again. Only an empty group can
+        // be removed.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            fs::remove_dir(&path)?;
-            fs::create_dir(&path)?;
+            fs::remove_dir(path)?;
+            fs::create_dir(path)?;
         }
         created => created?,
     }
-    Ok((identity(&path)?, path))
+    identity(path)
+}
+
+/// Removes a group that was made for a lease which was never opened: it has no processes. One that
+/// is not there, or is no control group, is left as it is.
+///
+/// # Errors
+/// `EBUSY` when it has processes all the same.
+pub fn remove_unused(path: &Path) -> io::Result<()> {
+    if is_group(path) { fs::remove_dir(path) } else { Ok(()) }
 }
 
 /// A group's identity.
@@ -131,7 +156,7 @@ pub fn identity(path: &Path) -> io::Result<CgroupIdentity> {
 /// # Errors
 /// `ESRCH` when it is gone, and what the kernel says against the move.
 pub fn enter(path: &Path, pid: u32) -> io::Result<()> {
-    fs::write(path.join("cgroup.procs"), pid.to_string())
+    write_existing(&path.join("cgroup.procs"), &pid.to_string())
 }
 
 /// The processes of a group and of all groups below it.
@@ -179,9 +204,13 @@ fn below(group: &Path) -> io::Result<Vec<PathBuf>> {
 /// # Errors
 /// `NotFound` on version 1 and older kernels.
 pub fn kill(path: &Path) -> io::Result<()> {
-    // Not `fs::write`: that would create a file of this name if the folder were no control group.
-    let mut file = fs::OpenOptions::new().write(true).open(path.join("cgroup.kill"))?;
-    io::Write::write_all(&mut file, b"1")
+    write_existing(&path.join("cgroup.kill"), "1")
+}
+
+/// Not `fs::write`: that would make a file of this name if the folder were no control group.
+fn write_existing(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).open(path)?;
+    io::Write::write_all(&mut file, text.as_bytes())
 }
 
 /// Removes a group and those below it.

@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 
 use hostler_protocol::lease::{Epoch, LeaseId, Tracking};
+use hostler_protocol::text::printable;
 use serde::{Deserialize, Serialize};
 
 use super::identity::{
     CgroupIdentity, DirectoryIdentity, DiskSequence, LoopIdentity, MountIdentity, ProcessIdentity,
+    ResourceIdentity,
 };
 
 /// Where a lease is in its life, as far as decisions need it.
@@ -74,4 +76,23 @@ pub struct Lease {
     pub opened_at_ms: u64,
     /// When it ends even if its owner lives, in milliseconds since 1970.
     pub deadline_ms: Option<u64>,
+}
+
+impl Lease {
+    /// Where a directory or control group of the lease is, fit to be printed; empty for anything else.
+    #[must_use]
+    pub fn path_of(&self, resource: ResourceIdentity) -> String {
+        let path = match resource {
+            ResourceIdentity::Directory(directory) => {
+                let claim = self.claims.iter().find(|claim| claim.directory == directory);
+                claim.map(|claim| claim.path.clone())
+            }
+            ResourceIdentity::Cgroup(cgroup) => {
+                let own = self.cgroup.as_ref().filter(|(own, _)| *own == cgroup);
+                own.map(|(_, path)| printable(path.as_bytes()))
+            }
+            ResourceIdentity::Process(_) | ResourceIdentity::Mount(_) | ResourceIdentity::Loop(_) => None,
+        };
+        path.unwrap_or_default()
+    }
 }

@@ -1,0 +1,164 @@
+//! Leases that are opened and closed by hooks, and leases that end by themselves.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::process::Stdio;
+use std::time::Duration;
+
+use hostler_tests::bystander::{Bystander, attach};
+use hostler_tests::daemon::{Daemon, Settings};
+use hostler_tests::failure::OrFail;
+use hostler_tests::place::kill;
+use hostler_tests::probe::ProcessSeen;
+use hostler_tests::{probe, program, scenario};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde_json::json;
+
+const SOON: Duration = Duration::from_secs(10);
+
+#[test]
+fn a_hook_opens_a_lease_and_another_closes_it() {
+    scenario::privileged("hooks", |place| {
+        let claim = place.directory("claim");
+        let bystander = Bystander::new(place, &place.directory("other"));
+        let daemon = Daemon::start(place, &Settings::default());
+        let mut job = place.command("sleep").arg("600").spawn().or_fail("starting a job");
+        let owner = job.id().to_string();
+        let claimed = claim.to_string_lossy().into_owned();
+        let opened = daemon.ask(&["lease", "open", "--name", "job", "--owner", &owner, "--claim", &claimed]);
+        let token = opened.succeeded();
+        let token = token.trim();
+        // Nothing of the job's own processes does this; the claim alone makes it the lease's.
+        let image = place.image("claim/image", 4);
+        let node = attach(&image);
+        let point = place.directory("claim/mnt");
+        program::succeed("mount", [node.as_ref(), point.as_os_str()]);
+        let listed = daemon.ask(&["lease", "list"]).succeeded();
+        assert!(listed.contains("job") && listed.contains("open"), "{listed}");
+
+        let closed = daemon.ask(&["lease", "close", token]);
+        let said = closed.clone().succeeded();
+        assert!(said.contains(&format!("mount {}: reclaimed\n", point.display())), "{said}");
+        assert!(said.contains(&format!("loop {node}: reclaimed\n")), "{said}");
+        assert_eq!(probe::mounts_below(&claim), []);
+        assert!(ProcessSeen::of(job.id()).runs(), "the owner itself was ended");
+        let again = daemon.ask(&["lease", "close", token]);
+        assert_eq!(again.status, 3, "{again:?}");
+        assert!(again.stderr.contains("there is no lease 1 of yours"), "{again:?}");
+        kill(job.id());
+        job.wait().or_fail("waiting for the job");
+        bystander.assert_untouched();
+    });
+}
+
+#[test]
+fn a_close_that_could_not_take_all_back_is_1() {
+    scenario::privileged("stuck", |place| {
+        let claim = place.directory("claim");
+        let daemon = Daemon::start(place, &Settings::default());
+        let mut job = place.command("sleep").arg("600").spawn().or_fail("starting a job");
+        let owner = job.id().to_string();
+        let claimed = claim.to_string_lossy().into_owned();
+        let token = daemon.ask(&["lease", "open", "--owner", &owner, "--claim", &claimed]).succeeded();
+        let point = place.directory("claim/mnt");
+        program::succeed("mount", ["-t", "tmpfs", "none", &*point.to_string_lossy()]);
+        let held = fs::File::create(point.join("open")).or_fail("holding the mount");
+        let closed = daemon.ask(&["lease", "close", token.trim()]);
+        assert_eq!(closed.status, 1, "{closed:?}");
+        let told = format!("mount {}: pinned (held by process {} (", point.display(), std::process::id());
+        assert!(closed.stdout.contains(&told), "{closed:?}");
+        let shown = daemon.ask(&["status"]).succeeded();
+        assert!(shown.contains("PINNED"), "{shown}");
+        drop(held);
+        daemon.wait_for_end("job", SOON);
+        kill(job.id());
+        job.wait().or_fail("waiting for the job");
+    });
+}
+
+#[test]
+fn a_lease_ends_at_its_deadline_though_its_owner_lives() {
+    scenario::privileged("deadline", |place| {
+        let daemon = Daemon::start(place, &Settings::default());
+        let sleeper = || place.command("sleep").arg("600").spawn().or_fail("starting a process");
+        let (mut owner, mut member) = (sleeper(), sleeper());
+        let pidfd = |child| pidfd_open(Pid::from_child(child), PidfdFlags::empty()).or_fail("a pidfd");
+        let mut client = daemon.client();
+        let open = json!({ "name": "short", "owner": 0, "deadline_seconds": 1 });
+        let opened = client.call("OpenLease", &open, &[pidfd(&owner).as_fd()]).or_fail("opening a lease");
+        let adopt = json!({ "lease": opened["lease"], "epoch": opened["epoch"], "process": 0 });
+        client.call("Adopt", &adopt, &[pidfd(&member).as_fd()]).or_fail("adopting");
+        let seen = ProcessSeen::of(member.id());
+        let (_, took) = daemon.wait_for_end("short", SOON);
+        assert!(took > Duration::from_millis(500), "it ended before its deadline: {took:?}");
+        assert!(!seen.runs());
+        assert!(ProcessSeen::of(owner.id()).runs());
+        for child in [&mut owner, &mut member] {
+            kill(child.id());
+            child.wait().or_fail("waiting for a process");
+        }
+    });
+}
+
+#[test]
+fn what_a_dead_owner_left_stays_for_the_grace_also_over_a_restart() {
+    scenario::privileged("grace", |place| {
+        let claim = place.directory("claim");
+        let mut daemon = Daemon::start(place, &Settings { grace: "1500ms", ..Settings::default() });
+        let script = "mkdir mnt; mount -t tmpfs none mnt; echo $$ > shell; sleep 600";
+        let mut run = daemon.run_script("patient", &claim, script);
+        let mut hostler = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().or_fail("starting hostler");
+        let _ = probe::pid_from(&claim.join("shell"));
+        kill(hostler.id());
+        hostler.wait().or_fail("waiting for hostler");
+        std::thread::sleep(Duration::from_millis(300));
+        daemon.kill();
+        daemon.start_again();
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(probe::mounts_below(&claim).len(), 1, "taken back before the grace was over");
+        daemon.wait_until_idle(SOON);
+        assert_eq!(probe::mounts_below(&claim), []);
+    });
+}
+
+#[test]
+fn a_claim_that_cannot_be_found_again_after_a_restart_is_not_taken_for_gone() {
+    scenario::privileged("overlay", |place| {
+        // An overlay has no file handles by default, as in a container.
+        for name in ["lower", "upper", "work", "merged"] {
+            let _ = place.directory(name);
+        }
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            place.path("lower").display(),
+            place.path("upper").display(),
+            place.path("work").display()
+        );
+        let merged = place.path("merged");
+        program::succeed("mount", ["-t", "overlay", "-o", &options, "none", &*merged.to_string_lossy()]);
+        let scratch = place.directory("merged/scratch");
+        let mut daemon = Daemon::start(place, &Settings::default());
+        let mut run = daemon.hostler(&["run", "--name", "overlay", "--scratch"]);
+        run.arg(&scratch).args(["--", "/bin/sh", "-eu", "-c"]);
+        run.arg("mkdir mnt; mount -t tmpfs none mnt; sleep 0.3; echo $$ > shell; sleep 600");
+        run.current_dir(&scratch).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut hostler = run.spawn().or_fail("starting hostler");
+        let shell = probe::pid_from(&scratch.join("shell"));
+        daemon.kill();
+        daemon.start_again();
+        kill(hostler.id());
+        hostler.wait().or_fail("waiting for hostler");
+        hostler_tests::place::wait_for_end(&[shell], SOON);
+        // What was seen to be its own is taken back; the directory is either gone or told about.
+        hostler_tests::failure::wait_until("the mount to go", SOON, || {
+            probe::mounts_below(&scratch).is_empty()
+        });
+        std::thread::sleep(Duration::from_millis(700));
+        let status = daemon.ask(&["status"]).succeeded();
+        let lease = daemon.lease("overlay").or_fail("the lease");
+        assert!(!scratch.exists() || lease.state != hostler_protocol::lease::LeaseState::Ended, "{lease:?}");
+        assert!(!scratch.exists() || status.contains("could not be read"), "{status}");
+        drop(daemon);
+        program::succeed("umount", [&merged]);
+    });
+}
