@@ -248,7 +248,7 @@ printf '%-44s %10s\n' \
     "  package bytes from upstream" "$upstream" \
     "killed build: until nothing was left" "${third_gone:-?} s" \
     "killed chroot builder: until nothing was left" "$run_gone s" \
-    "resources taken back" "$(grep -c 'result=Done' "$work/hostlerd.log" || true) steps" \
+    "steps of the watchdog that were done" "$(grep -c ': done$' "$work/hostlerd.log" || true) steps" \
     "all of it" "$(since "$start") s"
 
 if [ "$failed" = 0 ]; then

@@ -50,9 +50,9 @@ truncate -s 16M image && mke2fs -q -t ext4 image
 mkdir root
 mount -o loop image root
 mkdir root/dev root/proc root/sys
-mount --rbind /dev root/dev
+mount --bind /dev root/dev
 mount --bind /proc root/proc
-mount --rbind /sys root/sys
+mount --bind /sys root/sys
 (cd root && exec setsid sleep 3600) &
 touch ready
 sleep 3600
@@ -78,7 +78,7 @@ check "the builder has something to leak" fails nothing_left
 check "why names the lease" sh -c 'hostler why /var/tmp/work/root | grep -q "\[lease "'
 kill -KILL "$runner"
 check "all of it is taken back" eventually nothing_left
-[ -z "$(leaks)" ] || hostler status
+[ -z "$(leaks)" ] || { hostler status; hostler why /dev/loop1; journalctl -u hostlerd.service --no-pager -o cat | tail -n 25; }
 check "the host's own mounts are still there" findmnt /dev/pts
 check "the bystander's too" findmnt /var/tmp/bystander
 

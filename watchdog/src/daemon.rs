@@ -11,6 +11,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::causes::chain;
 use crate::config::{Config, ConfigError};
 use crate::engine::{Engine, Parts};
 use crate::journal::{Journal, JournalError};
@@ -195,7 +196,7 @@ async fn serve(
     let boot = boot_id()?;
     let (journal, recovered) = Journal::open(&config.state.directory, &boot)?;
     for line in &recovered.damaged {
-        tracing::error!(line, "a line of the journal is damaged; the file is kept as journal.damaged");
+        tracing::error!(line, "line {line} of the journal is damaged; the file is kept as journal.damaged");
     }
     let (events, mut happened) = mpsc::unbounded_channel();
     let watcher = Watcher::start(move |event| {
@@ -204,7 +205,7 @@ async fn serve(
     })
     .map_err(kernel("watching the kernel's events"))?;
     let hierarchy = cgroups::detect().unwrap_or_else(|error| {
-        tracing::warn!(%error, "control groups cannot be found");
+        tracing::warn!("control groups cannot be found: {error}");
         None
     });
     if hierarchy.is_none() {
@@ -250,7 +251,7 @@ async fn serve(
     serve_metrics(&engine, metrics_listener);
 
     tell_systemd(&[NotifyState::Ready]);
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), "hostlerd is ready");
+    tracing::info!("hostlerd {} is ready", env!("CARGO_PKG_VERSION"));
     keep_systemd_informed();
     until_stopped(options, &engine, signals).await;
     tell_systemd(&[NotifyState::Stopping]);
@@ -266,14 +267,14 @@ fn serve_metrics(engine: &Engine, listener: Option<tokio::net::TcpListener>) {
             match teller.metrics_text().await {
                 // Whoever asked may have gone.
                 Ok(text) => drop(wish.send(text)),
-                Err(error) => tracing::error!(%error, "the metrics could not be encoded"),
+                Err(error) => tracing::error!("the metrics could not be encoded: {error}"),
             }
         }
     });
     if let Some(listener) = listener {
         tokio::task::spawn_local(async move {
             if let Err(error) = http::serve(listener, wishes).await {
-                tracing::error!(%error, "the metrics are not served any more");
+                tracing::error!("the metrics are not served any more: {error}");
             }
         });
     }
@@ -285,10 +286,10 @@ fn serve_metrics(engine: &Engine, listener: Option<tokio::net::TcpListener>) {
             match writer.metrics_text().await {
                 Ok(text) => {
                     if let Err(error) = replace_file(&path, &text) {
-                        tracing::warn!(%error, path = %path.display(), "the metrics could not be written");
+                        tracing::warn!("the metrics could not be written to {}: {error}", path.display());
                     }
                 }
-                Err(error) => tracing::error!(%error, "the metrics could not be encoded"),
+                Err(error) => tracing::error!("the metrics could not be encoded: {error}"),
             }
             tokio::time::sleep(INTERVAL).await;
         }
@@ -328,7 +329,7 @@ async fn until_stopped(options: &Options, engine: &Engine, mut signals: Signals)
                     engine.set_config(config);
                     tracing::info!("the configuration was read again");
                 }
-                Err(error) => tracing::error!(%error, "the configuration stays as it was"),
+                Err(error) => tracing::error!("the configuration stays as it was: {}", chain(&error)),
             },
             _ = signals.terminate.recv() => return,
             _ = signals.interrupt.recv() => return,
@@ -339,7 +340,7 @@ async fn until_stopped(options: &Options, engine: &Engine, mut signals: Signals)
 fn tell_systemd(state: &[NotifyState<'_>]) {
     // Without systemd there is nobody to tell, which is no error.
     if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "systemd could not be told");
+        tracing::warn!("systemd could not be told: {error}");
     }
 }
 

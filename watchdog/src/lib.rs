@@ -6,6 +6,7 @@
 //! it, and [`engine`] tells. [`kernel`] holds the system calls, [`model`] the plain data between.
 
 pub mod api;
+pub mod causes;
 pub mod config;
 pub mod daemon;
 pub mod decide;

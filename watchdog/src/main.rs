@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use hostler_watchdog::causes::chain;
 use hostler_watchdog::config::{Config, ConfigError};
 use hostler_watchdog::daemon::{self, DaemonError, Options};
 use hostler_watchdog::worker;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::prelude::*;
 
 /// Takes back loop devices, mounts, processes and scratch directories that dead owners left behind.
@@ -86,20 +88,19 @@ fn start_logging() {
         Some(journal) => registry.with(journal).init(),
         None => {
             let colours = std::io::stderr().is_terminal();
+            // The sentence says it all; the fields are for the journal, where they can be searched.
+            let sentence = debug_fn(|writer, field, value| match field.name() {
+                "message" => write!(writer, "{value:?}"),
+                _ => Ok(()),
+            });
             let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
-            registry.with(lines.with_target(false)).init();
+            registry.with(lines.with_target(false).fmt_fields(sentence)).init();
         }
     }
 }
 
 fn fail(error: &dyn std::error::Error, status: u8) -> ExitCode {
-    let mut line = format!("hostlerd: {error}");
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        line.push_str(": ");
-        line.push_str(&source.to_string());
-        cause = source.source();
-    }
+    let line = format!("hostlerd: {}", chain(error));
     // Standard error may be closed; the status still tells.
     let _ = writeln!(std::io::stderr(), "{line}");
     ExitCode::from(status)

@@ -15,6 +15,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::dispatch::{dispatch, error_reply};
+use crate::causes::chain;
 use crate::engine::{Caller, Engine};
 use crate::kernel::{processes, signals};
 use crate::model::ProcessIdentity;
@@ -94,16 +95,15 @@ pub async fn serve(listener: UnixListener, engine: Engine) {
                 let counts = Rc::clone(&counts);
                 tokio::task::spawn_local(async move {
                     if let Err(dropped) = converse(&stream, &engine, &counts).await {
-                        let error: &dyn std::error::Error = &dropped;
                         if !matches!(dropped, Dropped::Idle) {
                             engine.metrics().connections_refused.inc();
                         }
-                        tracing::debug!(error, "connection dropped");
+                        tracing::debug!("connection dropped: {}", chain(&dropped));
                     }
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
+                tracing::warn!("a connection could not be accepted: {error}");
                 tokio::time::sleep(PAUSE).await;
             }
         }

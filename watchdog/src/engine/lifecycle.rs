@@ -12,6 +12,7 @@ use hostler_protocol::text::printable;
 
 use super::record::Record;
 use super::{Engine, now_ms};
+use crate::causes::chain;
 use crate::journal::Entry;
 use crate::kernel::{calls, cgroups, directories, loops, processes, signals};
 use crate::model::{
@@ -105,7 +106,16 @@ impl Engine {
         self.shared.state.borrow_mut().insert(Record::new(lease.clone()));
         self.record(vec![Entry::Lease { lease: Box::new(lease.clone()) }]).await;
         self.shared.metrics.leases_opened.inc();
-        tracing::info!(lease = id.0, name = lease.name, uid = caller.uid, owner = owner.pid, "lease opened");
+        tracing::info!(
+            lease = id.0,
+            name = lease.name,
+            uid = caller.uid,
+            owner = owner.pid,
+            "lease {id}: opened by user {} for process {}: {}",
+            caller.uid,
+            owner.pid,
+            lease.name
+        );
         self.watch(&lease, pidfd);
         Ok(opened)
     }
@@ -121,7 +131,10 @@ impl Engine {
         match place.and_then(|place| Ok((cgroups::create(&place)?, place))) {
             Ok((identity, path)) => Some((identity, path.to_string_lossy().into_owned())),
             Err(error) => {
-                tracing::warn!(lease = id.0, %error, "no control group for this lease: its processes are followed by descent, and one that loses its parent between two looks is lost");
+                tracing::warn!(
+                    lease = id.0,
+                    "lease {id}: no control group, so its processes are followed by descent, and one that loses its parent between two looks is lost: {error}"
+                );
                 None
             }
         }
@@ -133,7 +146,10 @@ impl Engine {
             match cgroups::remove_unused(&cgroup) {
                 Ok(()) => self.record(vec![Entry::Ended { lease }]).await,
                 Err(error) => {
-                    tracing::warn!(lease = lease.0, %error, "the control group of a lease that was never opened stays; it is tried again at the next start");
+                    tracing::warn!(
+                        lease = lease.0,
+                        "lease {lease}: the control group of this lease, which was never opened, stays until the next start: {error}"
+                    );
                 }
             }
         }
@@ -143,7 +159,11 @@ impl Engine {
     fn watch(&self, lease: &Lease, pidfd: OwnedFd) {
         if let Err(error) = self.shared.watcher.watch_owner(lease.id, pidfd) {
             // Without the event nobody would ever notice: treat it as what it may be.
-            tracing::error!(lease = lease.id.0, %error, "the owner cannot be watched; the lease is closed");
+            tracing::error!(
+                lease = lease.id.0,
+                "lease {}: its owner cannot be watched, so it is closed: {error}",
+                lease.id
+            );
             self.end(lease.id, Duration::ZERO);
         }
         if let Some(deadline) = lease.deadline_ms {
@@ -154,7 +174,7 @@ impl Engine {
                 tokio::time::sleep(left).await;
                 if engine.shared.state.borrow().get(id).is_some_and(|record| record.state == LeaseState::Open)
                 {
-                    tracing::info!(lease = id.0, "the lease's deadline has passed");
+                    tracing::info!(lease = id.0, "lease {id}: its deadline has passed");
                     engine.end(id, Duration::ZERO);
                 }
             });
@@ -177,7 +197,11 @@ impl Engine {
                     return;
                 }
                 if let Err(error) = engine.look_and_remember().await {
-                    tracing::warn!(lease = id.0, %error, "a look at the lease's processes gave nothing");
+                    tracing::warn!(
+                        lease = id.0,
+                        "lease {id}: a look at its processes gave nothing: {}",
+                        chain(&error)
+                    );
                 }
             }
         });
@@ -421,7 +445,11 @@ impl Engine {
         {
             // The plan then leaves the group itself alone, and the lease is pinned until the owner
             // ends.
-            tracing::warn!(lease = lease.id.0, %error, "the owner could not be let out of its lease");
+            tracing::warn!(
+                lease = lease.id.0,
+                "lease {}: its owner could not be let out of it: {error}",
+                lease.id
+            );
         }
     }
 
@@ -444,7 +472,8 @@ impl Engine {
                     tracing::warn!(
                         lease = id.0,
                         path = lost.path,
-                        "a scratch directory from before the last boot stays: its file system has no file handles to know it by"
+                        "lease {id}: a scratch directory from before the last boot stays: its file system has no file handles to know it by: {}",
+                        lost.path
                     );
                 }
                 lease.claims.retain(|claim| claim.handle.is_some());
@@ -452,7 +481,14 @@ impl Engine {
             let owner = if same_boot { signals::open(lease.owner).ok().flatten() } else { None };
             let is_over_already = lease.phase == Phase::Over;
             let is_over = is_over_already || owner.is_none();
-            tracing::info!(lease = id.0, name = lease.name, over = is_over, "lease taken up again");
+            tracing::info!(
+                lease = id.0,
+                name = lease.name,
+                over = is_over,
+                "lease {id}: taken up again{}: {}",
+                if is_over { ", and it is over" } else { "" },
+                lease.name
+            );
             self.shared.state.borrow_mut().insert(Record::new(lease.clone()));
             self.record(vec![Entry::Lease { lease: Box::new(lease.clone()) }]).await;
             match owner {

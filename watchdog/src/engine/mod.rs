@@ -22,6 +22,7 @@ use hostler_protocol::lease::LeaseId;
 pub use lifecycle::Caller;
 use tokio::sync::Notify;
 
+use crate::causes::chain;
 use crate::config::Config;
 use crate::decide::{Ownership, attribute};
 use crate::journal::{Entry, Journal};
@@ -117,7 +118,7 @@ impl Engine {
     pub fn handle(&self, event: KernelEvent) {
         match event {
             KernelEvent::OwnerEnded(lease) => {
-                tracing::info!(lease = lease.0, "the lease's owner ended");
+                tracing::info!(lease = lease.0, "lease {lease}: its owner ended");
                 self.end(lease, self.shared.config.borrow().reclaim.grace);
             }
             KernelEvent::LoopChanged | KernelEvent::MountsChanged | KernelEvent::Lost => {
@@ -137,7 +138,7 @@ impl Engine {
             tokio::time::sleep(SETTLE).await;
             let has_claims = self.shared.state.borrow().has_claims();
             if has_claims && let Err(error) = self.look_and_remember().await {
-                tracing::warn!(%error, "a look after a change gave nothing");
+                tracing::warn!("a look after a change gave nothing: {}", chain(&error));
             }
         }
     }
@@ -207,8 +208,7 @@ impl Engine {
     async fn record(&self, entries: Vec<Entry>) {
         if let Err(error) = self.shared.journal.append(entries).await {
             self.shared.metrics.journal_failures.inc();
-            let error: &dyn std::error::Error = &error;
-            tracing::error!(error, "the journal could not be written: a restart now would forget this");
+            tracing::error!("a restart now would forget what just happened: {}", chain(&error));
         }
     }
 }

@@ -11,6 +11,7 @@ use hostler_protocol::why::Reason;
 use tokio::time::Instant;
 
 use super::{Engine, now_ms};
+use crate::causes::chain;
 use crate::decide::{Ownership, PlanSettings, Target, doubts, everything_of, plan, reasons_for, verify};
 use crate::journal::Entry;
 use crate::model::{
@@ -73,8 +74,11 @@ impl Engine {
                 }
                 Ok(false) => {}
                 Err(error) => {
-                    let error: &dyn std::error::Error = &error;
-                    tracing::warn!(lease = id.0, error, "taking back failed; it is tried again");
+                    tracing::warn!(
+                        lease = id.0,
+                        "lease {id}: taking back failed, it is tried again: {}",
+                        chain(&error)
+                    );
                     self.tell(id, false);
                 }
             }
@@ -155,7 +159,8 @@ impl Engine {
             let (claim, descriptor) = self.claim_of(lease, step);
             let descriptors: Vec<_> = descriptor.iter().map(|descriptor| descriptor.as_fd()).collect();
             let result = self.shared.pool.act(step, claim, &descriptors, limit).await?;
-            tracing::info!(lease = lease.id.0, step = step.sentence(), result = ?result, "acted");
+            let (id, sentence, said) = (lease.id, step.sentence(), result.sentence());
+            tracing::info!(lease = id.0, step = sentence, result = said, "lease {id}: {sentence}: {said}");
             self.record(vec![Entry::Stepped { lease: lease.id, round, step: index, result: result.clone() }])
                 .await;
             results.push(result);
@@ -330,7 +335,10 @@ impl Engine {
                 name = left.name,
                 outcome = left.outcome.name(),
                 detail = left.detail,
-                "not taken back"
+                "lease {id}: {} {} is still there: {}",
+                left.kind.name(),
+                left.name,
+                left.detail
             );
         }
         record.report.send_replace(Some(report));
@@ -351,7 +359,9 @@ impl Engine {
             name = record.lease.name,
             resources = report.resources.len(),
             seconds,
-            "lease ended: nothing of it is left"
+            "lease {id}: ended after {seconds:.3} s, {} resources, nothing is left: {}",
+            report.resources.len(),
+            record.lease.name
         );
         self.record(vec![Entry::Looked { lease: id, report }, Entry::Ended { lease: id }]).await;
     }

@@ -10,6 +10,7 @@ use hostler_protocol::text::printable;
 use tokio::time::Instant;
 
 use super::{Engine, now_ms};
+use crate::causes::chain;
 use crate::decide::{Ownership, Target, everything_of, explain, plan};
 use crate::kernel::loops;
 use crate::metrics::LEASE_STATES;
@@ -84,7 +85,7 @@ impl Engine {
         if !is_fresh {
             // A look that fails is counted, and the other metrics are still told.
             if let Err(error) = self.look(SnapshotDepth::Ownership).await {
-                tracing::warn!(%error, "a look for the metrics gave nothing");
+                tracing::warn!("a look for the metrics gave nothing: {}", chain(&error));
             }
         }
         self.count_leases();

@@ -105,7 +105,7 @@ fn watch(shared: &Shared, uevents: &OwnedFd, tell: &impl Fn(KernelEvent)) -> ! {
             Err(error) => {
                 // Only a bug of ours makes this fail. The sweep finds all that events would tell,
                 // later; do not spin.
-                tracing::error!(%error, "waiting for kernel events failed; leaks are found by the slow sweep only");
+                tracing::error!("waiting for the kernel's events failed: {error}");
                 std::thread::sleep(Duration::from_secs(10));
                 continue;
             }

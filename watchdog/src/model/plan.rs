@@ -133,3 +133,17 @@ pub enum StepResult {
         doing: String,
     },
 }
+
+impl StepResult {
+    /// How it went, for a person.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        match self {
+            Self::Done => "done".to_owned(),
+            Self::Gone => "it was gone".to_owned(),
+            Self::Replaced => "something else has its name, nothing was done".to_owned(),
+            Self::Failed { cause } => format!("failed: {cause}"),
+            Self::Hung { doing } => format!("hangs: {doing}"),
+        }
+    }
+}
