@@ -4,11 +4,12 @@ CARGO ?= cargo
 # What needs root and real kernel objects; `make test PRIVILEGED=no` leaves it out on purpose.
 PRIVILEGED ?= yes
 
-.PHONY: help demo build test lint setup setup-tests install uninstall clean
+.PHONY: help demo build test test-vm lint setup setup-tests install uninstall clean
 
 help:
 	@echo "make demo      see Hostler work: builds an image, boots it, kills builders, cleans up (< 20 min)"
 	@echo "make test      run every test (root for the privileged ones; PRIVILEGED=no leaves them out)"
+	@echo "make test-vm   the watchdog under systemd in a virtual machine (about 5 min)"
 	@echo "make lint      formatting, clippy with warnings denied, dependencies, units, scripts"
 	@echo "make build     both programs, optimised: target/release/hostler, target/release/hostlerd"
 	@echo "make install   both programs, units and configuration into DESTDIR (default /)"
@@ -37,6 +38,13 @@ ifeq ($(PRIVILEGED),yes)
 else
 	@echo "PRIVILEGED=no: the privileged tests were left out on purpose"
 endif
+
+# The watchdog under a real systemd, on Debian's own kernel, in a virtual machine. IMAGE=FILE.qcow2
+# takes an image that `hostler build` made before.
+test-vm:
+	@tests/setup.sh run
+	@$(MAKE) --no-print-directory build
+	tests/vm.sh target/release $(IMAGE)
 
 lint:
 	@tests/setup.sh lint

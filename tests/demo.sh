@@ -74,11 +74,10 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-# Runs a command as the build's user, with nothing of root's environment.
-as_user() {
-    setpriv --reuid "$user" --regid "$group" --clear-groups --no-new-privs \
-        env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME="$work/home" LANG=C.UTF-8 "$@"
-}
+# Before a command: run it as the build's user, with nothing of root's environment. Not a function:
+# one in the background would be a shell of its own, and killing that kills nothing else.
+as_user=(setpriv --reuid "$user" --regid "$group" --clear-groups --no-new-privs
+    env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME="$work/home" LANG=C.UTF-8)
 
 now() { date +%s.%N; }
 since() { awk -v a="$1" -v b="$(now)" 'BEGIN { printf "%.1f", b - a }'; }
@@ -93,7 +92,8 @@ leftovers() {
         ps -eo pid,user,args | grep -F "$work" | grep -vE "grep|hostlerd|demo.sh"
         ps -o pid,user,args -U "$user" --no-headers | { [ -n "${SUDO_UID:-}" ] && grep qemu || cat; }
         find "$work/out" -maxdepth 2 -name '.hostler*' 2>/dev/null
-        find /sys/fs/cgroup -maxdepth 6 -type d -name 'hostler-lease-*' 2>/dev/null
+        # The control groups of this daemon's leases, by its journal.
+        grep -o '/sys/fs/cgroup[^"]*/hostler-lease-[0-9]*' "$work/state/journal" | sort -u | xargs -r ls -d 2>/dev/null
     } | sort -u || true
 }
 
@@ -128,7 +128,7 @@ done
 "$programs/hostler" --socket "$socket" status
 
 build() { # build NAME: builds as the user; the JSON document goes to NAME.json
-    as_user "$programs/hostler" --socket "$socket" --json build "$work/recipe.toml" \
+    "${as_user[@]}" "$programs/hostler" --socket "$socket" --json build "$work/recipe.toml" \
         --output "$work/out/$1" --cache "$work/cache" >"$work/$1.json"
 }
 cp "$recipe" "$work/recipe.toml"
@@ -148,7 +148,7 @@ upstream=$(field upstream_bytes "$work/second.json")
 if [ "$upstream" = 0 ]; then ok "no package byte came from upstream"; else wrong "$upstream bytes of packages came from upstream"; fi
 
 say "third build, killed with SIGKILL while its virtual machine works"
-as_user "$programs/hostler" --socket "$socket" build "$work/recipe.toml" \
+"${as_user[@]}" "$programs/hostler" --socket "$socket" build "$work/recipe.toml" \
     --output "$work/out/third" --cache "$work/cache" >"$work/third.log" 2>&1 &
 third=$!
 clients+=("$third")
@@ -166,7 +166,7 @@ if [ -z "$machine" ]; then
 else
     sleep 5
     ps -o pid,user,etime,comm -p "$machine,$third" || true
-    # The child of setpriv and env has replaced them: this is hostler itself.
+    # setpriv and env have become it: this is hostler itself.
     kill -KILL "$third"
     wait "$third" 2>/dev/null || true
     clients=()

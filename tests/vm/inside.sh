@@ -1,0 +1,102 @@
+#!/bin/bash
+# Runs as root in the guest of `make test-vm`, under systemd, with the units as they are shipped.
+# Each check prints one line on a serial line of its own; the last line is the proof.
+set -u
+
+failed=0
+check() { # check WHAT COMMAND…: the command must succeed
+    local what=$1
+    shift
+    if "$@" >/tmp/said 2>&1; then
+        echo "vm-test: ok: $what"
+    else
+        echo "vm-test: WRONG: $what: $(tr '\n' '|' </tmp/said | cut -c1-600)"
+        failed=1
+    fi
+}
+fails() { ! "$@"; }
+eventually() { # eventually COMMAND…: within 20 s
+    for _ in $(seq 100); do
+        "$@" >/dev/null 2>&1 && return 0
+        sleep 0.2
+    done
+    "$@"
+}
+
+echo "vm-test: kernel $(uname -r), $(systemctl --version | head -n 1)"
+systemd-sysusers
+systemd-tmpfiles --create 2>/dev/null
+modprobe loop
+systemctl daemon-reload
+check "the socket unit starts" systemctl start hostlerd.socket
+check "the first client starts the daemon" hostler status
+check "the daemon tells systemd that it is ready" systemctl is-active hostlerd.service
+check "it runs in the host's mount namespace" \
+    test "$(readlink "/proc/$(systemctl show -P MainPID hostlerd)/ns/mnt")" = "$(readlink /proc/1/ns/mnt)"
+check "members of the group may ask" setpriv --reuid 4001 --regid 4001 --groups hostler hostler status
+check "others may not" fails setpriv --reuid 4002 --regid 4002 --clear-groups hostler status
+
+mkdir -p /var/tmp/bystander /var/tmp/work
+truncate -s 8M /var/tmp/bystander.image && mke2fs -q -t ext4 /var/tmp/bystander.image
+mount -o loop /var/tmp/bystander.image /var/tmp/bystander
+bystander=$(findmnt -n -o SOURCE /var/tmp/bystander)
+
+cat >/tmp/builder.sh <<'END'
+#!/bin/bash
+set -e
+cd /var/tmp/work
+rm -rf image root ready
+truncate -s 16M image && mke2fs -q -t ext4 image
+mkdir root
+mount -o loop image root
+mkdir root/dev root/proc root/sys
+mount --rbind /dev root/dev
+mount --bind /proc root/proc
+mount --rbind /sys root/sys
+(cd root && exec setsid sleep 3600) &
+touch ready
+sleep 3600
+END
+chmod +x /tmp/builder.sh
+
+leaks() {
+    losetup -n -O NAME -l | grep -v "$bystander"
+    findmnt -rn -o TARGET | grep /var/tmp/work
+    grep -lzx 3600 /proc/[0-9]*/cmdline 2>/dev/null
+}
+nothing_left() { [ -z "$(leaks)" ]; }
+leak() { # leak: starts the builder under a lease, and kills hostler once it has leaked
+    rm -f /var/tmp/work/ready
+    hostler run --claim /var/tmp/work -- /tmp/builder.sh &
+    runner=$!
+    eventually test -e /var/tmp/work/ready
+    sleep 1
+}
+
+leak
+check "the builder has something to leak" fails nothing_left
+check "why names the lease" sh -c 'hostler why /var/tmp/work/root | grep -q "\[lease "'
+kill -KILL "$runner"
+check "all of it is taken back" eventually nothing_left
+[ -z "$(leaks)" ] || hostler status
+check "the host's own mounts are still there" findmnt /dev/pts
+check "the bystander's too" findmnt /var/tmp/bystander
+
+leak
+systemctl kill --signal=KILL hostlerd.service
+kill -KILL "$runner"
+check "killed and started again by systemd, it finishes" eventually nothing_left
+check "it is running again" eventually systemctl is-active hostlerd.service
+check "the metrics tell of it" bash -c 'exec 3<>/dev/tcp/127.0.0.1/9821; printf "GET /metrics HTTP/1.0\r\n\r\n" >&3; grep -q "^hostler_reclaims_total{kind=\"loop\",outcome=\"reclaimed\"} [1-9]" <&3'
+check "a reload is taken" systemctl reload hostlerd.service
+check "it stops within its time" timeout 15 systemctl stop hostlerd.service hostlerd.socket
+check "and leaves no socket" fails test -e /run/hostler/hostler.sock
+check "it was not refused anything" fails sh -c 'journalctl -u hostlerd.service -p warning --no-pager -q -o cat | grep -iE "denied|not permitted"'
+
+if [ "$failed" != 0 ]; then
+    journalctl -u hostlerd.service --no-pager -o cat | tail -n 60
+else
+    echo "vm-test: all passed @NONCE@"
+fi
+sync
+systemctl poweroff --force --force
