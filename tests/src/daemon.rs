@@ -77,7 +77,11 @@ impl<'place> Daemon<'place> {
             if let Some(Ok(Some(status))) = self.child.as_mut().map(Child::try_wait) {
                 panic!("hostlerd ended with {status}:\n{}", self.log());
             }
-            Client::connect(&socket).ok()
+            // An answer, not just a connection: the socket of one that was killed while it started
+            // a worker lives on in that worker until it is another program.
+            let mut client = Client::connect(&socket).ok()?;
+            client.send(&json!({ "method": "org.varlink.service.GetInfo" }), &[]).ok()?;
+            client.receive().ok()
         });
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use hostler_tests::bystander::{Bystander, attach};
 use hostler_tests::daemon::{Daemon, Settings};
-use hostler_tests::failure::OrFail;
+use hostler_tests::failure::{OrFail, wait_until};
 use hostler_tests::place::kill;
 use hostler_tests::probe::ProcessSeen;
 use hostler_tests::{probe, program, scenario};
@@ -82,6 +82,10 @@ fn a_lease_ends_at_its_deadline_though_its_owner_lives() {
         let daemon = Daemon::start(place, &Settings::default());
         let sleeper = || place.command("sleep").arg("600").spawn().or_fail("starting a process");
         let (mut owner, mut member) = (sleeper(), sleeper());
+        // Until then it is a shell that is about to enter the test's own control groups.
+        wait_until("the member to be itself", SOON, || {
+            fs::read(format!("/proc/{}/comm", member.id())).is_ok_and(|name| name == b"sleep\n")
+        });
         let pidfd = |child| pidfd_open(Pid::from_child(child), PidfdFlags::empty()).or_fail("a pidfd");
         let mut client = daemon.client();
         let open = json!({ "name": "short", "owner": 0, "deadline_seconds": 1 });
@@ -150,9 +154,7 @@ fn a_claim_that_cannot_be_found_again_after_a_restart_is_not_taken_for_gone() {
         hostler.wait().or_fail("waiting for hostler");
         hostler_tests::place::wait_for_end(&[shell], SOON);
         // What was seen to be its own is taken back; the directory is either gone or told about.
-        hostler_tests::failure::wait_until("the mount to go", SOON, || {
-            probe::mounts_below(&scratch).is_empty()
-        });
+        wait_until("the mount to go", SOON, || probe::mounts_below(&scratch).is_empty());
         std::thread::sleep(Duration::from_millis(700));
         let status = daemon.ask(&["status"]).succeeded();
         let lease = daemon.lease("overlay").or_fail("the lease");

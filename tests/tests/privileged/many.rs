@@ -41,6 +41,13 @@ fn forty_builders_killed_at_once_are_all_taken_back() {
         let root = place.path("claims");
         assert_eq!(probe::mounts_below(&root).len(), COUNT);
         assert_eq!(probe::loops_below(&root).len(), COUNT);
+        let status = daemon.status();
+        assert!(status.loops_in_use >= COUNT as u64, "{}", status.loops_in_use);
+        assert!(
+            status.loops_limit.is_none_or(|limit| limit >= status.loops_in_use),
+            "{:?}",
+            status.loops_limit
+        );
 
         let killed = Instant::now();
         for hostler in &mut hostlers {

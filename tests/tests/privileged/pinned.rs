@@ -12,7 +12,7 @@ use hostler_tests::daemon::{Daemon, Settings};
 use hostler_tests::failure::{OrFail, wait_until};
 use hostler_tests::place::{Place, kill};
 use hostler_tests::probe::ProcessSeen;
-use hostler_tests::{probe, scenario};
+use hostler_tests::{probe, program, scenario};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -204,4 +204,63 @@ fn chain(held: &Held) -> Vec<(Reason, String)> {
         level = holders.iter().map(|holder| &holder.by).collect();
     }
     all
+}
+
+#[test]
+fn a_lazily_unmounted_file_system_pins_the_device_through_who_stands_in_it() {
+    scenario::privileged("lazy", |place| {
+        let claim = place.directory("claim");
+        let image = place.image("claim/image", 8);
+        let bystander = Bystander::new(place, &place.directory("other"));
+        let daemon = Daemon::start(place, &Settings::default());
+        let hostler = start_build(&daemon, place);
+        let visitor = place.command("sleep").arg("600").current_dir(claim.join("mnt")).spawn();
+        let visitor = Visitor(visitor.or_fail("starting the visitor"));
+        let pid = visitor.0.id();
+        program::succeed("umount", ["--lazy".as_ref(), claim.join("mnt").as_os_str()]);
+        kill_and_wait(hostler);
+
+        let (lease, _) = daemon.wait_for_state("build", LeaseState::Pinned, SOON);
+        let report = lease.report.or_fail("a report");
+        let device = report.resources.iter().find(|resource| resource.kind == Kind::Loop);
+        let device = device.or_fail("the loop device in the report");
+        assert_eq!(device.outcome, Outcome::Pinned, "{report:?}");
+        assert!(device.reasons.contains(&Reason::DetachedMountFd), "{report:?}");
+        assert!(device.detail.contains(&format!("process {pid}")), "{report:?}");
+        assert!(ProcessSeen::of(pid).runs());
+
+        visitor.end();
+        daemon.wait_for_end("build", SOON);
+        assert!(!probe::loops().iter().any(|device| device.backing == image));
+        bystander.assert_untouched();
+    });
+}
+
+#[test]
+fn a_frozen_file_system_is_never_reported_as_taken_back() {
+    scenario::privileged("frozen", |place| {
+        let claim = place.directory("claim");
+        let image = place.image("claim/image", 8);
+        let bystander = Bystander::new(place, &place.directory("other"));
+        let daemon = Daemon::start(place, &Settings::default());
+        let hostler = start_build(&daemon, place);
+        let node = format!("/dev/loop{}", probe::loop_of(&image).number);
+        program::succeed("fsfreeze", ["--freeze".as_ref(), claim.join("mnt").as_os_str()]);
+        kill_and_wait(hostler);
+
+        // Unmounting it succeeds, and so does detaching: and the device stays bound.
+        let (lease, _) = daemon.wait_for_state("build", LeaseState::Pinned, SOON);
+        let report = lease.report.or_fail("a report");
+        let device = report.resources.iter().find(|resource| resource.kind == Kind::Loop);
+        assert_eq!(device.map(|device| device.outcome), Some(Outcome::Pinned), "{report:?}");
+        assert!(!report.complete);
+
+        let thawed = place.directory("thawed");
+        program::succeed("mount", [node.as_ref(), thawed.as_os_str()]);
+        program::succeed("fsfreeze", ["--unfreeze".as_ref(), thawed.as_os_str()]);
+        program::succeed("umount", [&thawed]);
+        daemon.wait_for_end("build", SOON);
+        assert!(!probe::loops().iter().any(|device| device.backing == image));
+        bystander.assert_untouched();
+    });
 }
