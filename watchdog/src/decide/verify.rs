@@ -6,7 +6,9 @@ use hostler_protocol::lease::{LeaseId, Tracking};
 use hostler_protocol::resource::Outcome;
 
 use super::attribute::Ownership;
-use crate::model::{Gap, Lease, LoopState, Plan, ProcessIdentity, ResourceIdentity, Snapshot, StepResult};
+use crate::model::{
+    Gap, Lease, LoopState, Plan, ProcessIdentity, ResourceIdentity, Snapshot, Step, StepResult,
+};
 
 /// All that a lease owns of a snapshot, but processes that have ended already.
 #[must_use]
@@ -49,18 +51,29 @@ pub fn verify(resource: ResourceIdentity, plan: &Plan, results: &[StepResult], a
         Presence::There => Outcome::Pinned,
         Presence::Unclear => Outcome::Unknown,
         Presence::Gone { name_in_use } => {
-            let acted = plan.steps.iter().zip(results).any(|(step, result)| {
-                step.resources().contains(&resource)
-                    && match result {
-                        StepResult::Done | StepResult::Failed { .. } | StepResult::Hung { .. } => true,
-                        StepResult::Gone | StepResult::Replaced => false,
-                    }
-            });
+            let acted = acted_on(resource, plan, results);
             match (acted, name_in_use) {
                 (true, _) => Outcome::Reclaimed,
                 (false, true) => Outcome::Replaced,
                 (false, false) => Outcome::AlreadyGone,
             }
+        }
+    }
+}
+
+/// Whether the daemon did something that made it go.
+fn acted_on(resource: ResourceIdentity, plan: &Plan, results: &[StepResult]) -> bool {
+    let tried = || plan.steps.iter().zip(results);
+    let own = tried().find(|(step, _)| step.resources().contains(&resource)).map(|(_, result)| result);
+    match own {
+        Some(StepResult::Done | StepResult::Failed { .. } | StepResult::Hung { .. }) => true,
+        Some(StepResult::Replaced) | None => false,
+        // A loop device that was set up for its mount alone, as `mount -o loop` does, goes with the last
+        // unmount: an earlier step of ours.
+        Some(StepResult::Gone) => {
+            let unmounted = |step: &Step| matches!(step, Step::Unmount { .. } | Step::UnmountApart { .. });
+            matches!(resource, ResourceIdentity::Loop(_))
+                && tried().any(|(step, result)| unmounted(step) && *result == StepResult::Done)
         }
     }
 }

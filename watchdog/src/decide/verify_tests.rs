@@ -70,3 +70,15 @@ fn a_zombie_holds_nothing() {
     after.processes[0].ended = true;
     assert_eq!(verify(resource, &Plan::default(), &[], &after), Outcome::AlreadyGone);
 }
+
+#[test]
+fn a_loop_device_that_goes_with_its_mount_was_taken_back() {
+    let (resource, detach) = detach(3);
+    let mounted = mount(2, 1, super::super::fixture::loop_number(3), "/w");
+    let unmount = Step::Unmount { mount: mounted.identity, short_number: 2, point: mounted.point };
+    let plan = Plan { steps: [vec![unmount], detach.steps].concat() };
+    let results = [StepResult::Done, StepResult::Gone];
+    assert_eq!(verify(resource, &plan, &results, &host()), Outcome::Reclaimed);
+    let results = [StepResult::Gone, StepResult::Gone];
+    assert_eq!(verify(resource, &plan, &results, &host()), Outcome::AlreadyGone);
+}
