@@ -61,7 +61,7 @@ impl Metrics {
             resources: gauges("hostler_resources", "Resources at the last look.", &["kind", "verdict"]),
             reclaims: counters(
                 "hostler_reclaims_total",
-                "Resources of ended leases by what a second look says became of them.",
+                "Resources of ended leases by what a second look says became of them; one that was pinned first counts for both.",
                 &["kind", "outcome"],
             ),
             reclaim_seconds: valid(Histogram::with_opts(

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use hostler_protocol::lease::LeaseState;
 use hostler_tests::bystander::Bystander;
 use hostler_tests::daemon::{Daemon, Settings};
 use hostler_tests::failure::{OrFail, wait_for};
@@ -43,6 +44,39 @@ fn series(text: &str) -> BTreeMap<String, f64> {
         Some((name.to_owned(), value.parse().ok()?))
     };
     lines.map(|line| pair(line).or_fail(format_args!("{line:?} as a series"))).collect()
+}
+
+#[test]
+fn what_is_pinned_is_seen_while_it_is_and_counted_once() {
+    scenario::privileged("counted-pinned", |place| {
+        let claim = place.directory("claim");
+        let _ = place.image("claim/image", 8);
+        let bystander = Bystander::new(place, &place.directory("other"));
+        let daemon = Daemon::start(place, &Settings { metrics: true, ..Settings::default() });
+        let read = || series(&get(daemon.metrics(), "/metrics").or_fail("the metrics"));
+        let script =
+            "device=$(losetup --find --show image); mkdir mnt; mount \"$device\" mnt; touch ready; sleep 600";
+        let mut run = daemon.run_script("pinned", &claim, script);
+        let mut hostler = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().or_fail("starting hostler");
+        wait_for("the mount", Duration::from_secs(10), || claim.join("ready").exists().then_some(()));
+        let visitor = place.command("sleep").arg("600").current_dir(claim.join("mnt")).spawn();
+        let mut visitor = visitor.or_fail("starting a visitor");
+        kill(hostler.id());
+        hostler.wait().or_fail("waiting for hostler");
+        daemon.wait_for_state("pinned", LeaseState::Pinned, Duration::from_secs(10));
+        // Long enough for a retry, which is no second leak.
+        std::thread::sleep(Duration::from_millis(1500));
+        let during = read();
+        assert_eq!(during[r#"hostler_reclaims_total{kind="mount",outcome="pinned"}"#], 1.0);
+        assert_eq!(during[r#"hostler_resources{kind="mount",verdict="pinned"}"#], 1.0);
+        kill(visitor.id());
+        visitor.wait().or_fail("waiting for the visitor");
+        daemon.wait_for_state("pinned", LeaseState::Ended, Duration::from_secs(10));
+        let after = read();
+        assert_eq!(after[r#"hostler_reclaims_total{kind="mount",outcome="pinned"}"#], 1.0);
+        assert_eq!(after[r#"hostler_reclaims_total{kind="mount",outcome="reclaimed"}"#], 1.0);
+        bystander.assert_untouched();
+    });
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Whose each resource is.
 //!
-//! Evidence, in order: a process is in a lease's control group (or was adopted, or descends from
-//! such a process where there is no group); a loop device was proven by its descriptor, or its
+//! Evidence, in order: a process is in a lease's control group, or was adopted, or descends from
+//! such a process; a loop device was proven by its descriptor, or its
 //! backing file lies below a claimed directory, or on a file system that the lease mounted; a mount
 //! is of such a device, or its mount point lies below a claimed directory or on such a mount.
 //!
@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hostler_protocol::lease::{LeaseId, Tracking};
+use hostler_protocol::lease::LeaseId;
 
 use crate::model::{
     DeviceNumber, Gap, Lease, LoopDevice, LoopIdentity, LoopState, Mount, MountNumber, ProcessIdentity,
@@ -151,7 +151,9 @@ fn processes(snapshot: &Snapshot, lease: &Lease) -> BTreeSet<ProcessIdentity> {
     let mut found: BTreeSet<ProcessIdentity> =
         snapshot.members.get(&lease.id).into_iter().flatten().copied().collect();
     let is_known = !snapshot.gaps.iter().any(|gap| matches!(gap, Gap::Processes(_)));
-    if lease.tracking == Tracking::Descent && is_known {
+    // Also beside a control group: whoever may (a login session's PAM module, for one) can move a
+    // process out of it, and it is still what the lease started.
+    if is_known {
         found.extend(descendants(snapshot, lease));
     }
     found.remove(&lease.owner);

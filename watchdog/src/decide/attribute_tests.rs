@@ -141,6 +141,17 @@ fn descent_follows_children_and_not_numbers() {
 }
 
 #[test]
+fn a_process_that_was_moved_out_of_the_control_group_is_still_the_leases() {
+    let mut snapshot = host();
+    snapshot.processes = vec![process(60, 1), process(61, 60), process(70, 1)];
+    snapshot.members.insert(LeaseId(1), Vec::new());
+    let mut lease = lease(1, Phase::Over);
+    lease.processes.insert(process_identity(60));
+    let found: Vec<_> = attribute(&snapshot, [&lease]).of(LeaseId(1)).collect();
+    assert_eq!(found, [60, 61].map(|pid| ResourceIdentity::Process(process_identity(pid))));
+}
+
+#[test]
 fn a_reusable_mount_number_seen_before_proves_nothing() {
     let mut snapshot = host();
     let mut seen = mount(2, 1, ROOT_DISK, "/w/root");

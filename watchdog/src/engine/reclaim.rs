@@ -65,8 +65,10 @@ impl Engine {
     /// a minute.
     async fn reclaim(&self, id: LeaseId) {
         let mut wait = RETRY_FIRST;
+        // A retry leaves it pinned until it has worked: an alert on what is pinned must not begin anew
+        // with each.
+        self.set_state(id, LeaseState::Reclaiming);
         loop {
-            self.set_state(id, LeaseState::Reclaiming);
             match self.attempt(id).await {
                 Ok(true) => {
                     self.finish(id).await;
@@ -99,6 +101,8 @@ impl Engine {
         if let Some(record) = self.shared.state.borrow_mut().get_mut(id) {
             record.state = new;
         }
+        // The gauges tell verdicts, which follow from the state.
+        self.shared.measured.set(None);
     }
 
     /// One attempt: rounds for as long as each frees something. Says whether nothing is left.
@@ -314,7 +318,13 @@ impl Engine {
     ) {
         let mut state = self.shared.state.borrow_mut();
         let Some(record) = state.get_mut(id) else { return };
-        let known = record.outcomes.get(&resource).map(|outcome| outcome.name.clone());
+        let known = record.outcomes.get(&resource);
+        // Each change counts once: what is pinned is seen while it is, and not at each retry.
+        if known.is_none_or(|known| known.outcome != outcome) {
+            let labels = [resource.kind().name(), outcome.name()];
+            self.shared.metrics.reclaims.with_label_values(&labels).inc();
+        }
+        let known = known.map(|known| known.name.clone());
         let name = known.unwrap_or_else(|| name_in(plan, resource, &record.lease));
         let outcome = ResourceOutcome { kind: resource.kind(), name, outcome, reasons, detail };
         record.outcomes.insert(resource, outcome);
@@ -347,10 +357,6 @@ impl Engine {
     async fn finish(&self, id: LeaseId) {
         let record = self.shared.state.borrow_mut().remove(id, now_ms());
         let Some(record) = record else { return };
-        for outcome in record.outcomes.values() {
-            let labels = [outcome.kind.name(), outcome.outcome.name()];
-            self.shared.metrics.reclaims.with_label_values(&labels).inc();
-        }
         let seconds = record.over_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
         self.shared.metrics.reclaim_seconds.observe(seconds);
         let report = record.report.borrow().clone().unwrap_or_default();
