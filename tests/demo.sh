@@ -93,7 +93,7 @@ leftovers() {
         ps -o pid,user,args -U "$user" --no-headers | { [ -n "${SUDO_UID:-}" ] && grep qemu || cat; }
         find "$work/out" -maxdepth 2 -name '.hostler*' 2>/dev/null
         # The control groups of this daemon's leases, by its journal.
-        grep -o '/sys/fs/cgroup[^"]*/hostler-lease-[0-9]*' "$work/state/journal" | sort -u | xargs -r ls -d 2>/dev/null
+        grep -o '/sys/fs/cgroup[^"]*/hostler-lease-[0-9a-f-]*' "$work/state/journal" | sort -u | xargs -r ls -d 2>/dev/null
     } | sort -u || true
 }
 

@@ -173,11 +173,11 @@ fn killed_while_leases_are_opened_it_leaves_no_control_groups() {
 }
 
 #[test]
-fn a_control_group_from_before_a_crash_does_not_cost_the_next_lease_its_own() {
+fn anothers_control_group_of_the_same_number_is_neither_in_the_way_nor_touched() {
     scenario::privileged("stale-group", |place| {
         let claim = place.directory("claim");
         let daemon = Daemon::start(place, &Settings::default());
-        // What a daemon leaves that is killed between making a lease's group and noting the lease.
+        // Another daemon's, or what one left that lost its state.
         for group in place.groups() {
             fs::create_dir(group.join("hostler-lease-1")).or_fail("making a stale group");
         }
@@ -191,8 +191,7 @@ fn a_control_group_from_before_a_crash_does_not_cost_the_next_lease_its_own() {
         hostler.wait().or_fail("waiting for hostler");
         daemon.wait_for_end("next", SOON);
         for group in place.groups() {
-            // Those of hierarchies that the daemon does not use.
-            let _ = fs::remove_dir(group.join("hostler-lease-1"));
+            fs::remove_dir(group.join("hostler-lease-1")).or_fail("the other's group, as it was");
         }
     });
 }

@@ -79,12 +79,13 @@ impl Engine {
             }
         };
         let id = self.shared.state.borrow_mut().take_number();
-        let cgroup = self.make_cgroup(owner.pid, id).await;
-        let tracking = if cgroup.is_some() { Tracking::Cgroup } else { Tracking::Descent };
         let now = now_ms();
+        let epoch = Epoch(now);
+        let cgroup = self.make_cgroup(owner.pid, id, epoch).await;
+        let tracking = if cgroup.is_some() { Tracking::Cgroup } else { Tracking::Descent };
         let lease = Lease {
             id,
-            epoch: Epoch(now),
+            epoch,
             name: printable(name.as_bytes()),
             uid: caller.uid,
             owner,
@@ -122,9 +123,14 @@ impl Engine {
 
     /// A control group for a lease, where the host has them. Its place is in the journal before it is
     /// made: a daemon that is killed in between finds it at its next start.
-    async fn make_cgroup(&self, owner_pid: u32, id: LeaseId) -> Option<(CgroupIdentity, String)> {
+    async fn make_cgroup(
+        &self,
+        owner_pid: u32,
+        id: LeaseId,
+        epoch: Epoch,
+    ) -> Option<(CgroupIdentity, String)> {
         let hierarchy = self.shared.hierarchy.as_ref()?;
-        let place = cgroups::place_for(hierarchy, owner_pid, id);
+        let place = cgroups::place_for(hierarchy, owner_pid, id, epoch);
         if let Ok(place) = &place {
             self.record(vec![Entry::Opening { lease: id, cgroup: place.clone() }]).await;
         }

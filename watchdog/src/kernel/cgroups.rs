@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use hostler_protocol::lease::LeaseId;
+use hostler_protocol::lease::{Epoch, LeaseId};
 
 use super::mountinfo;
 use crate::model::CgroupIdentity;
@@ -99,17 +99,18 @@ pub fn place<'a>(hierarchy: &Hierarchy, text: &'a str) -> Option<&'a str> {
     })
 }
 
-/// Where a lease's group is to be: below the one that `owner_pid` is in.
+/// Where a lease's group is to be: below the one that `owner_pid` is in. Its name holds the epoch as
+/// well, so that neither a group that a crash left nor another daemon's is in the way.
 ///
 /// # Errors
 /// When the owner is gone, or in no group that can be reached.
-pub fn place_for(hierarchy: &Hierarchy, owner_pid: u32, lease: LeaseId) -> io::Result<PathBuf> {
+pub fn place_for(hierarchy: &Hierarchy, owner_pid: u32, lease: LeaseId, epoch: Epoch) -> io::Result<PathBuf> {
     let text = fs::read_to_string(format!("/proc/{owner_pid}/cgroup"))?;
     let place = place(hierarchy, &text).ok_or_else(|| {
         io::Error::new(io::ErrorKind::NotFound, "the owner is in no group of this hierarchy")
     })?;
     let parent = hierarchy.root.join(place.trim_start_matches('/'));
-    let path = parent.join(format!("hostler-lease-{lease}"));
+    let path = parent.join(format!("hostler-lease-{lease}-{:x}", epoch.0));
     if !is_group(&parent) {
         let cause = format!("{} is no control group any more", parent.display());
         return Err(io::Error::new(io::ErrorKind::NotFound, cause));
@@ -122,15 +123,7 @@ pub fn place_for(hierarchy: &Hierarchy, owner_pid: u32, lease: LeaseId) -> io::R
 /// # Errors
 /// Where groups cannot be made: not mounted, read-only, not the daemon's to change.
 pub fn create(path: &Path) -> io::Result<CgroupIdentity> {
-    match fs::create_dir(path) {
-        // A daemon that lost its state left it, and gives the number again. Only an empty group can
-        // be removed.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            fs::remove_dir(path)?;
-            fs::create_dir(path)?;
-        }
-        created => created?,
-    }
+    fs::create_dir(path)?;
     identity(path)
 }
 
