@@ -45,6 +45,8 @@ if [ "$what" = test ]; then
     need python3 python3
     # The Python client of Varlink goes into a virtual environment of the test's own.
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+fi
+if [ "$what" != run ]; then
     # loopdev-3, the tests' independent view of loop devices, generates its bindings with it.
     ls /usr/lib/llvm-*/lib/libclang.so* >/dev/null 2>&1 || missing+=(libclang-dev)
 fi
