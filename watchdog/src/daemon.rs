@@ -102,6 +102,7 @@ pub fn run(options: &Options) -> Result<(), DaemonError> {
     if !options.own_mount_namespace {
         check_namespace()?;
     }
+    raise_descriptor_limit();
     let activated = activated_socket()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -137,6 +138,16 @@ fn activated_socket() -> Result<Option<BlockingListener>, DaemonError> {
     let socket = calls::inherited(descriptor).map_err(failed)?;
     rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
     Ok(Some(BlockingListener::from(socket)))
+}
+
+/// A pidfd per lease and, in a worker, one per process of a lease: the usual soft limit of 1024 is soon
+/// reached. Workers inherit it.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let hard = getrlimit(Resource::Nofile).maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard }) {
+        tracing::warn!("the limit on open descriptors stays as it is: {error}");
+    }
 }
 
 fn boot_id() -> Result<BootId, DaemonError> {
@@ -237,7 +248,7 @@ async fn serve(
         next_lease: recovered.next_lease,
     });
     engine.forget_unopened(recovered.unopened).await;
-    engine.take_up(recovered.boot.as_ref(), recovered.leases.into_values().collect()).await;
+    engine.take_up(recovered.leases.into_values().collect()).await;
 
     let handler = engine.clone();
     tokio::task::spawn_local(async move {

@@ -23,6 +23,8 @@ fn lease(id: u64) -> Lease {
         processes: BTreeSet::new(),
         loops_before: DiskSequence(0),
         mounts_before: BTreeSet::new(),
+        boot: BootId("a-boot".to_owned()),
+        evidence_closed: false,
         opened_at_ms: 5,
         deadline_ms: None,
     }

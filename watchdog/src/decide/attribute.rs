@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hostler_protocol::lease::LeaseId;
+use hostler_protocol::lease::{LeaseId, Tracking};
 
 use crate::model::{
     DeviceNumber, Gap, Lease, LoopDevice, LoopIdentity, LoopState, Mount, MountNumber, ProcessIdentity,
@@ -168,6 +168,9 @@ fn descendants(snapshot: &Snapshot, lease: &Lease) -> BTreeSet<ProcessIdentity> 
         .iter()
         .map(|process| process.identity)
         .filter(|identity| lease.processes.contains(identity))
+        // With a control group, what an owner that is under its own lease starts is in the group; what
+        // it started before is not the lease's.
+        .filter(|identity| *identity != lease.owner || lease.tracking == Tracking::Descent)
         .collect();
     loop {
         let parents: BTreeMap<u32, ProcessIdentity> =
@@ -199,7 +202,8 @@ fn by_evidence(snapshot: &Snapshot, lease: &Lease) -> Vec<ResourceIdentity> {
     for device in &snapshot.loops {
         let Some(identity) = device.identity() else { continue };
         let proven = lease.loops.contains(&identity);
-        let below_claim = identity.sequence > lease.loops_before
+        let below_claim = !lease.evidence_closed
+            && identity.sequence > lease.loops_before
             && snapshot
                 .claimed_files
                 .iter()
@@ -209,13 +213,15 @@ fn by_evidence(snapshot: &Snapshot, lease: &Lease) -> Vec<ResourceIdentity> {
         }
     }
     for mount in &snapshot.mounts {
-        let seen_before = lease.mounts.contains(&mount.identity) && number_is_proof(mount.identity.number);
+        let seen = lease.mounts.contains(&mount.identity);
         let below_claim = !lease.mounts_before.contains(&mount.identity)
             && snapshot
                 .claimed_mounts
                 .iter()
                 .any(|found| found.lease == lease.id && found.what == mount.identity);
-        if seen_before || below_claim {
+        // A number that is given again proves nothing by itself.
+        let proven = seen && number_is_proof(mount.identity.number);
+        if proven || below_claim && (seen || !lease.evidence_closed) {
             found.push(ResourceIdentity::Mount(mount.identity));
         }
     }

@@ -152,6 +152,40 @@ fn a_process_that_was_moved_out_of_the_control_group_is_still_the_leases() {
 }
 
 #[test]
+fn what_an_owner_under_its_own_lease_started_elsewhere_is_not_the_leases() {
+    let mut snapshot = host();
+    let mut lease = lease(1, Phase::Over);
+    snapshot.processes = vec![process(lease.owner.pid, 1), process(9500, lease.owner.pid)];
+    snapshot.members.insert(LeaseId(1), vec![lease.owner]);
+    lease.owner_inside = true;
+    lease.processes.insert(lease.owner);
+    assert!(attribute(&snapshot, [&lease]).owners.is_empty());
+    // Without a group, descent is all there is.
+    lease.tracking = Tracking::Descent;
+    let found: Vec<_> = attribute(&snapshot, [&lease]).of(LeaseId(1)).collect();
+    assert_eq!(found, [ResourceIdentity::Process(process_identity(9500))]);
+}
+
+#[test]
+fn what_appears_below_a_claim_after_its_lease_was_over_is_a_bystander() {
+    let mut snapshot = host();
+    let device = loop_device(3, ROOT_DISK);
+    claim_file(&mut snapshot, 1, &device);
+    snapshot.loops = vec![device];
+    let below = mount(2, 1, ROOT_DISK, "/w/theirs");
+    snapshot.claimed_mounts.push(UnderClaim { lease: LeaseId(1), what: below.identity });
+    snapshot.mounts.push(below.clone());
+    let mut lease = lease(1, Phase::Over);
+    assert_eq!(attribute(&snapshot, [&lease]).owners.len(), 2);
+    lease.evidence_closed = true;
+    assert!(attribute(&snapshot, [&lease]).owners.is_empty());
+    // What was found before that stays its own.
+    lease.loops.insert(loop_identity(3, ROOT_DISK));
+    lease.mounts.insert(below.identity);
+    assert_eq!(attribute(&snapshot, [&lease]).owners.len(), 2);
+}
+
+#[test]
 fn a_reusable_mount_number_seen_before_proves_nothing() {
     let mut snapshot = host();
     let mut seen = mount(2, 1, ROOT_DISK, "/w/root");

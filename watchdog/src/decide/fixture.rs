@@ -6,7 +6,7 @@ use hostler_protocol::lease::{Epoch, LeaseId, Tracking};
 use proptest::prelude::*;
 
 use crate::model::{
-    BackingFile, DeviceNumber, DiskSequence, Lease, LoopDevice, LoopIdentity, LoopState, Mount,
+    BackingFile, BootId, DeviceNumber, DiskSequence, Lease, LoopDevice, LoopIdentity, LoopState, Mount,
     MountIdentity, MountNamespace, MountNumber, Phase, Process, ProcessIdentity, Snapshot, StartTime,
     UnderClaim,
 };
@@ -31,6 +31,8 @@ pub(super) fn lease(id: u64, phase: Phase) -> Lease {
         processes: BTreeSet::new(),
         loops_before: DiskSequence(0),
         mounts_before: BTreeSet::new(),
+        boot: BootId("a-boot".to_owned()),
+        evidence_closed: false,
         opened_at_ms: 0,
         deadline_ms: None,
     }

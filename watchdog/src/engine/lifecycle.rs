@@ -15,10 +15,11 @@ use super::{Engine, now_ms};
 use crate::causes::chain;
 use crate::journal::Entry;
 use crate::kernel::{calls, cgroups, directories, loops, processes, signals};
-use crate::model::{
-    BootId, CgroupIdentity, Claim, DiskSequence, Gap, Lease, Phase, ProcessIdentity, SnapshotDepth,
-};
+use crate::model::{CgroupIdentity, Claim, DiskSequence, Gap, Lease, Phase, ProcessIdentity, SnapshotDepth};
 
+/// How many descriptors of claimed directories are kept, of all leases together. All of them go beside
+/// one message to a worker, which can carry 253.
+const KEPT_LIMIT: usize = 64;
 /// Longest name of a lease, in bytes.
 const NAME_LIMIT: usize = 200;
 
@@ -99,6 +100,8 @@ impl Engine {
             processes: Default::default(),
             loops_before: DiskSequence(0),
             mounts_before: Default::default(),
+            boot: self.shared.boot.clone(),
+            evidence_closed: false,
             opened_at_ms: now,
             deadline_ms: deadline
                 .map(|after| now.saturating_add(after.as_millis().try_into().unwrap_or(u64::MAX))),
@@ -239,7 +242,7 @@ impl Engine {
         epoch: Epoch,
         pidfd: &OwnedFd,
     ) -> Result<(), CallError> {
-        let lease = self.lease_of(caller, id, epoch)?;
+        let lease = self.open_lease_of(caller, id, epoch)?;
         let process = self.owned_process(caller, pidfd)?;
         if let Some((_, path)) = &lease.cgroup {
             cgroups::enter(std::path::Path::new(path), process.pid).map_err(unavailable)?;
@@ -263,7 +266,7 @@ impl Engine {
         epoch: Epoch,
         device: &OwnedFd,
     ) -> Result<(), CallError> {
-        self.lease_of(caller, id, epoch)?;
+        self.open_lease_of(caller, id, epoch)?;
         let number = loops::is_loop_device(device)
             .map_err(unavailable)?
             .ok_or_else(|| refused("that descriptor is of no loop device"))?;
@@ -299,7 +302,7 @@ impl Engine {
         directory: OwnedFd,
         scratch: bool,
     ) -> Result<(), CallError> {
-        let lease = self.lease_of(caller, id, epoch)?;
+        let lease = self.open_lease_of(caller, id, epoch)?;
         let limit = self.shared.config.borrow().limits.claims;
         if lease.claims.len() >= limit {
             return Err(CallError::LimitReached { limit: "claims".to_owned(), value: limit as u64 });
@@ -316,7 +319,20 @@ impl Engine {
         if !caller.may_use(owner) || (owner != caller.uid && scratch) {
             return Err(refused(format!("{shown} belongs to user {owner}; claim a directory of your own")));
         }
+        if lease.claims.iter().any(|claim| claim.directory == identity && claim.scratch == scratch) {
+            return Ok(());
+        }
         let handle = calls::file_handle(&directory).ok();
+        if handle.is_none() && self.shared.state.borrow().kept_descriptors() >= KEPT_LIMIT {
+            return Err(refused(format!(
+                "{shown} is on a file system without file handles, and {KEPT_LIMIT} directories of such are claimed already; claim one on a disk"
+            )));
+        }
+        if !lease.claims.is_empty() {
+            // What the lease has made below its earlier claims must be known as its own before this one
+            // says what was there before.
+            self.look_and_remember().await.map_err(unavailable)?;
+        }
         let claim = Claim { directory: identity, scratch, path: shown, handle };
         let kept = claim.handle.is_none().then(|| Rc::new(directory));
         self.add_claim(id, claim, kept).await
@@ -414,7 +430,7 @@ impl Engine {
     /// The caller's lease of that number and epoch.
     fn lease_of(&self, caller: Caller, id: LeaseId, epoch: Epoch) -> Result<Lease, CallError> {
         let state = self.shared.state.borrow();
-        // Another user's lease is answered like none, so that nobody can count them.
+        // Another user's lease is answered like none: whether a number is in use is nobody's business here.
         let record = state
             .get(id)
             .filter(|record| caller.may_use(record.lease.uid))
@@ -423,6 +439,16 @@ impl Engine {
             Ok(record.lease.clone())
         } else {
             Err(CallError::StaleEpoch { lease: id, epoch })
+        }
+    }
+
+    /// The same, while its owner lives: what is over takes nothing in.
+    fn open_lease_of(&self, caller: Caller, id: LeaseId, epoch: Epoch) -> Result<Lease, CallError> {
+        let lease = self.lease_of(caller, id, epoch)?;
+        let state = self.shared.state.borrow();
+        match state.get(id).map(|record| record.state) {
+            Some(LeaseState::Open) => Ok(lease),
+            Some(_) | None => Err(refused(format!("lease {id} is over; open another"))),
         }
     }
 
@@ -460,13 +486,16 @@ impl Engine {
     }
 
     /// Takes up the leases of a journal again.
-    pub async fn take_up(&self, boot: Option<&BootId>, leases: Vec<Lease>) {
-        let same_boot = boot == Some(&self.shared.boot);
+    pub async fn take_up(&self, leases: Vec<Lease>) {
         for mut lease in leases {
             let id = lease.id;
+            let same_boot = lease.boot == self.shared.boot;
             if !same_boot {
                 // Everything but what lies on a disk went with the boot.
+                lease.boot = self.shared.boot.clone();
                 lease.phase = Phase::Over;
+                // What is mounted below a claim now, the host mounted when it came up.
+                lease.evidence_closed = true;
                 lease.owner_inside = false;
                 lease.cgroup = None;
                 lease.loops.clear();
@@ -482,7 +511,7 @@ impl Engine {
                         lost.path
                     );
                 }
-                lease.claims.retain(|claim| claim.handle.is_some());
+                lease.claims.retain(|claim| claim.scratch && claim.handle.is_some());
             }
             let owner = if same_boot { signals::open(lease.owner).ok().flatten() } else { None };
             let is_over_already = lease.phase == Phase::Over;

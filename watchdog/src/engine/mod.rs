@@ -49,8 +49,10 @@ struct Shared {
     hierarchy: Option<Hierarchy>,
     boot: BootId,
     state: RefCell<State>,
-    /// Something changed that may free what is pinned, or belong to a lease.
+    /// Something changed that may free what is pinned.
     changed: Notify,
+    /// Something changed that may belong to a lease.
+    news: Notify,
     /// When the resource gauges were last set.
     measured: Cell<Option<tokio::time::Instant>>,
 }
@@ -91,6 +93,7 @@ impl Engine {
                 boot: parts.boot,
                 state: RefCell::new(State::new(parts.next_lease)),
                 changed: Notify::new(),
+                news: Notify::new(),
                 measured: Cell::new(None),
             }),
         }
@@ -123,7 +126,7 @@ impl Engine {
             }
             KernelEvent::LoopChanged | KernelEvent::MountsChanged | KernelEvent::Lost => {
                 self.shared.changed.notify_waiters();
-                self.shared.changed.notify_one();
+                self.shared.news.notify_one();
             }
         }
     }
@@ -134,7 +137,7 @@ impl Engine {
         /// Changes come in bursts: a builder mounts a dozen things at once.
         const SETTLE: Duration = Duration::from_millis(20);
         loop {
-            self.shared.changed.notified().await;
+            self.shared.news.notified().await;
             tokio::time::sleep(SETTLE).await;
             let has_claims = self.shared.state.borrow().has_claims();
             if has_claims && let Err(error) = self.look_and_remember().await {

@@ -89,7 +89,7 @@ impl Engine {
             // Our own attempt changed mounts and loop devices too: without a pause it would wake
             // itself for ever.
             let pause = async {
-                tokio::time::sleep(RETRY_FIRST.min(wait)).await;
+                tokio::time::sleep(RETRY_FIRST.max(wait / 4)).await;
                 changed.await;
             };
             let _ = tokio::time::timeout(wait, pause).await;
@@ -115,6 +115,10 @@ impl Engine {
             let Some(lease) = self.shared.state.borrow().get(id).map(|record| record.lease.clone()) else {
                 return Ok(true);
             };
+            if !lease.evidence_closed && is_settled(&lease, &before, &ownership) {
+                // All that the lease did is seen and remembered: what comes later is somebody else's.
+                self.change(id, |lease| lease.evidence_closed = true).await;
+            }
             let settings = self.plan_settings();
             let plan = plan(&lease, &before, &ownership, settings);
             let owned = everything_of(id, &before, &ownership);
@@ -402,6 +406,14 @@ impl Engine {
             self.record(entries).await;
         }
     }
+}
+
+/// Whether a look saw everything that a lease can have made: none of its processes is left to make
+/// more, and nothing hid from the look.
+fn is_settled(lease: &Lease, snapshot: &Snapshot, ownership: &Ownership) -> bool {
+    let has_process = |identity: &ResourceIdentity| matches!(identity, ResourceIdentity::Process(_));
+    !everything_of(lease.id, snapshot, ownership).iter().any(has_process)
+        && doubts(lease, snapshot).is_empty()
 }
 
 /// Identities are never used again, so those of what is gone only take space.

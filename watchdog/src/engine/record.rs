@@ -106,6 +106,11 @@ impl State {
         self.records.values().map(|record| &record.lease)
     }
 
+    /// How many descriptors of claimed directories are kept.
+    pub(super) fn kept_descriptors(&self) -> usize {
+        self.records.values().map(|record| record.descriptors.len()).sum()
+    }
+
     pub(super) fn has_claims(&self) -> bool {
         self.records.values().any(|record| !record.lease.claims.is_empty())
     }

@@ -83,8 +83,11 @@ impl Watcher {
     /// Forgets an owner.
     pub fn forget_owner(&self, lease: LeaseId) {
         let mut owners = self.shared.owners.lock().unwrap_or_else(PoisonError::into_inner);
-        // Closing the last descriptor takes it out of the epoll set.
-        owners.remove(&lease.0);
+        if let Some(pidfd) = owners.remove(&lease.0) {
+            // Closing it is not enough: a client that passed it may have it open still, and the next
+            // one with its number would find it taken. An error means that it was not in the set.
+            let _ = self.shared.epoll.delete(&pidfd);
+        }
     }
 }
 

@@ -161,7 +161,13 @@ pub fn is_loop_device(node: impl AsFd) -> io::Result<Option<u32>> {
     let status = fstat(node)?;
     let is_block = FileType::from_raw_mode(status.st_mode) == FileType::BlockDevice;
     let (major, minor) = (rustix::fs::major(status.st_rdev), rustix::fs::minor(status.st_rdev));
-    Ok((is_block && major == LOOP_MAJOR).then_some(minor))
+    if !is_block || major != LOOP_MAJOR {
+        return Ok(None);
+    }
+    // With `max_part` a device has several minor numbers, so its own is not its number: sysfs knows.
+    let link = fs::read_link(format!("/sys/dev/block/{major}:{minor}"))?;
+    let name = link.file_name().and_then(|name| name.to_str());
+    Ok(name.and_then(|name| name.strip_prefix("loop")?.parse().ok()))
 }
 
 fn status(node: impl AsFd) -> io::Result<(BackingFile, bool)> {
@@ -171,16 +177,6 @@ fn status(node: impl AsFd) -> io::Result<(BackingFile, bool)> {
         DeviceNumber { major: rustix::fs::major(status.device), minor: rustix::fs::minor(status.device) };
     let autoclear = status.flags & LO_FLAGS_AUTOCLEAR as u32 != 0;
     Ok((BackingFile { device, inode: status.inode }, autoclear))
-}
-
-/// The identity of what is attached to a loop device's descriptor.
-///
-/// # Errors
-/// `ENXIO` when nothing is.
-pub fn identity_of(node: impl AsFd, number: u32) -> io::Result<LoopIdentity> {
-    let (backing, _) = status(node.as_fd())?;
-    let sequence = DiskSequence(calls::disk_sequence(node.as_fd())?);
-    Ok(LoopIdentity { number, sequence, backing })
 }
 
 /// How an attempt to detach went, as the calls said.

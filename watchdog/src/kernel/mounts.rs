@@ -159,16 +159,23 @@ pub enum Unmounted {
 ///
 /// The mount point's parent directory is opened without following any symbolic link, the mount on
 /// top of the last name is compared by number, and `umount2` is given that name below that
-/// descriptor, so that no directory on the way can be swapped in between.
+/// descriptor, so that no directory on the way can be swapped in between. (Whoever may mount on that very
+/// name between the comparison and the call has his mount taken instead; that takes root.)
 ///
 /// # Errors
 /// What `umount2` says, such as `EBUSY`, or `EINVAL` for a mount locked by a user namespace.
-pub fn unmount(identity: &MountIdentity, short_number: u64) -> io::Result<Unmounted> {
+pub fn unmount(identity: &MountIdentity, short_number: u64, point: &[u8]) -> io::Result<Unmounted> {
     // The table is read again here: where the mount is now is not where it was when it was seen.
     let (_, mounts) = own()?;
-    let Some(mount) =
-        mounts.iter().find(|mount| mount.identity == *identity && mount.short_number == short_number)
-    else {
+    let is_it = |mount: &&Mount| {
+        let same_place = match identity.number {
+            MountNumber::Unique(_) => true,
+            // The number may be another builder's by now, of the same kind of file system.
+            MountNumber::Reusable(_) => mount.point == point,
+        };
+        mount.identity == *identity && mount.short_number == short_number && same_place
+    };
+    let Some(mount) = mounts.iter().find(is_it) else {
         return Ok(Unmounted::Gone);
     };
     match reach(mount)? {

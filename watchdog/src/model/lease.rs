@@ -7,7 +7,7 @@ use hostler_protocol::text::printable;
 use serde::{Deserialize, Serialize};
 
 use super::identity::{
-    CgroupIdentity, DirectoryIdentity, DiskSequence, LoopIdentity, MountIdentity, ProcessIdentity,
+    BootId, CgroupIdentity, DirectoryIdentity, DiskSequence, LoopIdentity, MountIdentity, ProcessIdentity,
     ResourceIdentity,
 };
 
@@ -72,6 +72,11 @@ pub struct Lease {
     pub loops_before: DiskSequence,
     /// Mounts that were below a directory when it was claimed: never the lease's own.
     pub mounts_before: BTreeSet<MountIdentity>,
+    /// The boot it was last seen on: identities but those of directories end with it.
+    pub boot: BootId,
+    /// What lies below its claims has been seen since it was over, so nothing that appears there from
+    /// now on is its own.
+    pub evidence_closed: bool,
     /// When it was opened, in milliseconds since 1970.
     pub opened_at_ms: u64,
     /// When it ends even if its owner lives, in milliseconds since 1970.

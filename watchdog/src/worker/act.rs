@@ -21,9 +21,11 @@ pub(super) fn act(step: &Step, claim: Option<&ClaimQuery>, passed: &[OwnedFd]) -
         Step::EndProcesses { processes, cgroup, term_timeout_ms } => {
             end_processes(processes, cgroup.as_ref(), Duration::from_millis(*term_timeout_ms))
         }
-        Step::Unmount { mount, short_number, .. } => mounts::unmount(mount, *short_number).map(unmounted),
-        Step::UnmountApart { mount, short_number, parent, .. } => mounts::part_from_peers(parent)
-            .and_then(|()| mounts::unmount(mount, *short_number))
+        Step::Unmount { mount, short_number, point } => {
+            mounts::unmount(mount, *short_number, point).map(unmounted)
+        }
+        Step::UnmountApart { mount, short_number, parent, point } => mounts::part_from_peers(parent)
+            .and_then(|()| mounts::unmount(mount, *short_number, point))
             .map(unmounted),
         Step::DetachLoop { identity } => loops::detach(identity).map(|detached| match detached {
             loops::Detached::Done => StepResult::Done,
@@ -52,22 +54,26 @@ fn end_processes(
     term_timeout: Duration,
 ) -> io::Result<StepResult> {
     let mut pidfds = Vec::new();
+    // One that cannot be opened or signalled does not spare the others; what it was is told at the end.
+    let mut failure = None;
     for process in processes {
-        if let Some(pidfd) = signals::open(*process)? {
-            pidfds.push(pidfd);
+        match signals::open(*process) {
+            Ok(pidfd) => pidfds.extend(pidfd),
+            Err(error) => failure = Some(error),
         }
     }
-    if pidfds.is_empty() && cgroup.is_none() {
+    if pidfds.is_empty() && cgroup.is_none() && failure.is_none() {
         return Ok(StepResult::Gone);
     }
     for pidfd in &pidfds {
-        signals::send(pidfd, Signal::TERM)?;
         // A stopped process acts on SIGTERM only once it goes on.
-        signals::send(pidfd, Signal::CONT)?;
+        for signal in [Signal::TERM, Signal::CONT] {
+            failure = signals::send(pidfd, signal).err().or(failure);
+        }
     }
     let stubborn = signals::wait_for_all(pidfds.iter().collect(), term_timeout)?;
     for pidfd in &stubborn {
-        signals::send(pidfd, Signal::KILL)?;
+        failure = signals::send(pidfd, Signal::KILL).err().or(failure);
     }
     if let Some((identity, path)) = cgroup {
         let path = Path::new(path);
@@ -77,12 +83,14 @@ fn end_processes(
                 // Version 1 and kernels before 5.14 have no such file: the next round finds what
                 // was born meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+                Err(error) => failure = Some(error),
             }
         }
     }
     let left = signals::wait_for_all(stubborn, KILL_WAIT)?;
-    if left.is_empty() {
+    if let Some(failure) = failure {
+        Err(failure)
+    } else if left.is_empty() {
         Ok(StepResult::Done)
     } else {
         Ok(StepResult::Failed { cause: format!("{} processes did not end on SIGKILL in time", left.len()) })
