@@ -29,6 +29,10 @@ fi
 
 work=$(mktemp -d /var/tmp/hostler-demo.XXXXXX)
 socket=$work/hostler.sock
+# The build's user may not be able to reach them where they are, below /root for one.
+mkdir "$work/bin"
+cp "$programs/hostler" "$programs/hostlerd" "$work/bin"
+programs=$work/bin
 daemon=
 bystander_loop=
 failed=0
@@ -59,7 +63,8 @@ clean_up() {
         wait "$daemon" 2>/dev/null
     fi
     if [ -n "$bystander_loop" ]; then
-        umount "$work/bystander/mounted" && losetup -d "$bystander_loop"
+        mountpoint -q "$work/bystander/mounted" && umount "$work/bystander/mounted"
+        losetup -d "$bystander_loop"
     fi
     if findmnt -rn -o TARGET | grep -qF "$work"; then
         echo "demo: something is still mounted below $work; it is kept, and nothing below it was deleted" >&2
@@ -90,7 +95,10 @@ leftovers() {
         losetup -l -n -O NAME,BACK-FILE | grep -F "$work" | grep -vF "$work/bystander/"
         findmnt -rn -o TARGET,SOURCE | grep -F "$work" | grep -vF "$work/bystander/"
         ps -eo pid,user,args | grep -F "$work" | grep -vE "grep|hostlerd|demo.sh"
-        ps -o pid,user,args -U "$user" --no-headers | { [ -n "${SUDO_UID:-}" ] && grep qemu || cat; }
+        # The builder's own processes say nothing of where they work: by number and start.
+        while read -r pid start; do
+            [ "$(ps -o lstart= -p "$pid")" = "$start" ] && ps -o pid,user,args --no-headers -p "$pid"
+        done < <(cat "$work/chroot/pids" 2>/dev/null)
         find "$work/out" -maxdepth 2 -name '.hostler*' 2>/dev/null
         # The control groups of this daemon's leases, by its journal.
         grep -o '/sys/fs/cgroup[^"]*/hostler-lease-[0-9a-f-]*' "$work/state/journal" | sort -u | xargs -r ls -d 2>/dev/null
@@ -156,7 +164,7 @@ machine=
 for _ in $(seq 1200); do
     # The machine that does the work, not the short ones that find out what can run: only it has
     # a disk.
-    machine=$(pgrep -U "$user" -f 'qemu-system.*(id=disk|drive|disk0)' | head -n 1) && [ -n "$machine" ] && break
+    machine=$(pgrep -U "$user" -f "qemu-system.*$work.*disk0" | head -n 1) && [ -n "$machine" ] && break
     kill -0 "$third" 2>/dev/null || break
     sleep 0.1
 done
@@ -194,8 +202,11 @@ mount --bind /dev root/dev
 mount --bind /proc root/proc
 mount --bind /sys root/sys
 (cd root && exec setsid sleep 3600) &
+inside=$!
+sleep 3600 &
+for pid in $inside $! $$; do echo "$pid $(ps -o lstart= -p "$pid")"; done >pids
 touch ready
-sleep 3600
+wait
 END
 chmod 0755 "$work/builder.sh"
 chown 0:0 "$work/chroot"

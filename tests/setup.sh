@@ -9,6 +9,8 @@
 set -euo pipefail
 
 what=${1:?run, test or lint}
+# What is there may be where an ordinary user does not look; and apt is to speak English to this.
+export PATH=$PATH:/usr/sbin:/sbin LC_ALL=C.UTF-8
 
 missing=()
 # need COMMAND-OR-FILE PACKAGE: the package, unless the thing is there already.
@@ -27,6 +29,8 @@ fi
 need cc gcc
 need /usr/include/string.h libc6-dev
 need make make
+need git git
+need /etc/ssl/certs/ca-certificates.crt ca-certificates
 if [ "$what" = run ] || [ "$what" = test ]; then
     need mke2fs e2fsprogs
     need losetup mount
@@ -57,7 +61,7 @@ if [ "$what" = lint ]; then
 fi
 
 # qemu and qemu-img must be of one version; on some machines a newer qemu-utils is there already.
-qemu_version() { "$1" --version 2>/dev/null | sed -n '1s/.*version \([0-9.]*\).*/\1/p'; }
+qemu_version() { { "$1" --version 2>/dev/null || true; } | sed -n "1s/.*version \([0-9.]*\).*/\1/p"; }
 if [ "$what" != lint ]; then
     machine=$(qemu_version qemu-system-x86_64)
     image=$(qemu_version qemu-img)
@@ -73,7 +77,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     fi
     echo "setup: installing ${missing[*]}"
     export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq
+    apt-get -o DPkg::Lock::Timeout=300 update -qq
     packages=()
     for package in $(printf '%s\n' "${missing[@]}" | sort -u); do
         case $package in
@@ -84,7 +88,7 @@ if [ ${#missing[@]} -gt 0 ]; then
         *) packages+=("$package") ;;
         esac
     done
-    apt-get install -y -qq --no-install-recommends --allow-downgrades "${packages[@]}" >/dev/null
+    apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends --allow-downgrades "${packages[@]}" >/dev/null
 fi
 
 if [ "$what" = lint ] && ! cargo deny --version >/dev/null 2>&1; then

@@ -1,8 +1,10 @@
 //! `hostler build`.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use hostler_protocol::text::without_controls;
 use hostler_runner::build::preflight::Finding;
 use hostler_runner::build::registrar::{Registrar, Unregistered};
 use hostler_runner::build::{BuildError, Built, Environment, GuestError, Request, build};
@@ -189,13 +191,13 @@ fn show_failure(global: &Global, error: &BuildError) -> Exit {
             }
         }
         for missing in missing {
-            eprintln!("the mirror could not give it {missing}");
+            tell(&format!("the mirror could not give it {missing}"));
         }
         if let Some(log) = log {
             eprintln!("the console's log is {}", log.display());
         }
     }
-    eprintln!("hostler: [{}] {}", error.class(), chain(error));
+    tell(&format!("hostler: [{}] {}", error.class(), chain(error)));
     exit
 }
 
@@ -237,8 +239,16 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// Shows text that may hold what a recipe, an index or a program said: line by line, and nothing in it
+/// acts on a terminal.
+pub(crate) fn tell(text: &str) {
+    let lines: Vec<String> = text.lines().map(without_controls).collect();
+    // Standard error may be closed; the exit status still tells.
+    let _ = writeln!(std::io::stderr(), "{}", lines.join("\n"));
+}
+
 /// Shows an error and gives its exit.
 pub(crate) fn fail(error: &dyn std::error::Error, exit: Exit) -> Exit {
-    eprintln!("hostler: {}", chain(error));
+    tell(&format!("hostler: {}", chain(error)));
     exit
 }

@@ -23,7 +23,6 @@ use clap::Parser as _;
 
 use arguments::{Arguments, Command};
 use exit::Exit;
-use hostler_protocol::text::without_controls;
 use hostler_runner::watchdog::WatchdogError;
 
 /// Runs the program.
@@ -86,10 +85,7 @@ impl From<io::Error> for Failure {
 /// Shows a failure once, with its causes.
 fn shown(result: Result<Exit, Failure>) -> Exit {
     result.unwrap_or_else(|failure| {
-        let line = format!("hostler: {}", build::chain(failure.cause.as_ref()));
-        let lines: Vec<String> = line.lines().map(without_controls).collect();
-        // Standard error may be closed; the status still tells.
-        let _ = writeln!(io::stderr(), "{}", lines.join("\n"));
+        build::tell(&format!("hostler: {}", build::chain(failure.cause.as_ref())));
         failure.exit
     })
 }

@@ -19,7 +19,7 @@ use hostler_runner::build::registrar::Registrar as _;
 use hostler_runner::build::scratch::{Scratch, sweep};
 use hostler_runner::recipe::Recipe;
 use hostler_runner::watchdog::WatchdogError;
-use nix::unistd::{Gid, Uid, User, setgid, setgroups, setuid};
+use nix::unistd::{Gid, Uid, User, setgid, setgroups, setsid, setuid};
 use rustix::fs::{AtFlags, Mode, OFlags, openat, statat};
 use rustix::process::{
     DumpableBehavior, Pid, PidfdFlags, Signal, getppid, pidfd_open, pidfd_send_signal, set_dumpable_behavior,
@@ -168,7 +168,7 @@ fn supervise(global: &Global, wanted: &Delegated<'_>) -> Result<Exit, PrivilegeE
         return Err(start(error));
     }
     let status = child.wait().map_err(start)?;
-    take_over(&folder, wanted.output, user)?;
+    take_over(&folder, wanted.output, user, status.success())?;
     let removed = staging.remove();
     removed.map_err(|error| prepare(wanted.output)(io::Error::other(chain(&error))))?;
     if let Some(registration) = registration {
@@ -228,6 +228,8 @@ pub(crate) fn unprivileged(global: &Global, wanted: &Unprivileged) -> Exit {
 
 fn give_up_privileges(wanted: &Unprivileged) -> Result<(), PrivilegeError> {
     let failed = |source: io::Error| PrivilegeError::Start { user: wanted.user, source };
+    // A session of its own: with root's terminal it could type into root's shell.
+    setsid().map_err(|error| failed(error.into()))?;
     let groups: Vec<Gid> = wanted.kvm_group.map(Gid::from_raw).into_iter().collect();
     setgroups(&groups).map_err(|error| failed(error.into()))?;
     setgid(Gid::from_raw(wanted.group)).map_err(|error| failed(error.into()))?;
@@ -309,19 +311,20 @@ fn open_cache(asked: Option<&Path>, user: BuildUser) -> Result<File, PrivilegeEr
 }
 
 /// Moves what the build left in `folder` to `output`, and makes it root's.
-fn take_over(folder: &Path, output: &Path, user: BuildUser) -> Result<(), PrivilegeError> {
+fn take_over(folder: &Path, output: &Path, user: BuildUser, succeeded: bool) -> Result<(), PrivilegeError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| PrivilegeError::TakeOver { path, source }
     };
-    // From here on no process of the build user's can change what is in the folder.
+    // From here on no process of the build user's can change what is in the folder: not by its
+    // owner's rights, and not by others' that it may have given away.
     chown(folder, Some(0), Some(0)).map_err(failed(folder))?;
+    fs::set_permissions(folder, Permissions::from_mode(0o700)).map_err(failed(folder))?;
     let directory = File::open(folder).map_err(failed(folder))?;
     for entry in fs::read_dir(folder).map_err(failed(folder))? {
         let name = entry.map_err(failed(folder))?.file_name();
         let path = folder.join(&name);
-        let hidden = name.to_str().is_none_or(|name| name.starts_with('.'));
-        if hidden || name == STAGED_RECIPE {
+        if !name.to_str().is_some_and(|name| is_a_result(name, succeeded)) {
             continue;
         }
         let named = statat(&directory, &name, AtFlags::SYMLINK_NOFOLLOW)
@@ -343,9 +346,27 @@ fn take_over(folder: &Path, output: &Path, user: BuildUser) -> Result<(), Privil
     Ok(())
 }
 
+/// Whether a build makes a file of this name: nothing else of what a subverted one leaves comes near
+/// root's own files. The image only comes of a build that succeeded.
+fn is_a_result(name: &str, succeeded: bool) -> bool {
+    let is_log = name.ends_with(".console.log") || name.ends_with(".verify.log");
+    let is_image = name.ends_with(".qcow2") || name.ends_with(".qcow2.sha256");
+    !name.starts_with('.') && (is_log || is_image && succeeded)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn root_takes_over_results_and_nothing_else() {
+        assert!(is_a_result("debian-12.qcow2", true) && is_a_result("debian-12.qcow2.sha256", true));
+        assert!(!is_a_result("debian-12.qcow2", false));
+        assert!(is_a_result("debian-12.console.log", false));
+        for name in ["Makefile", "passwd", ".qcow2", ".profile.console.log", "recipe.toml", "deploy.sh"] {
+            assert!(!is_a_result(name, true), "{name}");
+        }
+    }
 
     #[test]
     fn root_is_never_the_build_user() {

@@ -28,7 +28,7 @@ impl Waiting {
     /// Starts a launcher for `command`, and returns once it waits. `blocked` are the signals that
     /// this process has blocked and the command is to start without.
     pub(super) fn start(command: &[OsString], blocked: &SigSet) -> io::Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?)
+        let mut child = Command::new("/proc/self/exe")
             .arg(LAUNCH)
             .arg(std::process::id().to_string())
             .arg(numbers(blocked))

@@ -220,11 +220,13 @@ fn a_user_cannot_use_up_the_daemon() {
     scenario::privileged("limits", |place| {
         let daemon = Daemon::start(place, &Settings { leases: 20, ..Settings::default() });
         let owner = Sleeper::start(place, true);
-        let own = place.directory_of_user("own");
         let mut client = Client::connect_as(USER, &daemon.socket());
         let lease = client.open_lease("many claims", &owner.pidfd);
-        let directory = as_user(USER, || File::open(&own)).or_fail("opening");
-        let answer = (0..100).find_map(|_| client.claim(lease, &directory, false).err());
+        let answer = (0..100).find_map(|number| {
+            let own = place.directory_of_user(&format!("own-{number}"));
+            let directory = as_user(USER, || File::open(&own)).or_fail("opening");
+            client.claim(lease, &directory, false).err()
+        });
         let answer = answer.or_fail("an end to claims");
         assert_eq!(
             (answer.name.as_str(), answer.details["limit"].as_str()),
