@@ -223,7 +223,7 @@ fn a_user_cannot_use_up_the_daemon() {
         let mut client = Client::connect_as(USER, &daemon.socket());
         let lease = client.open_lease("many claims", &owner.pidfd);
         let answer = (0..100).find_map(|number| {
-            let own = place.directory_of_user(&format!("own-{number}"));
+            let own = place.directory_of_user(format!("own-{number}"));
             let directory = as_user(USER, || File::open(&own)).or_fail("opening");
             client.claim(lease, &directory, false).err()
         });
