@@ -21,6 +21,9 @@ use hostler_protocol::methods::{
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::Value;
 
+/// How long the queue for connections may be full. Being in it is enough to connect, so this is no wait
+/// for a daemon that systemd starts first.
+const CONNECT_TIME: Duration = Duration::from_secs(5);
 /// How long an answer may take that needs no more than a look at the host.
 const ANSWER_TIME: Duration = Duration::from_secs(30);
 /// How long taking back may take: processes that ignore SIGTERM, many mounts, a deep scratch
@@ -76,7 +79,7 @@ impl Watchdog {
     /// # Errors
     /// [`WatchdogError::Unreachable`] when nobody listens there.
     pub fn connect(socket: &Path) -> Result<Self, WatchdogError> {
-        let stream = UnixStream::connect(socket)
+        let stream = connect(socket)
             .map_err(|source| WatchdogError::Unreachable { path: socket.to_owned(), source })?;
         Ok(Self { stream })
     }
@@ -138,6 +141,23 @@ impl Watchdog {
             }
             decoder.push(&buffer[..count]);
         }
+    }
+}
+
+/// Connects, and waits for a listener that takes no connections for a while only: one that is stuck
+/// with a full queue would block for ever.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    use rustix::net::sockopt::{Timeout, set_socket_timeout};
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(CONNECT_TIME))?;
+    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        Ok(()) => Ok(UnixStream::from(socket)),
+        Err(rustix::io::Errno::AGAIN) => {
+            let cause = format!("it took no connection for {} s", CONNECT_TIME.as_secs());
+            Err(io::Error::new(io::ErrorKind::TimedOut, cause))
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

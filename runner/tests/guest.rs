@@ -164,8 +164,13 @@ fn the_right_nonce_is_a_success_and_the_process_was_registered_before_and_is_gon
         let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
         let line = text.lines().find_map(|line| line.strip_prefix("Pid:")).unwrap();
         pid.store(line.trim().parse().unwrap(), Ordering::SeqCst);
-        let name = std::fs::read(format!("/proc/{}/cmdline", line.trim()))?;
-        assert!(name.ends_with(b"\0__vm\0"), "nothing else has run yet: {name:?}");
+        // For a moment of its exec a process has no command line.
+        let name = (0..500).find_map(|_| {
+            let name = std::fs::read(format!("/proc/{}/cmdline", line.trim())).unwrap();
+            std::thread::sleep(Duration::from_millis(if name.is_empty() { 10 } else { 0 }));
+            (!name.is_empty()).then_some(name)
+        });
+        assert!(name.is_some_and(|name| name.ends_with(b"\0__vm\0")), "nothing else has run yet");
         Ok(())
     };
     let guest = Guest {

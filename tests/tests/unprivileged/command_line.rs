@@ -141,3 +141,19 @@ fn a_reader_that_goes_away_is_no_error() {
     let ended = program::finish(Command::new("sh").args(["-c", script]).arg(program::path("hostler")));
     assert_eq!((ended.status, ended.stderr.as_str()), (0, ""));
 }
+
+#[test]
+fn a_watchdog_that_takes_no_connection_is_not_waited_for_for_ever() {
+    use std::os::unix::net::{UnixListener, UnixStream};
+    let place = tempfile::tempdir().or_fail("a temporary directory");
+    let socket = place.path().join("stuck.sock");
+    // Nobody accepts, and the queue is full.
+    let listener = UnixListener::bind(&socket).or_fail("listening");
+    rustix::net::listen(&listener, 0).or_fail("a queue of one");
+    let _first = UnixStream::connect(&socket).or_fail("the place in the queue");
+    let started = std::time::Instant::now();
+    let mut status = Command::new(program::path("hostler"));
+    let told = program::finish(status.arg("--socket").arg(&socket).arg("status"));
+    assert_eq!(told.status, 4, "{told:?}");
+    assert!(started.elapsed() < std::time::Duration::from_secs(20));
+}
