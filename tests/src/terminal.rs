@@ -59,8 +59,10 @@ impl Terminal {
     #[must_use]
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let handle = || Stdio::from(self.screen.try_clone().or_fail("another handle of the terminal"));
-        let mut command = Command::new("setsid");
-        command.args(["--ctty", "--wait"]).arg(program.as_ref());
+        // A test that is run in the background, or by CI, has signals of the keyboard ignored, and what
+        // it starts inherits that.
+        let mut command = Command::new("env");
+        command.args(["--default-signal", "setsid", "--ctty", "--wait"]).arg(program.as_ref());
         command.stdin(handle()).stdout(handle()).stderr(handle());
         command
     }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -10,8 +11,16 @@ use hostler_tests::program::{self, Ended};
 use hostler_tests::{place, probe};
 use nix::sys::signal::Signal;
 
+/// Tests that are run in the background, or by CI, have some signals ignored, and what they start
+/// inherits that.
+fn with_default_signals(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new("env");
+    command.arg("--default-signal").arg(program);
+    command
+}
+
 fn run(arguments: &[&str]) -> Command {
-    let mut command = Command::new(program::path("hostler"));
+    let mut command = with_default_signals(program::path("hostler"));
     command.args(["run", "--no-watchdog", "--"]).args(arguments);
     command.env("HOSTLER_SOCKET", "/nonexistent/hostler.sock");
     command
@@ -70,6 +79,9 @@ impl Running {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
+            // A group with a parent outside it: in one without, as CI may start the tests in, the
+            // kernel stops nobody.
+            .process_group(0)
             .spawn()
             .or_fail("starting hostler");
         let stdout = hostler.stdout.as_mut().or_fail("its output");
@@ -163,7 +175,8 @@ fn a_reader_that_goes_away_ends_the_command_as_ever() {
 #[test]
 fn a_command_that_does_not_reset_its_signals_hears_them() {
     // Not by way of a shell: many shells unblock signals for what they start.
-    let direct = program::finish(Command::new("grep").args(["-E", "SigBlk|SigIgn", "/proc/self/status"]));
+    let direct =
+        program::finish(with_default_signals("grep").args(["-E", "SigBlk|SigIgn", "/proc/self/status"]));
     assert_eq!(ended(&["grep", "-E", "SigBlk|SigIgn", "/proc/self/status"]).stdout, direct.stdout);
     let mut child = run(&["sleep", "25"]).stderr(Stdio::null()).spawn().or_fail("starting hostler");
     let children = format!("/proc/{0}/task/{0}/children", child.id());
@@ -188,7 +201,7 @@ fn the_command_inherits_what_it_would_have_and_no_more() {
             .env("MARKED", "a value")
             .env("HOSTLER_SOCKET", "/nonexistent/hostler.sock");
     };
-    let mut direct = Command::new("sh");
+    let mut direct = with_default_signals("sh");
     set(direct.args(["-c", script]));
     let mut under = run(&["sh", "-c", script]);
     set(&mut under);
