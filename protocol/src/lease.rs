@@ -28,7 +28,7 @@ pub struct Epoch(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tracking {
-    /// A cgroup of its own: nothing that is started in it can leave.
+    /// A cgroup of its own: nothing that is started in it leaves by itself.
     Cgroup,
     /// Descent from the adopted process: what loses its parent between two looks is lost.
     Descent,

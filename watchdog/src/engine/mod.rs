@@ -4,8 +4,8 @@
 //! another does: no borrow of the state lives across an `await`. Everything slow or dangerous
 //! happens in workers or on the journal's thread.
 //!
-//! Deliberately absent: decisions (they are in [`crate::decide`]) and system calls on resources
-//! (they are in workers).
+//! Deliberately absent: decisions (they are in [`crate::decide`]) and system calls that free something
+//! (they are in workers); making a lease's control group and putting a process into it is done here.
 
 mod lifecycle;
 mod reclaim;
