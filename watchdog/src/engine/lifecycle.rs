@@ -1,8 +1,6 @@
 //! A lease's life, as clients ask for it: open, adopt, claim, close.
 
-use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -149,23 +147,8 @@ impl Engine {
         }
     }
 
-    /// Removes the control groups of leases that were about to be opened when the daemon was killed.
-    pub async fn forget_unopened(&self, unopened: BTreeMap<LeaseId, PathBuf>) {
-        for (lease, cgroup) in unopened {
-            match cgroups::remove_unused(&cgroup) {
-                Ok(()) => self.record(vec![Entry::Ended { lease }]).await,
-                Err(error) => {
-                    tracing::warn!(
-                        lease = lease.0,
-                        "lease {lease}: the control group of this lease, which was never opened, stays until the next start: {error}"
-                    );
-                }
-            }
-        }
-    }
-
     /// Has the lease end when its owner does, and at its deadline.
-    fn watch(&self, lease: &Lease, pidfd: OwnedFd) {
+    pub(super) fn watch(&self, lease: &Lease, pidfd: OwnedFd) {
         if let Err(error) = self.shared.watcher.watch_owner(lease.id, pidfd) {
             // Without the event nobody would ever notice: treat it as what it may be.
             tracing::error!(
@@ -482,56 +465,6 @@ impl Engine {
                 "lease {}: its owner could not be let out of it: {error}",
                 lease.id
             );
-        }
-    }
-
-    /// Takes up the leases of a journal again.
-    pub async fn take_up(&self, leases: Vec<Lease>) {
-        for mut lease in leases {
-            let id = lease.id;
-            let same_boot = lease.boot == self.shared.boot;
-            if !same_boot {
-                // Everything but what lies on a disk went with the boot.
-                lease.boot = self.shared.boot.clone();
-                lease.phase = Phase::Over;
-                // What is mounted below a claim now, the host mounted when it came up.
-                lease.evidence_closed = true;
-                lease.owner_inside = false;
-                lease.cgroup = None;
-                lease.loops.clear();
-                lease.mounts.clear();
-                lease.processes.clear();
-                // Nothing can find a directory again that has no handle; what was mounted below it
-                // went with the boot.
-                for lost in lease.claims.iter().filter(|claim| claim.handle.is_none() && claim.scratch) {
-                    tracing::warn!(
-                        lease = id.0,
-                        path = lost.path,
-                        "lease {id}: a scratch directory from before the last boot stays: its file system has no file handles to know it by: {}",
-                        lost.path
-                    );
-                }
-                lease.claims.retain(|claim| claim.scratch && claim.handle.is_some());
-            }
-            let owner = if same_boot { signals::open(lease.owner).ok().flatten() } else { None };
-            let is_over_already = lease.phase == Phase::Over;
-            let is_over = is_over_already || owner.is_none();
-            tracing::info!(
-                lease = id.0,
-                name = lease.name,
-                over = is_over,
-                "lease {id}: taken up again{}: {}",
-                if is_over { ", and it is over" } else { "" },
-                lease.name
-            );
-            self.shared.state.borrow_mut().insert(Record::new(lease.clone()));
-            self.record(vec![Entry::Lease { lease: Box::new(lease.clone()) }]).await;
-            match owner {
-                Some(pidfd) if !is_over => self.watch(&lease, pidfd),
-                // When the owner ended is not known: the grace begins anew.
-                None if !is_over_already => self.end(id, self.shared.config.borrow().reclaim.grace),
-                Some(_) | None => self.end(id, Duration::ZERO),
-            }
         }
     }
 }

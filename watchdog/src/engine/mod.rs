@@ -10,6 +10,7 @@
 mod lifecycle;
 mod reclaim;
 mod record;
+mod restart;
 mod view;
 
 use std::cell::{Cell, RefCell};
