@@ -14,6 +14,12 @@ pub enum Kind {
     Mount,
     /// A bound loop device.
     Loop,
+    /// A device-mapper map or md array.
+    Map,
+    /// A connected network block device.
+    Nbd,
+    /// An area that the kernel swaps to.
+    Swap,
     /// A scratch directory, to be removed with its lease.
     Directory,
     /// A lease's own control group.
@@ -22,7 +28,16 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, for metrics that must exist before the first resource does.
-    pub const ALL: [Self; 5] = [Self::Process, Self::Mount, Self::Loop, Self::Directory, Self::Cgroup];
+    pub const ALL: [Self; 8] = [
+        Self::Process,
+        Self::Mount,
+        Self::Loop,
+        Self::Map,
+        Self::Nbd,
+        Self::Swap,
+        Self::Directory,
+        Self::Cgroup,
+    ];
 
     /// The word for it in messages and metrics.
     #[must_use]
@@ -31,6 +46,9 @@ impl Kind {
             Self::Process => "process",
             Self::Mount => "mount",
             Self::Loop => "loop",
+            Self::Map => "map",
+            Self::Nbd => "nbd",
+            Self::Swap => "swap",
             Self::Directory => "directory",
             Self::Cgroup => "cgroup",
         }

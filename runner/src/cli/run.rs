@@ -99,6 +99,9 @@ fn lines(report: &Report) -> Vec<String> {
         (Kind::Process, "process", "processes"),
         (Kind::Mount, "mount", "mounts"),
         (Kind::Loop, "loop device", "loop devices"),
+        (Kind::Map, "map", "maps"),
+        (Kind::Nbd, "network block device", "network block devices"),
+        (Kind::Swap, "swap area", "swap areas"),
         (Kind::Directory, "directory", "directories"),
     ] {
         let count = report
@@ -123,7 +126,9 @@ fn lines(report: &Report) -> Vec<String> {
                     if resource.detail.is_empty() { "for an unknown reason" } else { &resource.detail };
                 let (kind, name) = (resource.kind.name(), &resource.name);
                 let more = match resource.kind {
-                    Kind::Process | Kind::Mount | Kind::Loop => format!(", `hostler why {name}` tells more"),
+                    Kind::Process | Kind::Mount | Kind::Loop | Kind::Map | Kind::Nbd | Kind::Swap => {
+                        format!(", `hostler why {name}` tells more")
+                    }
                     Kind::Directory | Kind::Cgroup => String::new(),
                 };
                 lines

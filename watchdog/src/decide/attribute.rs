@@ -98,14 +98,15 @@ impl LoopDevice {
             (LoopState::Bound(backing), Some(sequence)) => {
                 Some(LoopIdentity { number: self.number, sequence, backing })
             }
-            (LoopState::Bound(_), None) | (LoopState::Closing | LoopState::Unread, _) => None,
+            (LoopState::Bound(_), None)
+            | (LoopState::Closing | LoopState::Unread | LoopState::Leftover, _) => None,
         }
     }
 
     /// Whether a device number is this device's or one of its partitions'.
     #[must_use]
     pub fn has_device(&self, device: DeviceNumber) -> bool {
-        self.device == device || self.partitions.contains(&device)
+        self.device == device || self.partitions.iter().any(|partition| partition.device == device)
     }
 }
 

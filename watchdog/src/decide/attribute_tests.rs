@@ -103,7 +103,7 @@ fn a_partition_is_its_device() {
     let mut snapshot = host();
     let mut device = loop_device(3, ROOT_DISK);
     let partition = crate::model::DeviceNumber { major: 259, minor: 5 };
-    device.partitions = vec![partition];
+    device.partitions = vec![crate::model::Partition { number: 1, device: partition }];
     claim_file(&mut snapshot, 1, &device);
     snapshot.loops = vec![device];
     let of_partition = mount(2, 1, partition, "/w/p1");

@@ -62,6 +62,7 @@ impl Target {
                 .find(|other| other.identity == mount)
                 .map(|mount| Self::Mount(mount.short_number)),
             ResourceIdentity::Directory(_) | ResourceIdentity::Cgroup(_) => None,
+            ResourceIdentity::Map(_) | ResourceIdentity::Nbd(_) | ResourceIdentity::Swap(_) => None,
         }
     }
 }
@@ -146,11 +147,17 @@ fn holders(target: Target, snapshot: &Snapshot) -> Vec<(Reason, Option<Target>, 
 
 fn loop_holders(device: &LoopDevice, snapshot: &Snapshot) -> Vec<(Reason, Option<Target>, String)> {
     let mut found = Vec::new();
-    for mount in snapshot.mounts.iter().filter(|mount| device.has_device(mount.device())) {
+    let is_host = |mount: &&Mount| snapshot.namespace == Some(mount.identity.namespace);
+    for mount in snapshot.mounts.iter().filter(is_host).filter(|mount| device.has_device(mount.device())) {
         let remedy = format!("umount {}", printable(&mount.point));
         found.push((Reason::Mounted, Some(Target::Mount(mount.short_number)), remedy));
     }
-    for mount in snapshot.foreign_mounts.iter().filter(|mount| device.has_device(mount.device())) {
+    for mount in snapshot
+        .mounts
+        .iter()
+        .filter(|mount| !is_host(mount))
+        .filter(|mount| device.has_device(mount.device()))
+    {
         found.push((
             Reason::ForeignNamespace,
             Some(Target::Mount(mount.short_number)),
@@ -163,7 +170,7 @@ fn loop_holders(device: &LoopDevice, snapshot: &Snapshot) -> Vec<(Reason, Option
                 let remedy = format!("losetup -d /dev/loop{}", other.number);
                 found.push((Reason::NestedLoop, Some(Target::Loop(other.number)), remedy));
             }
-            LoopState::Bound(_) | LoopState::Closing | LoopState::Unread => {}
+            LoopState::Bound(_) | LoopState::Closing | LoopState::Unread | LoopState::Leftover => {}
         }
     }
     for process in &snapshot.processes {
@@ -196,7 +203,7 @@ fn places(process: &Process) -> impl Iterator<Item = crate::model::Place> + '_ {
 
 fn mount_holders(mount: &Mount, snapshot: &Snapshot) -> Vec<(Reason, Option<Target>, String)> {
     let mut found = Vec::new();
-    let children = snapshot.mounts.iter().chain(&snapshot.foreign_mounts);
+    let children = snapshot.mounts.iter();
     for other in children
         .filter(|other| other.parent == Some(mount.short_number) && other.short_number != mount.short_number)
     {
@@ -223,7 +230,7 @@ fn mount_holders(mount: &Mount, snapshot: &Snapshot) -> Vec<(Reason, Option<Targ
                     let remedy = format!("losetup -d /dev/loop{}", other.number);
                     found.push((Reason::NestedLoop, Some(Target::Loop(other.number)), remedy));
                 }
-                LoopState::Bound(_) | LoopState::Closing | LoopState::Unread => {}
+                LoopState::Bound(_) | LoopState::Closing | LoopState::Unread | LoopState::Leftover => {}
             }
         }
     }
@@ -231,7 +238,7 @@ fn mount_holders(mount: &Mount, snapshot: &Snapshot) -> Vec<(Reason, Option<Targ
 }
 
 fn only_mount_of_its_device(mount: &Mount, snapshot: &Snapshot) -> bool {
-    let all = snapshot.mounts.iter().chain(&snapshot.foreign_mounts);
+    let all = snapshot.mounts.iter();
     all.filter(|other| other.device() == mount.device()).count() == 1
 }
 
@@ -247,7 +254,7 @@ fn foreign_remedy(mount: &Mount, snapshot: &Snapshot) -> String {
 }
 
 fn find_mount(number: u64, snapshot: &Snapshot) -> Option<&Mount> {
-    snapshot.mounts.iter().chain(&snapshot.foreign_mounts).find(|mount| mount.short_number == number)
+    snapshot.mounts.iter().find(|mount| mount.short_number == number)
 }
 
 fn what(target: Target, snapshot: &Snapshot) -> String {

@@ -37,7 +37,7 @@ fn names_each_way_to_hold_a_device() {
     let mut snapshot = with_loop();
     let mut foreign = mount(2, 1, loop_number(3), "/w");
     foreign.identity.namespace = MountNamespace(77);
-    snapshot.foreign_mounts = vec![foreign];
+    snapshot.mounts.push(foreign);
     assert_eq!(reasons(Target::Loop(3), &snapshot), [Reason::ForeignNamespace]);
 
     let mut snapshot = with_loop();
@@ -52,7 +52,14 @@ fn names_each_way_to_hold_a_device() {
     let mut opener = process(50, 1);
     let node = Place { mount: 1, device: ROOT_DISK };
     let block_device = Some(loop_number(3));
-    opener.files = vec![FileHold { descriptor: 4, place: node, block_device, text: Vec::new() }];
+    opener.files = vec![FileHold {
+        descriptor: 4,
+        place: node,
+        block_device,
+        is_path: false,
+        namespace: None,
+        text: Vec::new(),
+    }];
     snapshot.processes = vec![opener];
     assert_eq!(reasons(Target::Loop(3), &snapshot), [Reason::OpenDeviceFd]);
 

@@ -29,6 +29,9 @@ pub(super) fn lease(id: u64, phase: Phase) -> Lease {
         loops: BTreeSet::new(),
         mounts: BTreeSet::new(),
         processes: BTreeSet::new(),
+        maps: BTreeSet::new(),
+        namespaces: BTreeSet::new(),
+        namespaces_before: 0,
         loops_before: DiskSequence(0),
         mounts_before: BTreeSet::new(),
         boot: BootId("a-boot".to_owned()),
@@ -89,7 +92,9 @@ pub(super) fn mount(number: u64, parent: u64, device: DeviceNumber, point: &str)
         root: b"/".to_vec(),
         filesystem: "ext4".to_owned(),
         source: b"src".to_vec(),
-        shared: false,
+        peers: None,
+        master: None,
+        layers: Vec::new(),
     }
 }
 

@@ -13,7 +13,7 @@ use hostler_protocol::lease::LeaseId;
 use super::attribute::Ownership;
 use crate::model::{
     CgroupIdentity, Gap, Lease, LoopIdentity, Mount, MountNumber, Phase, Plan, ProcessIdentity,
-    ResourceIdentity, Snapshot, Step,
+    ResourceIdentity, Snapshot, Step, UnmountHow,
 };
 
 /// What the administrator set.
@@ -165,13 +165,16 @@ fn step(node: Node, lease: LeaseId, snapshot: &Snapshot, ownership: &Ownership) 
             let mount = &snapshot.mounts[index];
             let (identity, short_number, point) = (mount.identity, mount.short_number, mount.point.clone());
             match peer_of_a_bystander(mount, lease, snapshot, ownership) {
-                Some(parent) => {
-                    Step::UnmountApart { mount: identity, short_number, point, parent: parent.identity }
-                }
-                None => Step::Unmount { mount: identity, short_number, point },
+                parent => Step::Unmount {
+                    mount: identity,
+                    short_number,
+                    point,
+                    apart_from: parent.map(|parent| parent.identity),
+                    how: UnmountHow::Plain,
+                },
             }
         }
-        Node::Loop(identity) => Step::DetachLoop { identity },
+        Node::Loop(identity) => Step::DetachLoop { identity, partitions: Vec::new() },
     }
 }
 
@@ -190,7 +193,7 @@ fn peer_of_a_bystander<'a>(
 ) -> Option<&'a Mount> {
     let is_own = |mount: &Mount| ownership.is_of(ResourceIdentity::Mount(mount.identity), lease);
     let on = |mount: &Mount| {
-        snapshot.mounts.iter().find(|other| Some(other.short_number) == mount.parent && other.shared)
+        snapshot.mounts.iter().find(|other| Some(other.short_number) == mount.parent && other.peers.is_some())
     };
     let parent = on(mount).filter(|parent| is_own(parent))?;
     let counterpart = snapshot.mounts.iter().any(|other| {

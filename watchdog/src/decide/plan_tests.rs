@@ -10,7 +10,7 @@ use super::super::fixture::{
 use super::{PlanSettings, plan};
 use crate::model::{
     CgroupIdentity, Claim, DirectoryIdentity, Gap, LoopState, Phase, ResourceIdentity, Snapshot, Step,
-    UnderClaim,
+    UnderClaim, UnmountHow,
 };
 
 const SETTINGS: PlanSettings = PlanSettings { term_timeout_ms: 5000 };
@@ -191,7 +191,7 @@ fn a_scratch_directory_goes_after_its_mounts_and_not_around_a_bystanders() {
 /// What the kernel would do with a step: it refuses to free what is still held.
 fn apply(step: &Step, snapshot: &mut Snapshot) -> Result<(), String> {
     match step {
-        Step::Unmount { mount, .. } | Step::UnmountApart { mount, .. } => {
+        Step::Unmount { mount, .. } => {
             let index =
                 snapshot.mounts.iter().position(|other| other.identity == *mount).ok_or("not mounted")?;
             let number = snapshot.mounts[index].short_number;
@@ -202,14 +202,14 @@ fn apply(step: &Step, snapshot: &mut Snapshot) -> Result<(), String> {
             let is_last = snapshot.mounts.iter().filter(|other| other.device() == device).count() == 1;
             let has_file = snapshot.loops.iter().any(|device_on| match device_on.state {
                 LoopState::Bound(backing) => backing.device == device,
-                LoopState::Closing | LoopState::Unread => false,
+                LoopState::Closing | LoopState::Unread | LoopState::Leftover => false,
             });
             if is_last && has_file {
                 return Err(format!("mount {number} has an open backing file"));
             }
             snapshot.mounts.remove(index);
         }
-        Step::DetachLoop { identity } => {
+        Step::DetachLoop { identity, .. } => {
             let index = snapshot
                 .loops
                 .iter()
@@ -221,6 +221,11 @@ fn apply(step: &Step, snapshot: &mut Snapshot) -> Result<(), String> {
             }
             snapshot.loops.remove(index);
         }
+        Step::AbortFuse { .. }
+        | Step::SwapOff { .. }
+        | Step::ReleaseFilesystem { .. }
+        | Step::RemoveMap { .. }
+        | Step::DisconnectNbd { .. } => return Err("not in these hosts".to_owned()),
         Step::EndProcesses { .. } | Step::RemoveDirectory { .. } | Step::RemoveCgroup { .. } => {}
     }
     Ok(())
@@ -267,6 +272,8 @@ proptest! {
                     mount: mount.identity,
                     short_number: mount.short_number,
                     point: mount.point.clone(),
+                    apart_from: None,
+                    how: UnmountHow::Plain,
                 };
                 let has_nested = kernel.loops.iter().any(|device| {
                     matches!(device.state, LoopState::Bound(backing) if backing.device == mount.device())
@@ -276,7 +283,7 @@ proptest! {
         }
         for identity in kernel.loops.iter().filter_map(crate::model::LoopDevice::identity) {
             if left.contains(&ResourceIdentity::Loop(identity)) {
-                let step = Step::DetachLoop { identity };
+                let step = Step::DetachLoop { identity, partitions: Vec::new() };
                 prop_assert!(apply(&step, &mut kernel.clone()).is_err(), "{}", step.sentence());
             }
         }
@@ -292,7 +299,7 @@ proptest! {
         let lease = lease(1, Phase::Over);
         let ownership = attribute(&snapshot, [&lease]);
         for step in plan(&lease, &snapshot, &ownership, SETTINGS).steps {
-            if let Step::DetachLoop { identity } = step {
+            if let Step::DetachLoop { identity, .. } = step {
                 prop_assert_ne!(identity.number, number);
             }
         }

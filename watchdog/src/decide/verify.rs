@@ -23,6 +23,9 @@ pub fn everything_of(
             ResourceIdentity::Process(process) => is_running(*process, snapshot),
             ResourceIdentity::Mount(_)
             | ResourceIdentity::Loop(_)
+            | ResourceIdentity::Map(_)
+            | ResourceIdentity::Nbd(_)
+            | ResourceIdentity::Swap(_)
             | ResourceIdentity::Directory(_)
             | ResourceIdentity::Cgroup(_) => true,
         })
@@ -34,7 +37,9 @@ pub fn everything_of(
 #[must_use]
 pub fn doubts<'a>(lease: &Lease, snapshot: &'a Snapshot) -> Vec<&'a Gap> {
     let hides = |gap: &&Gap| match gap {
-        Gap::Loops(_) | Gap::Mounts(_) => !lease.claims.is_empty() || !lease.loops.is_empty(),
+        Gap::Loops(_) | Gap::Blocks(_) | Gap::Namespaces(_) | Gap::Mounts(_) => {
+            !lease.claims.is_empty() || !lease.loops.is_empty()
+        }
         Gap::Loop(number, _) => lease.loops.iter().any(|identity| identity.number == *number),
         Gap::Processes(_) => lease.tracking == Tracking::Descent,
         Gap::Cgroup(of, _) | Gap::Claim(of, _) => *of == lease.id,
@@ -66,12 +71,14 @@ fn acted_on(resource: ResourceIdentity, plan: &Plan, results: &[StepResult]) -> 
     let tried = || plan.steps.iter().zip(results);
     let own = tried().find(|(step, _)| step.resources().contains(&resource)).map(|(_, result)| result);
     match own {
-        Some(StepResult::Done | StepResult::Failed { .. } | StepResult::Hung { .. }) => true,
+        Some(StepResult::Done | StepResult::Locked | StepResult::Failed { .. } | StepResult::Hung { .. }) => {
+            true
+        }
         Some(StepResult::Replaced) | None => false,
         // A loop device that was set up for its mount alone, as `mount -o loop` does, goes with the last
         // unmount: an earlier step of ours.
         Some(StepResult::Gone) => {
-            let unmounted = |step: &Step| matches!(step, Step::Unmount { .. } | Step::UnmountApart { .. });
+            let unmounted = |step: &Step| matches!(step, Step::Unmount { .. });
             matches!(resource, ResourceIdentity::Loop(_))
                 && tried().any(|(step, result)| unmounted(step) && *result == StepResult::Done)
         }
@@ -115,10 +122,12 @@ fn presence(resource: ResourceIdentity, after: &Snapshot) -> Presence {
             };
             match (device.sequence, device.state) {
                 (Some(sequence), _) if sequence != identity.sequence => gone(true),
+                (Some(_), LoopState::Leftover) => gone(false),
                 (Some(_) | None, LoopState::Unread) | (None, _) => Presence::Unclear,
                 (Some(_), LoopState::Bound(_) | LoopState::Closing) => Presence::There,
             }
         }
+        ResourceIdentity::Map(_) | ResourceIdentity::Nbd(_) | ResourceIdentity::Swap(_) => Presence::Unclear,
         ResourceIdentity::Directory(directory) => {
             if after.directories.iter().any(|found| found.what == directory) {
                 Presence::There

@@ -6,7 +6,10 @@ use crate::model::{DiskSequence, Gap, LoopState, Plan, ResourceIdentity, Step, S
 
 fn detach(number: u32) -> (ResourceIdentity, Plan) {
     let identity = loop_identity(number, ROOT_DISK);
-    (ResourceIdentity::Loop(identity), Plan { steps: vec![Step::DetachLoop { identity }] })
+    (
+        ResourceIdentity::Loop(identity),
+        Plan { steps: vec![Step::DetachLoop { identity, partitions: Vec::new() }] },
+    )
 }
 
 #[test]
@@ -75,7 +78,13 @@ fn a_zombie_holds_nothing() {
 fn a_loop_device_that_goes_with_its_mount_was_taken_back() {
     let (resource, detach) = detach(3);
     let mounted = mount(2, 1, super::super::fixture::loop_number(3), "/w");
-    let unmount = Step::Unmount { mount: mounted.identity, short_number: 2, point: mounted.point };
+    let unmount = Step::Unmount {
+        mount: mounted.identity,
+        short_number: 2,
+        point: mounted.point,
+        apart_from: None,
+        how: crate::model::UnmountHow::Plain,
+    };
     let plan = Plan { steps: [vec![unmount], detach.steps].concat() };
     let results = [StepResult::Done, StepResult::Gone];
     assert_eq!(verify(resource, &plan, &results, &host()), Outcome::Reclaimed);

@@ -96,6 +96,9 @@ impl Engine {
             loops: Default::default(),
             mounts: Default::default(),
             processes: Default::default(),
+            maps: Default::default(),
+            namespaces: Default::default(),
+            namespaces_before: 0,
             loops_before: DiskSequence(0),
             mounts_before: Default::default(),
             boot: self.shared.boot.clone(),
@@ -329,9 +332,13 @@ impl Engine {
         let unclear = snapshot.gaps.iter().find(|gap| match gap {
             Gap::Mounts(_) | Gap::Loops(_) => true,
             Gap::Claim(lease, _) => *lease == id,
-            Gap::Loop(..) | Gap::Processes(_) | Gap::Process(..) | Gap::Namespace(..) | Gap::Cgroup(..) => {
-                false
-            }
+            Gap::Loop(..)
+            | Gap::Blocks(_)
+            | Gap::Namespaces(_)
+            | Gap::Processes(_)
+            | Gap::Process(..)
+            | Gap::Namespace(..)
+            | Gap::Cgroup(..) => false,
         });
         if let Some(gap) = unclear {
             return Err(unavailable(format!(

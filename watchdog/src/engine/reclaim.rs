@@ -183,7 +183,11 @@ impl Engine {
                 Duration::from_millis(*term_timeout_ms) + step_timeout
             }
             Step::Unmount { .. }
-            | Step::UnmountApart { .. }
+            | Step::AbortFuse { .. }
+            | Step::SwapOff { .. }
+            | Step::ReleaseFilesystem { .. }
+            | Step::RemoveMap { .. }
+            | Step::DisconnectNbd { .. }
             | Step::DetachLoop { .. }
             | Step::RemoveCgroup { .. } => step_timeout,
             // A tree of a million files takes a while, and hangs nobody but its own lease.
@@ -257,6 +261,7 @@ impl Engine {
             let said = plan.steps.iter().zip(results).find(|(step, _)| step.resources().contains(&resource));
             detail = match said {
                 Some((_, StepResult::Failed { cause })) => cause.clone(),
+                Some((_, result @ StepResult::Locked)) => result.sentence(),
                 Some((_, StepResult::Hung { doing })) => format!("{doing} hangs"),
                 Some(_) => "every call succeeded, and it is still there".to_owned(),
                 None => "something that holds it cannot be taken back".to_owned(),
@@ -284,6 +289,8 @@ impl Engine {
                 }
                 Gap::Loops(_)
                 | Gap::Mounts(_)
+                | Gap::Blocks(_)
+                | Gap::Namespaces(_)
                 | Gap::Processes(_)
                 | Gap::Namespace(..)
                 | Gap::Process(..) => Vec::new(),
@@ -392,7 +399,12 @@ impl Engine {
                     ResourceIdentity::Process(identity) if record.lease.cgroup.is_none() => {
                         record.lease.processes.insert(identity);
                     }
+                    ResourceIdentity::Map(identity) => {
+                        record.lease.maps.insert(identity);
+                    }
                     ResourceIdentity::Process(_)
+                    | ResourceIdentity::Nbd(_)
+                    | ResourceIdentity::Swap(_)
                     | ResourceIdentity::Directory(_)
                     | ResourceIdentity::Cgroup(_) => {}
                 }
@@ -465,15 +477,15 @@ fn name_in(plan: &Plan, resource: ResourceIdentity, lease: &Lease) -> String {
     use hostler_protocol::text::printable;
     let step = plan.steps.iter().find(|step| step.resources().contains(&resource));
     match (resource, step) {
-        (
-            ResourceIdentity::Mount(_),
-            Some(Step::Unmount { point, .. } | Step::UnmountApart { point, .. }),
-        ) => printable(point),
+        (ResourceIdentity::Mount(_), Some(Step::Unmount { point, .. })) => printable(point),
         (ResourceIdentity::Directory(_), Some(Step::RemoveDirectory { path, .. }))
         | (ResourceIdentity::Cgroup(_), Some(Step::RemoveCgroup { path, .. })) => path.clone(),
         (ResourceIdentity::Process(process), _) => process.pid.to_string(),
         (ResourceIdentity::Loop(device), _) => format!("/dev/loop{}", device.number),
         (ResourceIdentity::Mount(mount), _) => format!("mount {:?} of {}", mount.number, mount.device),
+        (ResourceIdentity::Map(map), _) => format!("map {}", map.device),
+        (ResourceIdentity::Nbd(nbd), _) => format!("/dev/nbd{}", nbd.number),
+        (ResourceIdentity::Swap(_), _) => String::new(),
         (ResourceIdentity::Directory(_) | ResourceIdentity::Cgroup(_), _) => lease.path_of(resource),
     }
 }

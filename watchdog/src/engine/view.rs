@@ -167,7 +167,9 @@ fn others(snapshot: &Snapshot, ownership: &Ownership) -> Vec<ResourceView> {
                 name: format!("/dev/loop{}", device.number),
                 detail: match device.state {
                     LoopState::Closing => "detached, and still open somewhere".to_owned(),
-                    LoopState::Bound(_) | LoopState::Unread => device.backing_text.clone(),
+                    LoopState::Bound(_) | LoopState::Unread | LoopState::Leftover => {
+                        device.backing_text.clone()
+                    }
                 },
                 verdict: Verdict::Unknown,
                 lease: None,
@@ -211,6 +213,9 @@ fn show(
             let backing = found.map(|device| device.backing_text.clone()).unwrap_or_default();
             (format!("/dev/loop{}", device.number), backing)
         }
+        ResourceIdentity::Map(map) => (format!("map {}", map.device), String::new()),
+        ResourceIdentity::Nbd(nbd) => (format!("/dev/nbd{}", nbd.number), String::new()),
+        ResourceIdentity::Swap(_) => (String::new(), String::new()),
         ResourceIdentity::Directory(_) | ResourceIdentity::Cgroup(_) => {
             (lease.map(|lease| lease.path_of(identity)).unwrap_or_default(), String::new())
         }

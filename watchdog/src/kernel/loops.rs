@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use super::calls;
-use crate::model::{BackingFile, DeviceNumber, DiskSequence, LoopDevice, LoopIdentity, LoopState};
+use crate::model::{BackingFile, DeviceNumber, DiskSequence, LoopDevice, LoopIdentity, LoopState, Partition};
 
 /// The major number of loop devices (the kernel's `devices.txt`).
 const LOOP_MAJOR: u32 = 7;
@@ -62,7 +62,9 @@ fn describe(directory: &Path, number: u32) -> io::Result<Option<LoopDevice>> {
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
         if path.join("partition").exists() {
-            partitions.push(read_device(&path.join("dev"))?);
+            let number = fs::read_to_string(path.join("partition"))?;
+            let number = number.trim().parse().map_err(io::Error::other)?;
+            partitions.push(Partition { number, device: read_device(&path.join("dev"))? });
         }
     }
     partitions.sort_unstable();

@@ -18,12 +18,16 @@ pub struct Entry {
     pub root: Vec<u8>,
     /// Where it is mounted, relative to the reader's root.
     pub point: Vec<u8>,
-    /// In a peer group.
-    pub shared: bool,
+    /// The peer group that it shares its mounts with.
+    pub peers: Option<u64>,
+    /// The peer group that it gets mounts from.
+    pub master: Option<u64>,
     /// The file system's type.
     pub filesystem: String,
     /// What was mounted, in the mounter's words.
     pub source: Vec<u8>,
+    /// The file system's own options, where they tell its layers (overlays); else empty.
+    pub layers: Vec<u8>,
 }
 
 /// Why a line is none of mountinfo's.
@@ -62,17 +66,23 @@ fn parse_line(line: &[u8]) -> Result<Entry, &'static str> {
     let root = unescape(fields.next().ok_or("root")?);
     let point = unescape(fields.next().ok_or("mount point")?);
     fields.next().ok_or("options")?;
-    let mut shared = false;
+    let (mut peers, mut master) = (None, None);
     loop {
-        match fields.next().ok_or("separator")? {
-            b"-" => break,
-            tag => shared |= tag.starts_with(b"shared:"),
+        let field = fields.next().ok_or("separator")?;
+        if field == b"-" {
+            break;
+        } else if let Some(group) = field.strip_prefix(b"shared:") {
+            peers = Some(self::number(Some(group)).ok_or("peer group")?);
+        } else if let Some(group) = field.strip_prefix(b"master:") {
+            master = Some(self::number(Some(group)).ok_or("master group")?);
         }
     }
     let filesystem = fields.next().ok_or("file system type")?;
     let filesystem = String::from_utf8_lossy(&unescape(filesystem)).into_owned();
     let source = unescape(fields.next().ok_or("source")?);
-    Ok(Entry { number, parent, device, root, point, shared, filesystem, source })
+    let layers = if filesystem == "overlay" { fields.next().map(unescape) } else { None };
+    let layers = layers.unwrap_or_default();
+    Ok(Entry { number, parent, device, root, point, peers, master, filesystem, source, layers })
 }
 
 fn number(field: Option<&[u8]>) -> Option<u64> {
@@ -115,9 +125,11 @@ mod tests {
                 device: DeviceNumber { major: 98, minor: 0 },
                 root: b"/mnt1".to_vec(),
                 point: b"/mnt 2/x\\y".to_vec(),
-                shared: true,
+                peers: Some(7),
+                master: Some(1),
                 filesystem: "ext3".to_owned(),
                 source: b"/dev/root\n".to_vec(),
+                layers: Vec::new(),
             }])
         );
     }

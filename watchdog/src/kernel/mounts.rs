@@ -94,7 +94,9 @@ fn mount(entry: mountinfo::Entry, number: MountNumber, namespace: MountNamespace
         root: entry.root,
         filesystem: entry.filesystem,
         source: entry.source,
-        shared: entry.shared,
+        peers: entry.peers,
+        master: entry.master,
+        layers: entry.layers,
     }
 }
 
@@ -195,7 +197,7 @@ pub fn unmount(identity: &MountIdentity, short_number: u64, point: &[u8]) -> io:
 pub fn part_from_peers(identity: &MountIdentity) -> io::Result<()> {
     let (_, mounts) = own()?;
     let is_shared = |mounts: &[Mount]| {
-        mounts.iter().find(|mount| mount.identity == *identity).filter(|mount| mount.shared).cloned()
+        mounts.iter().find(|mount| mount.identity == *identity).filter(|mount| mount.peers.is_some()).cloned()
     };
     let Some(mount) = is_shared(&mounts) else { return Ok(()) };
     let (target, _parent) = reach(&mount)?.ok_or_else(|| {

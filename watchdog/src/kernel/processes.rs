@@ -122,7 +122,14 @@ fn read_holds(entry: &ProcProcess, process: &mut Process) -> procfs::ProcResult<
         let path = file.path();
         let Some((place, block_device)) = place(&path.to_string_lossy())? else { continue };
         let text = fs::read_link(&path).map(|text| text.into_os_string().into_vec()).unwrap_or_default();
-        process.files.push(FileHold { descriptor, place, block_device, text });
+        process.files.push(FileHold {
+            descriptor,
+            place,
+            block_device,
+            is_path: false,
+            namespace: None,
+            text,
+        });
     }
     for map in entry.maps()? {
         let MMapPath::Path(_) = map.pathname else { continue };

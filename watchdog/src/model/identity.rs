@@ -54,6 +54,48 @@ pub struct LoopIdentity {
     pub backing: BackingFile,
 }
 
+/// What puts several block devices, or one in another way, together as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MapKind {
+    /// A device-mapper map: a logical volume, an opened LUKS container, a partition by kpartx.
+    DeviceMapper,
+    /// An md array.
+    Array,
+}
+
+/// A block device that the kernel builds on others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct MapIdentity {
+    /// What builds it.
+    pub kind: MapKind,
+    /// Its device number.
+    pub device: DeviceNumber,
+    /// Its disk sequence number: a later map of the same number has another.
+    pub sequence: DiskSequence,
+}
+
+/// One connection of a network block device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NbdIdentity {
+    /// N of `/dev/nbdN`.
+    pub number: u32,
+    /// The process that serves it or keeps it connected, as sysfs's `pid` tells.
+    pub server: ProcessIdentity,
+}
+
+/// An area that the kernel swaps to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SwapIdentity {
+    /// A whole block device or partition.
+    Device(DeviceNumber),
+    /// A file.
+    File(BackingFile),
+    /// A file that no path leads to any more: the place of its path in `/proc/swaps`.
+    Unreachable(u32),
+}
+
 /// A mount namespace by the inode number of its nsfs file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -125,6 +167,12 @@ pub enum ResourceIdentity {
     Mount(MountIdentity),
     /// A loop device.
     Loop(LoopIdentity),
+    /// A device-mapper map or md array.
+    Map(MapIdentity),
+    /// A connected network block device.
+    Nbd(NbdIdentity),
+    /// An area that is swapped to.
+    Swap(SwapIdentity),
     /// A scratch directory.
     Directory(DirectoryIdentity),
     /// A lease's own control group.
@@ -140,6 +188,9 @@ impl ResourceIdentity {
             Self::Process(_) => Kind::Process,
             Self::Mount(_) => Kind::Mount,
             Self::Loop(_) => Kind::Loop,
+            Self::Map(_) => Kind::Map,
+            Self::Nbd(_) => Kind::Nbd,
+            Self::Swap(_) => Kind::Swap,
             Self::Directory(_) => Kind::Directory,
             Self::Cgroup(_) => Kind::Cgroup,
         }

@@ -7,8 +7,8 @@ use hostler_protocol::text::printable;
 use serde::{Deserialize, Serialize};
 
 use super::identity::{
-    BootId, CgroupIdentity, DirectoryIdentity, DiskSequence, LoopIdentity, MountIdentity, ProcessIdentity,
-    ResourceIdentity,
+    BootId, CgroupIdentity, DirectoryIdentity, DiskSequence, LoopIdentity, MapIdentity, MountIdentity,
+    ProcessIdentity, ResourceIdentity,
 };
 
 /// Where a lease is in its life, as far as decisions need it.
@@ -67,6 +67,16 @@ pub struct Lease {
     /// Processes that were put under it, and without a control group those seen to descend from
     /// them.
     pub processes: BTreeSet<ProcessIdentity>,
+    /// Maps found to be its own at an earlier look.
+    #[serde(default)]
+    pub maps: BTreeSet<MapIdentity>,
+    /// Mount namespaces, by the number that is never given again, in which only its own processes were
+    /// seen, and which were made after the lease was opened.
+    #[serde(default)]
+    pub namespaces: BTreeSet<u64>,
+    /// Mount namespaces with this number or a lower one were there before the lease was opened.
+    #[serde(default)]
+    pub namespaces_before: u64,
     /// Attachments with this number or a lower one were there before the lease claimed anything,
     /// so they are never its own unless it proves them.
     pub loops_before: DiskSequence,
@@ -96,7 +106,12 @@ impl Lease {
                 let own = self.cgroup.as_ref().filter(|(own, _)| *own == cgroup);
                 own.map(|(_, path)| printable(path.as_bytes()))
             }
-            ResourceIdentity::Process(_) | ResourceIdentity::Mount(_) | ResourceIdentity::Loop(_) => None,
+            ResourceIdentity::Process(_)
+            | ResourceIdentity::Mount(_)
+            | ResourceIdentity::Loop(_)
+            | ResourceIdentity::Map(_)
+            | ResourceIdentity::Nbd(_)
+            | ResourceIdentity::Swap(_) => None,
         };
         path.unwrap_or_default()
     }

@@ -10,10 +10,12 @@ mod snapshot;
 
 pub use identity::{
     BackingFile, BootId, CgroupIdentity, DeviceNumber, DirectoryIdentity, DiskSequence, LoopIdentity,
-    MountIdentity, MountNamespace, MountNumber, ProcessIdentity, ResourceIdentity, StartTime,
+    MapIdentity, MapKind, MountIdentity, MountNamespace, MountNumber, NbdIdentity, ProcessIdentity,
+    ResourceIdentity, StartTime, SwapIdentity,
 };
 pub use lease::{Claim, Lease, Phase};
-pub use plan::{Plan, Step, StepResult};
+pub use plan::{Plan, Step, StepResult, UnmountHow};
 pub use snapshot::{
-    FileHold, Gap, LoopDevice, LoopState, Mount, Place, Process, Snapshot, SnapshotDepth, UnderClaim,
+    FileHold, Filesystem, FuseConnection, Gap, LoopDevice, LoopState, Map, Mount, Namespace, Nbd, Partition,
+    Place, Process, Snapshot, SnapshotDepth, Swap, UnderClaim,
 };

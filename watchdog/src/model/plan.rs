@@ -4,7 +4,10 @@ use hostler_protocol::lease::LeaseId;
 use serde::{Deserialize, Serialize};
 
 use super::ResourceIdentity;
-use super::identity::{CgroupIdentity, DirectoryIdentity, LoopIdentity, MountIdentity, ProcessIdentity};
+use super::identity::{
+    CgroupIdentity, DeviceNumber, DirectoryIdentity, LoopIdentity, MapIdentity, MapKind, MountIdentity,
+    NbdIdentity, ProcessIdentity, SwapIdentity,
+};
 
 /// One thing to do, with the identity to check right before it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,31 +23,62 @@ pub enum Step {
         /// How long they have to end by themselves, in milliseconds.
         term_timeout_ms: u64,
     },
-    /// Unmount one mount.
+    /// Abort a FUSE connection: whoever waits for its server gets an error instead.
+    AbortFuse {
+        /// The mount that is the lease's.
+        mount: MountIdentity,
+    },
+    /// Stop swapping to an area.
+    SwapOff {
+        /// Which.
+        swap: SwapIdentity,
+        /// Its path, as `/proc/swaps` has it.
+        path: Vec<u8>,
+    },
+    /// Unmount one mount, in the namespace it is in.
     Unmount {
         /// Which.
         mount: MountIdentity,
         /// Its number in mountinfo, to find it by.
         short_number: u64,
-        /// Where it was; for people and as a place to look, checked by identity.
+        /// Where it was, as its namespace sees it; for people and as a place to look, checked by
+        /// identity.
         point: Vec<u8>,
+        /// The mount it is on, which has to be parted from its peers first: otherwise a bystander's
+        /// mount would go with this one.
+        apart_from: Option<MountIdentity>,
+        /// How.
+        how: UnmountHow,
     },
-    /// Unmount one mount, after the mount it is on was parted from its peers: otherwise a
-    /// bystander's mount would go with it.
-    UnmountApart {
+    /// Free a file system that nothing shows a mount of: thaw it, and stop swapping to files on it.
+    ReleaseFilesystem {
+        /// Its type.
+        kind: String,
+        /// The device it lies on, which is the lease's.
+        device: DeviceNumber,
+        /// The loop device, map or the like that `device` is or is a part of.
+        resource: Box<ResourceIdentity>,
+        /// Paths of swap files, as `/proc/swaps` has them, that may be on it.
+        swap_files: Vec<Vec<u8>>,
+    },
+    /// Remove a device-mapper map, or stop an md array.
+    RemoveMap {
         /// Which.
-        mount: MountIdentity,
-        /// Its number in mountinfo, to find it by.
-        short_number: u64,
-        /// Where it was; for people.
-        point: Vec<u8>,
-        /// The mount it is on, which is the lease's own.
-        parent: MountIdentity,
+        map: MapIdentity,
+        /// Its name.
+        name: String,
     },
-    /// Detach one loop device.
+    /// Disconnect a network block device.
+    DisconnectNbd {
+        /// Which.
+        nbd: NbdIdentity,
+    },
+    /// Detach one loop device, after its partitions were removed.
     DetachLoop {
         /// Which attachment.
         identity: LoopIdentity,
+        /// The numbers of its partitions.
+        partitions: Vec<u32>,
     },
     /// Remove a scratch directory with all it holds.
     RemoveDirectory {
@@ -64,6 +98,18 @@ pub enum Step {
     },
 }
 
+/// How a mount is unmounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnmountHow {
+    /// Only when nothing holds it.
+    Plain,
+    /// The file system is thawed first: unmounted frozen, it would keep its device for ever.
+    Thawed,
+    /// Lazily: it goes out of sight, and out of the way of others, and is not free.
+    Lazy,
+}
+
 impl Step {
     /// What it acts on.
     #[must_use]
@@ -72,10 +118,14 @@ impl Step {
             Self::EndProcesses { processes, .. } => {
                 processes.iter().copied().map(ResourceIdentity::Process).collect()
             }
-            Self::Unmount { mount, .. } | Self::UnmountApart { mount, .. } => {
+            Self::AbortFuse { mount } | Self::Unmount { mount, .. } => {
                 vec![ResourceIdentity::Mount(*mount)]
             }
-            Self::DetachLoop { identity } => vec![ResourceIdentity::Loop(*identity)],
+            Self::SwapOff { swap, .. } => vec![ResourceIdentity::Swap(*swap)],
+            Self::ReleaseFilesystem { resource, .. } => vec![**resource],
+            Self::RemoveMap { map, .. } => vec![ResourceIdentity::Map(*map)],
+            Self::DisconnectNbd { nbd } => vec![ResourceIdentity::Nbd(*nbd)],
+            Self::DetachLoop { identity, .. } => vec![ResourceIdentity::Loop(*identity)],
             Self::RemoveDirectory { directory, .. } => vec![ResourceIdentity::Directory(*directory)],
             Self::RemoveCgroup { cgroup, .. } => vec![ResourceIdentity::Cgroup(*cgroup)],
         }
@@ -94,11 +144,36 @@ impl Step {
                     *term_timeout_ms as f64 / 1000.0
                 )
             }
-            Self::Unmount { point, .. } => format!("unmount {}", printable(point)),
-            Self::UnmountApart { point, .. } => {
-                format!("unmount {}, apart from a bystander's mount of the same", printable(point))
+            Self::AbortFuse { mount } => format!("abort the FUSE connection of mount {}", mount.device),
+            Self::SwapOff { path, .. } => format!("stop swapping to {}", printable(path)),
+            Self::Unmount { point, apart_from, how, .. } => {
+                let how = match how {
+                    UnmountHow::Plain => "unmount",
+                    UnmountHow::Thawed => "thaw and unmount",
+                    UnmountHow::Lazy => "unmount lazily, which frees nothing,",
+                };
+                let apart =
+                    if apart_from.is_some() { ", apart from a bystander's mount of the same" } else { "" };
+                format!("{how} {}{apart}", printable(point))
             }
-            Self::DetachLoop { identity } => format!("detach /dev/loop{}", identity.number),
+            Self::ReleaseFilesystem { kind, device, .. } => {
+                format!("thaw the {kind} file system on {device}, which is mounted nowhere")
+            }
+            Self::RemoveMap { map, name } => match map.kind {
+                MapKind::DeviceMapper => format!("remove map {}", printable(name.as_bytes())),
+                MapKind::Array => format!("stop array {}", printable(name.as_bytes())),
+            },
+            Self::DisconnectNbd { nbd } => format!("disconnect /dev/nbd{}", nbd.number),
+            Self::DetachLoop { identity, partitions } if partitions.is_empty() => {
+                format!("detach /dev/loop{}", identity.number)
+            }
+            Self::DetachLoop { identity, partitions } => {
+                format!(
+                    "remove {} partitions of /dev/loop{} and detach it",
+                    partitions.len(),
+                    identity.number
+                )
+            }
             Self::RemoveDirectory { path, .. } => format!("remove directory {path}"),
             Self::RemoveCgroup { path, .. } => format!("remove control group {path}"),
         }
@@ -122,6 +197,8 @@ pub enum StepResult {
     Gone,
     /// Something else has its name now; nothing was done.
     Replaced,
+    /// The mount is there and may not be unmounted where it is: a user namespace locks it.
+    Locked,
     /// A call failed.
     Failed {
         /// Which call, and the error.
@@ -142,6 +219,7 @@ impl StepResult {
             Self::Done => "done".to_owned(),
             Self::Gone => "it was gone".to_owned(),
             Self::Replaced => "something else has its name, nothing was done".to_owned(),
+            Self::Locked => "a user namespace locks it".to_owned(),
             Self::Failed { cause } => format!("failed: {cause}"),
             Self::Hung { doing } => format!("hangs: {doing}"),
         }

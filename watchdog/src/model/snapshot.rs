@@ -6,8 +6,8 @@ use hostler_protocol::lease::LeaseId;
 use serde::{Deserialize, Serialize};
 
 use super::identity::{
-    BackingFile, CgroupIdentity, DeviceNumber, DirectoryIdentity, DiskSequence, MountIdentity,
-    MountNamespace, ProcessIdentity,
+    BackingFile, CgroupIdentity, DeviceNumber, DirectoryIdentity, DiskSequence, MapIdentity, MountIdentity,
+    MountNamespace, NbdIdentity, ProcessIdentity, SwapIdentity,
 };
 
 /// How much a look reads.
@@ -32,6 +32,17 @@ pub enum LoopState {
     Closing,
     /// sysfs says that it is bound, and the device was not asked or did not answer.
     Unread,
+    /// Not bound any more, and `partx` left partitions on it that lie about the next image.
+    Leftover,
+}
+
+/// A partition of a block device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Partition {
+    /// Its number on its disk, from 1.
+    pub number: u32,
+    /// Its own device number.
+    pub device: DeviceNumber,
 }
 
 /// A loop device in use.
@@ -50,8 +61,82 @@ pub struct LoopDevice {
     pub backing_text: String,
     /// The kernel detaches it at the last close.
     pub autoclear: bool,
-    /// Its partitions' device numbers.
-    pub partitions: Vec<DeviceNumber>,
+    /// Its partitions.
+    pub partitions: Vec<Partition>,
+}
+
+/// A device-mapper map or md array.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Map {
+    /// Which.
+    pub identity: MapIdentity,
+    /// Its name, as sysfs has it: `vg-root`, `md0`. What removes a map names it so, and checks its
+    /// device number; else it is for people.
+    pub name: String,
+    /// The device-mapper's uuid, which tells who made it (`LVM-…`, `CRYPT-LUKS2-…`, `part1-…`); for
+    /// people.
+    pub uuid: String,
+    /// The block devices that it is built on, whole ones or partitions.
+    pub lower: Vec<DeviceNumber>,
+    /// Its partitions.
+    pub partitions: Vec<Partition>,
+}
+
+/// A connected network block device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nbd {
+    /// N of `/dev/nbdN`.
+    pub number: u32,
+    /// The device's own number.
+    pub device: DeviceNumber,
+    /// Which connection; absent when the process that sysfs names could not be found. It may be in
+    /// use all the same.
+    pub identity: Option<NbdIdentity>,
+    /// Its partitions.
+    pub partitions: Vec<Partition>,
+}
+
+/// An area that the kernel swaps to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Swap {
+    /// Which.
+    pub identity: SwapIdentity,
+    /// Where, as `/proc/swaps` says: `swapoff` takes a path, and only one of a swap area in use.
+    pub path: Vec<u8>,
+}
+
+/// A file system that is in use on block devices, whether or not anything shows a mount of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Filesystem {
+    /// Its type: `ext4`, `btrfs`.
+    pub kind: String,
+    /// The devices it lies on; several for btrfs.
+    pub blocks: Vec<DeviceNumber>,
+    /// The number that its mounts show, where that is another (btrfs), and could be learnt.
+    pub shown_as: Vec<DeviceNumber>,
+    /// Frozen, as far as the file system lets anybody see it.
+    pub frozen: Option<bool>,
+}
+
+/// A FUSE connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FuseConnection {
+    /// The device number that its mounts show.
+    pub device: DeviceNumber,
+    /// Requests that its server has not answered yet.
+    pub waiting: u64,
+}
+
+/// A mount namespace other than the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Namespace {
+    /// Which, by inode: what `/proc/PID/ns/mnt` shows.
+    pub namespace: MountNamespace,
+    /// The number that is never given again, and grows (Linux 6.8, `NS_GET_MNTNS_ID`).
+    pub unique: Option<u64>,
+    /// It belongs to another user namespace than the daemon: what it got from its maker is locked in
+    /// it.
+    pub other_user_namespace: bool,
 }
 
 /// A mount.
@@ -71,8 +156,13 @@ pub struct Mount {
     pub filesystem: String,
     /// What was mounted, as whoever mounted it called it. Never decided on.
     pub source: Vec<u8>,
-    /// Propagates to and from other mounts.
-    pub shared: bool,
+    /// The peer group that it shares its mounts with (`shared:N`).
+    pub peers: Option<u64>,
+    /// The peer group that it gets mounts from (`master:N`).
+    pub master: Option<u64>,
+    /// The file system's own options, as mountinfo's last column has them: only for overlays, whose
+    /// layers stand there. Text, so it tells what holds, and never whose anything is.
+    pub layers: Vec<u8>,
 }
 
 /// Where a process stands in the tree of files.
@@ -93,6 +183,10 @@ pub struct FileHold {
     pub place: Place,
     /// The device, when the file is a block device's node.
     pub block_device: Option<DeviceNumber>,
+    /// Opened with `O_PATH`, as `open_tree(2)` does.
+    pub is_path: bool,
+    /// The mount namespace that it is a file of, when it is an nsfs file.
+    pub namespace: Option<MountNamespace>,
     /// `/proc`'s text for it. Enough to tell a person; never decided on.
     pub text: Vec<u8>,
 }
@@ -147,6 +241,10 @@ pub enum Gap {
     Mounts(String),
     /// Another namespace's mounts.
     Namespace(MountNamespace, String),
+    /// The list of mount namespaces: one that is not listed may hold anything.
+    Namespaces(String),
+    /// Block devices besides loop devices: maps, network block devices, swap, file systems.
+    Blocks(String),
     /// The list of processes.
     Processes(String),
     /// What a process holds.
@@ -168,6 +266,8 @@ impl Gap {
             Self::Namespace(namespace, cause) => {
                 format!("the mounts of namespace {} could not be listed: {cause}", namespace.0)
             }
+            Self::Namespaces(cause) => format!("mount namespaces could not be listed: {cause}"),
+            Self::Blocks(cause) => format!("block devices could not be listed: {cause}"),
             Self::Processes(cause) => format!("processes could not be listed: {cause}"),
             Self::Process(pid, cause) => format!("what process {pid} holds could not be read: {cause}"),
             Self::Cgroup(lease, cause) => {
@@ -187,11 +287,23 @@ pub struct Snapshot {
     pub namespace: Option<MountNamespace>,
     /// Loop devices in use.
     pub loops: Vec<LoopDevice>,
-    /// Mounts of the host's namespace, in mountinfo's order: a mount comes after its parent, and
-    /// of two on one point the upper one comes later.
+    /// Device-mapper maps and md arrays.
+    pub maps: Vec<Map>,
+    /// Connected network block devices.
+    pub nbds: Vec<Nbd>,
+    /// Swap areas.
+    pub swaps: Vec<Swap>,
+    /// File systems in use on block devices.
+    pub filesystems: Vec<Filesystem>,
+    /// FUSE connections.
+    pub fuse: Vec<FuseConnection>,
+    /// Mounts: all of the host's namespace, in mountinfo's order (a mount comes after its parent, and
+    /// of two on one point the upper one comes later); then, of every other namespace, those that lie
+    /// on a block device of this snapshot or on FUSE, overlays, nsfs files, and all that is mounted on
+    /// those.
     pub mounts: Vec<Mount>,
-    /// Mounts of loop devices in other namespaces.
-    pub foreign_mounts: Vec<Mount>,
+    /// The mount namespaces besides the host's, with and without processes.
+    pub namespaces: Vec<Namespace>,
     /// Processes.
     pub processes: Vec<Process>,
     /// Members of each lease's control group, and of those below it.

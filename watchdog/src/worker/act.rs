@@ -21,13 +21,16 @@ pub(super) fn act(step: &Step, claim: Option<&ClaimQuery>, passed: &[OwnedFd]) -
         Step::EndProcesses { processes, cgroup, term_timeout_ms } => {
             end_processes(processes, cgroup.as_ref(), Duration::from_millis(*term_timeout_ms))
         }
-        Step::Unmount { mount, short_number, point } => {
-            mounts::unmount(mount, *short_number, point).map(unmounted)
-        }
-        Step::UnmountApart { mount, short_number, parent, point } => mounts::part_from_peers(parent)
+        Step::Unmount { mount, short_number, point, apart_from, .. } => apart_from
+            .map_or(Ok(()), |parent| mounts::part_from_peers(&parent))
             .and_then(|()| mounts::unmount(mount, *short_number, point))
             .map(unmounted),
-        Step::DetachLoop { identity } => loops::detach(identity).map(|detached| match detached {
+        Step::AbortFuse { .. }
+        | Step::SwapOff { .. }
+        | Step::ReleaseFilesystem { .. }
+        | Step::RemoveMap { .. }
+        | Step::DisconnectNbd { .. } => Err(io::Error::from(io::ErrorKind::Unsupported)),
+        Step::DetachLoop { identity, .. } => loops::detach(identity).map(|detached| match detached {
             loops::Detached::Done => StepResult::Done,
             loops::Detached::Gone => StepResult::Gone,
             loops::Detached::Replaced => StepResult::Replaced,

@@ -83,7 +83,8 @@ fn read_other_namespaces(snapshot: &mut Snapshot) {
                 let of_loops = mounts.into_iter().filter(|mount: &Mount| {
                     snapshot.loops.iter().any(|device| device.has_device(mount.device()))
                 });
-                snapshot.foreign_mounts.extend(of_loops);
+                let of_loops: Vec<Mount> = of_loops.collect();
+                snapshot.mounts.extend(of_loops);
             }
             // The process went; another one of the same namespace may follow.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::EINVAL)) => {
