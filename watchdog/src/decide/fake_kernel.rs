@@ -110,6 +110,14 @@ impl Kernel {
                 }
             }
         }
+        let is_busy = |process: &crate::model::Process| {
+            let on = process.current_directory.map(|place| place.mount);
+            let copy = self.now.mounts.iter().find(|other| Some(other.short_number) == on);
+            copy.is_some_and(|copy| gone.contains(&copy.identity))
+        };
+        if how != UnmountHow::Lazy && self.now.processes.iter().any(is_busy) {
+            return Err(format!("a process stands in a copy of {point}"));
+        }
         self.now.mounts.retain(|other| !gone.contains(&other.identity));
         Ok(())
     }

@@ -5,7 +5,7 @@
 //! that is not only orders steps, where both ends are to go, and tells a person what may matter.
 
 use super::index::{Block, Index};
-use super::propagation::is_younger;
+use super::propagation::{counterparts, is_younger};
 use crate::model::{
     DeviceNumber, LoopState, Mount, Partition, Place, Process, ResourceIdentity, Snapshot, SwapIdentity,
 };
@@ -238,10 +238,13 @@ fn mount_holders(at: usize, index: &Index<'_>) -> Vec<Edge> {
         }
     }
     let is_only = index.mounts_of(mount.device()).len() == 1;
+    // The kernel unmounts all copies or none: whoever stands in one holds all (`propagate_mount_busy`).
+    let copies: Vec<u64> =
+        counterparts(at, index).into_iter().map(|copy| index.mount(copy).short_number).collect();
     for (at, process) in index.snapshot.processes.iter().enumerate() {
         let stands = own_places(process)
             .chain(process.files.iter().map(|file| file.place))
-            .any(|place| place.mount == mount.short_number);
+            .any(|place| place.mount == mount.short_number || copies.contains(&place.mount));
         // A mapping names only the file system. Where the process stands on the mount as well, the
         // mapping adds nothing; on the host's own file systems everybody has mappings.
         if stands {
