@@ -155,6 +155,18 @@ impl Engine {
             tracing::error!("a restart now would forget what just happened: {}", chain(&error));
         }
     }
+
+    /// Writes what nobody has to wait for.
+    fn record_meanwhile(&self, entry: Entry) {
+        let written = self.shared.journal.append(vec![entry]);
+        let engine = self.clone();
+        tokio::task::spawn_local(async move {
+            if written.await.is_err() {
+                // The entries that matter are waited for, and tell why.
+                engine.shared.metrics.journal_failures.inc();
+            }
+        });
+    }
 }
 
 /// What a look has to know of a lease.

@@ -194,8 +194,13 @@ impl Engine {
             let result = self.shared.pool.act(step, claim, &descriptors, limit).await?;
             let (id, sentence, said) = (lease.id, step.sentence(), result.sentence());
             tracing::info!(lease = id.0, step = sentence, result = said, "lease {id}: {sentence}: {said}");
-            self.record(vec![Entry::Stepped { lease: lease.id, round, step: index, result: result.clone() }])
-                .await;
+            // It tells the story; what has to be done is durable already.
+            self.record_meanwhile(Entry::Stepped {
+                lease: lease.id,
+                round,
+                step: index,
+                result: result.clone(),
+            });
             results.push(result);
         }
         Ok(results)

@@ -18,9 +18,12 @@ use super::descriptors::{receive, send};
 use super::message::{Query, Request, Response};
 use crate::model::{Snapshot, Step, StepResult};
 
-/// How many workers may run at once. Each waits more than it works, and each lease being taken
-/// back has one.
-const WORKER_LIMIT: usize = 8;
+/// How many workers may do steps at once: each lease being taken back has one, which mostly waits for
+/// the kernel.
+const ACTING_LIMIT: usize = 64;
+/// How many workers may look at once. Apart from those that act: steps that hang must not keep anybody
+/// from looking.
+const LOOKING_LIMIT: usize = 4;
 /// How many idle workers are kept, so that the next reclaim need not wait for one to start.
 const IDLE_LIMIT: usize = 1;
 /// How many hangs one look survives before it is given up.
@@ -77,7 +80,8 @@ struct Inner {
     idle: RefCell<Vec<Worker>>,
     /// Killed, and not yet gone: a process in uninterruptible sleep takes its time.
     given_up: RefCell<Vec<Child>>,
-    permits: Semaphore,
+    acting: Semaphore,
+    looking: Semaphore,
 }
 
 #[derive(Debug)]
@@ -95,7 +99,8 @@ impl Pool {
                 program,
                 idle: RefCell::default(),
                 given_up: RefCell::default(),
-                permits: Semaphore::new(WORKER_LIMIT),
+                acting: Semaphore::new(ACTING_LIMIT),
+                looking: Semaphore::new(LOOKING_LIMIT),
             }),
         }
     }
@@ -150,7 +155,11 @@ impl Pool {
         descriptors: &[BorrowedFd<'_>],
         silence: Duration,
     ) -> Result<Response, WorkerError> {
-        let permit = self.inner.permits.acquire().await;
+        let permits = match request {
+            Request::Observe(_) => &self.inner.looking,
+            Request::Act { .. } => &self.inner.acting,
+        };
+        let permit = permits.acquire().await;
         let _permit = permit.expect("the semaphore is never closed");
         let mut worker = self.take()?;
         let result = worker.converse(request, descriptors, silence).await;
