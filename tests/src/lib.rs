@@ -13,6 +13,7 @@
 pub mod bystander;
 pub mod daemon;
 pub mod failure;
+pub mod leak;
 #[cfg(feature = "privileged")]
 pub mod oracle;
 pub mod place;
