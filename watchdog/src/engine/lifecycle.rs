@@ -319,7 +319,8 @@ impl Engine {
             // says what was there before.
             self.look_and_remember().await.map_err(unavailable)?;
         }
-        let claim = Claim { directory: identity, scratch, path: shown, handle };
+        let mount = directories::mount_of(&directory).ok();
+        let claim = Claim { directory: identity, scratch, path: shown, handle, mount };
         let kept = claim.handle.is_none().then(|| Rc::new(directory));
         self.add_claim(id, claim, kept).await
     }
