@@ -177,7 +177,7 @@ fn a_scratch_directory_goes_after_its_mounts_and_not_around_a_bystanders() {
     let directory = DirectoryIdentity { device: ROOT_DISK, inode: 77 };
     snapshot.directories.push(UnderClaim { lease: LeaseId(1), what: directory });
     let mut lease = lease(1, Phase::Over);
-    lease.claims.push(Claim { directory, scratch: true, path: "/w".to_owned(), handle: None });
+    lease.claims.push(Claim { directory, scratch: true, path: "/w".to_owned(), handle: None, mount: None });
     lease.cgroup = Some((CgroupIdentity(5), "/cg/x".to_owned()));
     snapshot.cgroups.insert(LeaseId(1), CgroupIdentity(5));
     let ownership = attribute(&snapshot, [&lease]);

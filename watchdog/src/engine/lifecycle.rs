@@ -322,7 +322,8 @@ impl Engine {
             // says what was there before.
             self.look(SnapshotDepth::Ownership).await.map_err(unavailable)?;
         }
-        let claim = Claim { directory: identity, scratch, path: shown, handle };
+        let mount = directories::mount_of(&directory).ok();
+        let claim = Claim { directory: identity, scratch, path: shown, handle, mount };
         let kept = claim.handle.is_none().then(|| Rc::new(directory));
         self.add_claim(id, claim, kept).await
     }

@@ -1,11 +1,10 @@
-//! The system calls that no library wraps safely. The only file of this crate with `unsafe` in it.
+//! The system calls that no library wraps safely. `unsafe` is here and in `namespace_calls` only.
 #![expect(unsafe_code, reason = "ioctls and system calls without a safe wrapper")]
 
 use std::io;
-use std::mem::{MaybeUninit, size_of};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
-use linux_raw_sys::general::{LSMT_ROOT, STATMOUNT_MNT_BASIC, mnt_id_req, statmount as statmount_buffer};
 use linux_raw_sys::ioctl::BLKGETDISKSEQ;
 use linux_raw_sys::loop_device::{LOOP_CLR_FD, LOOP_GET_STATUS64, loop_info64};
 
@@ -64,79 +63,6 @@ pub fn disk_sequence(device: impl AsFd) -> io::Result<u64> {
     Ok(sequence)
 }
 
-/// The two numbers that a mount has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MountNumbers {
-    /// The number that is never given again.
-    pub unique: u64,
-    /// The number in mountinfo.
-    pub short: u64,
-}
-
-const STATMOUNT: libc::c_long = 457;
-const LISTMOUNT: libc::c_long = 458;
-/// Size of `struct mnt_id_req` with `mnt_ns_id` (`MNT_ID_REQ_SIZE_VER1`).
-const REQUEST_SIZE: u32 = 32;
-const LIST_CHUNK: usize = 4096;
-
-/// The unique numbers of all mounts of a mount namespace (`listmount(2)`, Linux 6.8); `None` means
-/// the caller's own.
-///
-/// # Errors
-/// `ENOSYS` on older kernels.
-pub fn list_mounts(namespace: Option<u64>) -> io::Result<Vec<u64>> {
-    let mut all = Vec::new();
-    let mut request = mnt_id_req {
-        size: REQUEST_SIZE,
-        spare: 0,
-        mnt_id: LSMT_ROOT as i64 as u64,
-        param: 0,
-        mnt_ns_id: namespace.unwrap_or(0),
-    };
-    loop {
-        let mut chunk = [0u64; LIST_CHUNK];
-        // SAFETY: the request is a live mnt_id_req whose size field says how much of it there is,
-        // and the kernel writes at most LIST_CHUNK numbers to a buffer of that many.
-        let count =
-            unsafe { libc::syscall(LISTMOUNT, &raw const request, chunk.as_mut_ptr(), LIST_CHUNK, 0u32) };
-        if count < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let count = count as usize;
-        all.extend_from_slice(&chunk[..count]);
-        match all.last() {
-            Some(last) if count == LIST_CHUNK => request.param = *last,
-            Some(_) | None => return Ok(all),
-        }
-    }
-}
-
-/// The numbers of one mount by its unique one (`statmount(2)`, Linux 6.8).
-///
-/// # Errors
-/// `ENOENT` when it is gone.
-pub fn mount_numbers(namespace: Option<u64>, unique: u64) -> io::Result<MountNumbers> {
-    let request = mnt_id_req {
-        size: REQUEST_SIZE,
-        spare: 0,
-        mnt_id: unique,
-        param: u64::from(STATMOUNT_MNT_BASIC),
-        mnt_ns_id: namespace.unwrap_or(0),
-    };
-    let mut answer = MaybeUninit::<statmount_buffer>::zeroed();
-    // SAFETY: the request is live and sized as above; the kernel writes at most as many bytes as
-    // the answer has.
-    let result = unsafe {
-        libc::syscall(STATMOUNT, &raw const request, answer.as_mut_ptr(), size_of::<statmount_buffer>(), 0u32)
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: statmount is plain integers, for which all zeroes is a value.
-    let answer = unsafe { answer.assume_init() };
-    Ok(MountNumbers { unique: answer.mnt_id, short: u64::from(answer.mnt_id_old) })
-}
-
 /// Largest file handle the kernel makes (`MAX_HANDLE_SZ`).
 const HANDLE_LIMIT: usize = 128;
 
@@ -173,11 +99,12 @@ pub fn file_handle(directory: impl AsFd) -> io::Result<(i32, Vec<u8>)> {
     Ok((buffer.kind, buffer.data[..length].to_vec()))
 }
 
-/// Opens the directory that a handle names, on the file system that `on` lies on
-/// (`open_by_handle_at(2)`, needs `CAP_DAC_READ_SEARCH`). No path is resolved.
+/// Opens the directory that a handle names, on the mount that `on` lies on (`open_by_handle_at(2)`,
+/// needs `CAP_DAC_READ_SEARCH`), with `O_PATH`. No path is resolved.
 ///
 /// # Errors
-/// `ESTALE` when it is gone.
+/// `ESTALE` when it is gone, `EBADF` when `on` was opened with `O_PATH` itself: unlike other calls, this
+/// one takes no such descriptor. It takes the current directory, though, however that was opened.
 pub fn open_handle(on: impl AsFd, kind: i32, bytes: &[u8]) -> io::Result<OwnedFd> {
     if bytes.len() > HANDLE_LIMIT {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
@@ -190,7 +117,7 @@ pub fn open_handle(on: impl AsFd, kind: i32, bytes: &[u8]) -> io::Result<OwnedFd
             libc::SYS_open_by_handle_at,
             on.as_fd().as_raw_fd(),
             &raw mut buffer,
-            libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC | libc::O_NOFOLLOW,
+            libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC | libc::O_NOFOLLOW,
         )
     };
     if result < 0 {

@@ -6,26 +6,33 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2, statat, unlinkat,
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags, fstat, openat, openat2,
+    statat, statx, unlinkat,
 };
 
-use super::{calls, mounts};
-use crate::model::{BackingFile, Claim, DeviceNumber, DirectoryIdentity, Mount, MountIdentity, MountNumber};
+use super::visit::standing_in;
+use super::{calls, mounts, reach};
+use crate::model::{BackingFile, Claim, DeviceNumber, DirectoryIdentity, Mount, MountNumber};
 
 /// A directory's identity.
 ///
 /// # Errors
 /// `InvalidInput` when the descriptor is of something else.
 pub fn identity(directory: impl AsFd) -> io::Result<DirectoryIdentity> {
-    let status = fstat(directory)?;
-    if FileType::from_raw_mode(status.st_mode) != FileType::Directory {
+    let status = known(directory, StatxFlags::TYPE | StatxFlags::INO)?;
+    if FileType::from_raw_mode(u32::from(status.stx_mode)) != FileType::Directory {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "that descriptor is of no directory"));
     }
-    Ok(DirectoryIdentity { device: device_number(status.st_dev), inode: status.st_ino })
+    let device = DeviceNumber { major: status.stx_dev_major, minor: status.stx_dev_minor };
+    Ok(DirectoryIdentity { device, inode: status.stx_ino })
+}
+
+/// What the kernel knows of a file without asking its file system, which may hang.
+fn known(file: impl AsFd, what: StatxFlags) -> io::Result<Statx> {
+    Ok(statx(file, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, what)?)
 }
 
 fn device_number(device: u64) -> DeviceNumber {
@@ -62,36 +69,63 @@ pub fn path(directory: impl AsFd) -> io::Result<PathBuf> {
 /// # Errors
 /// What `fstat(2)` says.
 pub fn is_removed(directory: impl AsFd) -> io::Result<bool> {
-    Ok(fstat(directory)?.st_nlink == 0)
+    Ok(known(directory, StatxFlags::NLINK)?.stx_nlink == 0)
+}
+
+/// The number of the mount that a directory was opened on.
+///
+/// # Errors
+/// What `statx(2)` says.
+pub fn mount_of(directory: impl AsFd) -> io::Result<MountNumber> {
+    match mounts::number_at(&directory, OsStr::new(""), true) {
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+            mounts::number_at(&directory, OsStr::new(""), false)
+        }
+        result => result,
+    }
 }
 
 /// Opens a claimed directory again, after a restart, by its file handle: no path is resolved but
 /// that of a mount point of its file system, which is checked by the result's identity.
 ///
+/// The mount that it was claimed on is tried first: a bind mount of the same file system shows other
+/// paths, or has other mounts on it. For worker processes, as it goes to that mount for a moment; see
+/// [`super::visit`].
+///
 /// # Errors
 /// `ESTALE` or `NotFound` when it is gone; `Unsupported` when it never had a handle.
-pub fn reopen(claim: &Claim, mounts: &[Mount]) -> io::Result<OwnedFd> {
+pub fn reopen(claim: &Claim, mounts: &[&Mount]) -> io::Result<OwnedFd> {
     let Some((kind, bytes)) = &claim.handle else {
         return Err(io::Error::from(io::ErrorKind::Unsupported));
     };
+    let is_it = |mount: &&&Mount| Some(mount.identity.number) == claim.mount;
+    // A subvolume of btrfs has a number of its own, which no mount shows.
+    let may_be = |mount: &&&Mount| {
+        !is_it(mount) && (mount.device() == claim.directory.device || mount.filesystem == "btrfs")
+    };
     let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for mount in mounts.iter().filter(|mount| mount.identity.device == claim.directory.device) {
-        let point = OsStr::from_bytes(&mount.point);
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let root = match openat2(CWD, point, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
-            Ok(root) => root,
+    for mount in mounts.iter().filter(is_it).chain(mounts.iter().filter(may_be)) {
+        let root = match reach::open_seen_root(mount) {
+            Ok(Some(root)) => root,
+            Ok(None) => continue,
             Err(error) => {
-                last = error.into();
+                last = error;
                 continue;
             }
         };
-        match calls::open_handle(&root, *kind, bytes) {
+        match standing_in(&root, || calls::open_handle(CWD, *kind, bytes))? {
             Ok(directory) if identity(&directory)? == claim.directory => return Ok(directory),
             Ok(_) => {}
+            // A handle is of a file system, so what one mount of it says they all say.
+            Err(error) if is_stale(&error) && mount.device() == claim.directory.device => return Err(error),
             Err(error) => last = error,
         }
     }
     Err(last)
+}
+
+fn is_stale(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ESTALE)
 }
 
 /// The file at `hint`, when it lies below the directory on the same file system: its identity, for
@@ -120,57 +154,6 @@ pub fn file_below(directory: impl AsFd, hint: &Path) -> io::Result<Option<Backin
 fn is_elsewhere(error: rustix::io::Errno) -> bool {
     use rustix::io::Errno;
     matches!(error, Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV)
-}
-
-/// The mounts of `mounts` whose mount points lie below the directory.
-///
-/// The text says where to look; that the mount is there is then told by its number, read through
-/// the directory's descriptor.
-///
-/// # Errors
-/// What `readlink(2)` of the directory says.
-pub fn mounts_below(directory: impl AsFd, mounts: &[Mount]) -> io::Result<Vec<MountIdentity>> {
-    let base = path(&directory)?;
-    let mut found = Vec::new();
-    for mount in mounts {
-        let point = Path::new(OsStr::from_bytes(&mount.point));
-        let Ok(relative) = point.strip_prefix(&base) else { continue };
-        let (Some(parent), Some(name)) = (relative.parent(), relative.file_name()) else { continue };
-        let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-        let Ok(parent) = openat2(&directory, parent, flags, Mode::empty(), how) else { continue };
-        let unique = match mount.identity.number {
-            MountNumber::Unique(_) => true,
-            MountNumber::Reusable(_) => false,
-        };
-        // A mount below another on the same point is not what the name leads to. It is its parent
-        // by number, and is attributed by that; see `decide::attribute`.
-        let on_top = mounts::number_at(&parent, name, unique);
-        let is_it = on_top.is_ok_and(|number| {
-            number == mount.identity.number || is_below_on_the_same_point(mount, number, mounts)
-        });
-        if is_it {
-            found.push(mount.identity);
-        }
-    }
-    Ok(found)
-}
-
-/// Whether `mount` is somewhere in the stack whose top has this number.
-fn is_below_on_the_same_point(mount: &Mount, top: MountNumber, mounts: &[Mount]) -> bool {
-    let mut current = mounts.iter().find(|other| other.identity.number == top);
-    for _ in 0..mounts.len() {
-        let Some(upper) = current else { return false };
-        if upper.point != mount.point {
-            return false;
-        }
-        if upper.identity == mount.identity {
-            return true;
-        }
-        current = mounts.iter().find(|other| Some(other.short_number) == upper.parent);
-    }
-    false
 }
 
 /// Removes a directory with all it holds, and says how many entries that were.

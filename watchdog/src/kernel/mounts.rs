@@ -1,17 +1,19 @@
-//! The mount tables of this and other mount namespaces, and unmounting.
+//! The mount tables of this and other mount namespaces.
+//!
+//! A table is read until it holds still: which mount is on which decides in what order they can go.
 
-use std::collections::HashMap;
-use std::ffi::{CString, OsStr};
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::fd::AsFd;
 
-use nix::mount::{MntFlags, umount2};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
+use linux_raw_sys::general::{FUSE_SUPER_MAGIC, NSFS_MAGIC, OVERLAYFS_SUPER_MAGIC};
+use rustix::fs::{AtFlags, StatxFlags, statx};
 
-use super::{calls, mountinfo};
-use crate::model::{Mount, MountIdentity, MountNamespace, MountNumber};
+use super::statmount::{self, Basics};
+use super::visit::Visit;
+use super::{mountinfo, namespace_calls};
+use crate::model::{DeviceNumber, Mount, MountIdentity, MountNamespace, MountNumber};
 
 /// `STATX_MNT_ID_UNIQUE` (Linux 6.8), which rustix has no name for.
 const MOUNT_NUMBER_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
@@ -33,56 +35,80 @@ pub fn namespace_of(pid: Option<u32>) -> io::Result<MountNamespace> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a namespace link"))
 }
 
-/// How often the table is read again when it changes meanwhile.
+/// How often a table is read again when it changes meanwhile.
 const READ_LIMIT: usize = 8;
 
-/// All mounts of the caller's own namespace, in mountinfo's order.
-///
-/// Mountinfo has no unique numbers, so they are read beside it, before and after: only when nothing
-/// came or went in between do the two fit together.
+fn never_still() -> io::Error {
+    io::Error::new(io::ErrorKind::WouldBlock, "the mount table changed at each of several reads")
+}
+
+/// All mounts of the caller's own namespace, in mountinfo's order but for this: a mount comes after the
+/// one it is on. (Since Linux 6.8 the kernel orders them by age, and a mount can be moved onto a younger
+/// one.)
 ///
 /// # Errors
 /// What reading or parsing mountinfo says, and `WouldBlock` when the table does not hold still.
 pub fn own() -> io::Result<(MountNamespace, Vec<Mount>)> {
-    let namespace = namespace_of(None)?;
-    for _ in 0..READ_LIMIT {
-        let before = unique_numbers()?;
-        let entries = read(Path::new("/proc/thread-self/mountinfo"))?;
-        let Some(before) = before else {
-            let of_entry = |entry: mountinfo::Entry| {
-                let number = MountNumber::Reusable(entry.number);
-                mount(entry, number, namespace)
-            };
-            return Ok((namespace, entries.into_iter().map(of_entry).collect()));
-        };
-        let mut known: Vec<u64> = before.values().copied().collect();
-        let mut after = calls::list_mounts(None)?;
-        known.sort_unstable();
-        after.sort_unstable();
-        if known != after {
-            continue;
-        }
-        let numbered = entries.into_iter().filter_map(|entry| {
-            let number = MountNumber::Unique(*before.get(&entry.number)?);
-            Some(mount(entry, number, namespace))
-        });
-        return Ok((namespace, numbered.collect()));
-    }
-    Err(io::Error::new(io::ErrorKind::WouldBlock, "the mount table changed at each of several reads"))
+    let home = Visit::at_home()?;
+    Ok((home.namespace(), table(&home)?))
 }
 
-/// The mounts of the namespace that a process is in, by mountinfo alone. The file is closed before
-/// this returns: an open one would pin the namespace.
+/// All mounts of the namespace that is visited, in the same order.
+///
+/// Mountinfo tells all but the unique numbers. Asking for those alone takes as long as mountinfo does
+/// for the rest, and asking the kernel for each mount as a whole instead takes longer than both (5,000
+/// mounts on Linux 6.18: 2.3 and 1.5 ms, against 4.1 ms), and tells not everything before 6.13.
 ///
 /// # Errors
-/// What reading or parsing mountinfo says.
-pub fn of_process(pid: u32, namespace: MountNamespace) -> io::Result<Vec<Mount>> {
-    let entries = read(Path::new(&format!("/proc/{pid}/mountinfo")))?;
-    let of_entry = |entry: mountinfo::Entry| {
-        let number = MountNumber::Reusable(entry.number);
-        mount(entry, number, namespace)
+/// As [`own`].
+pub fn table(visit: &Visit) -> io::Result<Vec<Mount>> {
+    for _ in 0..READ_LIMIT {
+        let mut table = visit.table()?;
+        let numbers = match unique_numbers() {
+            Ok(numbers) => numbers,
+            // A mount went between two calls.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
+            Err(error) => return Err(error),
+        };
+        let entries = mountinfo::parse(&table.read()?)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        if table.has_changed()? {
+            continue;
+        }
+        let mounts: Option<Vec<Mount>> = entries
+            .into_iter()
+            .enumerate()
+            .map(|(index, entry)| {
+                let number = match &numbers {
+                    None => MountNumber::Reusable(entry.number),
+                    Some(numbers) => MountNumber::Unique(unique_of(numbers, index, entry.number)?),
+                };
+                Some(mount(entry, number, visit.namespace()))
+            })
+            .collect();
+        return match mounts {
+            Some(mounts) => Ok(parents_first(mounts)),
+            None => Err(io::Error::new(io::ErrorKind::InvalidData, "a mount has no unique number")),
+        };
+    }
+    Err(never_still())
+}
+
+/// The short numbers of the caller's namespace with the unique ones behind them; `None` before Linux 6.8.
+fn unique_numbers() -> io::Result<Option<Vec<(u64, u64)>>> {
+    let listed = match namespace_calls::list_mounts(None, 0) {
+        Ok(listed) => listed,
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => return Ok(None),
+        Err(error) => return Err(error),
     };
-    Ok(entries.into_iter().map(of_entry).collect())
+    let both = listed.into_iter().map(|unique| Ok((statmount::short_number(unique)?, unique)));
+    both.collect::<io::Result<_>>().map(Some)
+}
+
+/// Both lists are in the same order, as far as is known; that is only used to look there first.
+fn unique_of(numbers: &[(u64, u64)], index: usize, short: u64) -> Option<u64> {
+    let likely = numbers.get(index).filter(|(number, _)| *number == short);
+    likely.or_else(|| numbers.iter().find(|(number, _)| *number == short)).map(|(_, unique)| *unique)
 }
 
 fn mount(entry: mountinfo::Entry, number: MountNumber, namespace: MountNamespace) -> Mount {
@@ -100,30 +126,196 @@ fn mount(entry: mountinfo::Entry, number: MountNumber, namespace: MountNamespace
     }
 }
 
-fn read(path: &Path) -> io::Result<Vec<mountinfo::Entry>> {
-    let bytes = std::fs::read(path)?;
-    mountinfo::parse(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+/// Pure: the same mounts, each after the one it is on, and else in the order they came.
+fn parents_first(mounts: Vec<Mount>) -> Vec<Mount> {
+    let places: HashMap<u64, usize> =
+        mounts.iter().enumerate().map(|(place, mount)| (mount.short_number, place)).collect();
+    let parents: Vec<Option<usize>> =
+        mounts.iter().map(|mount| places.get(&mount.parent?).copied()).collect();
+    if parents.iter().enumerate().all(|(place, parent)| parent.is_none_or(|parent| parent < place)) {
+        return mounts;
+    }
+    let mut left: Vec<Option<Mount>> = mounts.into_iter().map(Some).collect();
+    let mut ordered = Vec::with_capacity(left.len());
+    let mut above = Vec::new();
+    for place in 0..left.len() {
+        let mut next = Some(place);
+        while let Some(current) = next.filter(|current| left[*current].is_some()) {
+            above.push(current);
+            // What the kernel calls a tree has no circle; text that had one would still end here.
+            next = parents[current].filter(|parent| !above.contains(parent));
+        }
+        ordered.extend(above.drain(..).rev().filter_map(|current| left[current].take()));
+    }
+    ordered
 }
 
-/// Mountinfo's numbers and the unique ones behind them; `None` before Linux 6.8.
-fn unique_numbers() -> io::Result<Option<HashMap<u64, u64>>> {
-    let listed = match calls::list_mounts(None) {
-        Ok(listed) => listed,
-        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let mut numbers = HashMap::with_capacity(listed.len());
-    for unique in listed {
-        match calls::mount_numbers(None, unique) {
-            Ok(both) => {
-                numbers.insert(both.short, both.unique);
+/// Which mounts of other namespaces matter: those on a block device that somebody may have leaked, and
+/// those of the kinds that keep something else in use. What is mounted on such a mount matters too.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// The file systems, by the number that their mounts show.
+    pub devices: HashSet<DeviceNumber>,
+}
+
+impl Wanted {
+    fn by_basics(&self, basics: &Basics) -> bool {
+        const KINDS: [u32; 3] = [FUSE_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, NSFS_MAGIC];
+        self.devices.contains(&basics.device) || KINDS.iter().any(|kind| u64::from(*kind) == basics.magic)
+    }
+
+    fn by_mount(&self, mount: &Mount) -> bool {
+        // `fusectl` is none of them.
+        let kind = mount.filesystem.split('.').next().unwrap_or_default();
+        self.devices.contains(&mount.device()) || matches!(kind, "fuse" | "fuseblk" | "overlay" | "nsfs")
+    }
+}
+
+/// Pure: which of these mounts are wanted for themselves or are, directly or not, on one that is. Each is
+/// given as its number, the number of the mount it is on, and whether it is wanted.
+fn wanted_with_all_on_them(mounts: &[(u64, u64, bool)]) -> Vec<bool> {
+    let places: HashMap<u64, usize> =
+        mounts.iter().enumerate().map(|(place, (number, ..))| (*number, place)).collect();
+    let mut known: Vec<Option<bool>> = mounts.iter().map(|(.., wanted)| wanted.then_some(true)).collect();
+    let mut above = Vec::new();
+    for place in 0..mounts.len() {
+        let mut current = place;
+        let verdict = loop {
+            if let Some(verdict) = known[current] {
+                break verdict;
             }
-            // It went between the two calls.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            // Until it is known better: so a circle, which no kernel makes, ends too.
+            known[current] = Some(false);
+            above.push(current);
+            match places.get(&mounts[current].1) {
+                Some(parent) if *parent != current => current = *parent,
+                Some(_) | None => break false,
+            }
+        };
+        for passed in above.drain(..) {
+            known[passed] = Some(verdict);
+        }
+    }
+    known.into_iter().map(|wanted| wanted == Some(true)).collect()
+}
+
+/// The wanted mounts of another namespace, by its unique number: nothing is entered or opened. For
+/// kernels that tell of a mount all that mountinfo does; see [`statmount::tells_all`].
+///
+/// # Errors
+/// `ENOENT` when the namespace is gone, and `WouldBlock` when it does not hold still.
+pub fn of_number(unique: u64, namespace: MountNamespace, wanted: &Wanted) -> io::Result<Vec<Mount>> {
+    let mut buffer = Vec::new();
+    for _ in 0..READ_LIMIT {
+        let listed = namespace_calls::list_mounts(Some(unique), 0)?;
+        let Some(mounts) = read_listed(unique, namespace, &listed, wanted, &mut buffer)? else { continue };
+        // A mount that was moved meanwhile is found by the two readings of it, see there.
+        if namespace_calls::list_mounts(Some(unique), 0)? == listed {
+            return Ok(parents_first(mounts));
+        }
+    }
+    Err(never_still())
+}
+
+/// `None` when something changed meanwhile.
+fn read_listed(
+    unique: u64,
+    namespace: MountNamespace,
+    listed: &[u64],
+    wanted: &Wanted,
+    buffer: &mut Vec<u8>,
+) -> io::Result<Option<Vec<Mount>>> {
+    let mut all = Vec::with_capacity(listed.len());
+    for number in listed {
+        match statmount::basics(Some(unique), *number) {
+            Ok(basics) => all.push(basics),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
             Err(error) => return Err(error),
         }
     }
-    Ok(Some(numbers))
+    let tree: Vec<(u64, u64, bool)> =
+        all.iter().map(|basics| (basics.unique, basics.parent, wanted.by_basics(basics))).collect();
+    let keep = wanted_with_all_on_them(&tree);
+    let mut mounts = Vec::new();
+    for (basics, _) in all.iter().zip(keep).filter(|(_, keep)| *keep) {
+        let whole = match statmount::whole(Some(unique), basics, buffer) {
+            Ok(whole) => whole,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if whole.basics.parent != basics.parent {
+            return Ok(None);
+        }
+        mounts.push(from_whole(whole, namespace));
+    }
+    Ok(Some(mounts))
+}
+
+fn from_whole(whole: statmount::Whole, namespace: MountNamespace) -> Mount {
+    let basics = whole.basics;
+    Mount {
+        identity: MountIdentity {
+            number: MountNumber::Unique(basics.unique),
+            namespace,
+            device: basics.device,
+        },
+        short_number: basics.short,
+        parent: (basics.parent != basics.unique).then_some(basics.parent_short),
+        point: whole.point,
+        root: whole.root,
+        filesystem: whole.filesystem,
+        source: whole.source.unwrap_or_default(),
+        peers: basics.peers,
+        master: basics.master,
+        layers: whole.options,
+    }
+}
+
+/// Pure: those mounts of a namespace that are wanted.
+#[must_use]
+pub fn keep_wanted(mounts: Vec<Mount>, wanted: &Wanted) -> Vec<Mount> {
+    let on = |mount: &Mount| mount.parent.unwrap_or(mount.short_number);
+    let tree: Vec<(u64, u64, bool)> =
+        mounts.iter().map(|mount| (mount.short_number, on(mount), wanted.by_mount(mount))).collect();
+    let keep = wanted_with_all_on_them(&tree);
+    mounts.into_iter().zip(keep).filter_map(|(mount, keep)| keep.then_some(mount)).collect()
+}
+
+/// One mount of the own namespace by its unique number, with everything that [`own`] tells of it; `None`
+/// when it is not there. For a look at what an event told.
+///
+/// # Errors
+/// `ENOSYS` before Linux 6.8.
+pub fn one(unique: u64) -> io::Result<Option<Mount>> {
+    one_of(&Visit::at_home()?, unique)
+}
+
+/// The same in the namespace that is visited.
+///
+/// # Errors
+/// As [`one`].
+pub fn one_of(visit: &Visit, unique: u64) -> io::Result<Option<Mount>> {
+    let whole =
+        statmount::basics(None, unique).and_then(|basics| statmount::whole(None, &basics, &mut Vec::new()));
+    match whole {
+        Ok(whole) if whole.source.is_some() => Ok(Some(from_whole(whole, visit.namespace()))),
+        // Either nobody said what was mounted, or the kernel does not tell before Linux 6.13.
+        Ok(_) => {
+            let found = |mount: &Mount| mount.identity.number == MountNumber::Unique(unique);
+            Ok(table(visit)?.into_iter().find(found))
+        }
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The unique numbers of the mounts of the own namespace that were made after the one with this number:
+/// as many as there are, however many older ones there may be. For a look after events were lost.
+///
+/// # Errors
+/// `ENOSYS` before Linux 6.8.
+pub fn made_after(unique: u64) -> io::Result<Vec<u64>> {
+    namespace_calls::list_mounts(None, unique)
 }
 
 /// The number of the mount that `path`, seen from `directory`, lies on: of its topmost mount when
@@ -144,102 +336,4 @@ pub fn number_at(directory: impl AsFd, path: &OsStr, unique: bool) -> io::Result
     } else {
         Err(io::Error::from(io::ErrorKind::Unsupported))
     }
-}
-
-/// How an attempt to unmount went, as the calls said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unmounted {
-    /// `umount2` succeeded.
-    Done,
-    /// The mount was not there any more.
-    Gone,
-    /// Something else is mounted at its place, or above it.
-    OtherOnTop,
-}
-
-/// Unmounts exactly the mount with this identity.
-///
-/// The mount point's parent directory is opened without following any symbolic link, the mount on
-/// top of the last name is compared by number, and `umount2` is given that name below that
-/// descriptor, so that no directory on the way can be swapped in between. (Whoever may mount on that very
-/// name between the comparison and the call has his mount taken instead; that takes root.)
-///
-/// # Errors
-/// What `umount2` says, such as `EBUSY`, or `EINVAL` for a mount locked by a user namespace.
-pub fn unmount(identity: &MountIdentity, short_number: u64, point: &[u8]) -> io::Result<Unmounted> {
-    // The table is read again here: where the mount is now is not where it was when it was seen.
-    let (_, mounts) = own()?;
-    let is_it = |mount: &&Mount| {
-        let same_place = match identity.number {
-            MountNumber::Unique(_) => true,
-            // The number may be another builder's by now, of the same kind of file system.
-            MountNumber::Reusable(_) => mount.point == point,
-        };
-        mount.identity == *identity && mount.short_number == short_number && same_place
-    };
-    let Some(mount) = mounts.iter().find(is_it) else {
-        return Ok(Unmounted::Gone);
-    };
-    match reach(mount)? {
-        Some((target, _parent)) => {
-            umount2(target.as_c_str(), MntFlags::UMOUNT_NOFOLLOW)?;
-            Ok(Unmounted::Done)
-        }
-        None => Ok(Unmounted::OtherOnTop),
-    }
-}
-
-/// Makes exactly the mount with this identity private: what is unmounted below it afterwards stays
-/// mounted below its peers (`mount_namespaces(7)`, "Shared subtrees").
-///
-/// # Errors
-/// When it cannot be reached, because something is mounted over it, or still has peers afterwards.
-pub fn part_from_peers(identity: &MountIdentity) -> io::Result<()> {
-    let (_, mounts) = own()?;
-    let is_shared = |mounts: &[Mount]| {
-        mounts.iter().find(|mount| mount.identity == *identity).filter(|mount| mount.peers.is_some()).cloned()
-    };
-    let Some(mount) = is_shared(&mounts) else { return Ok(()) };
-    let (target, _parent) = reach(&mount)?.ok_or_else(|| {
-        let cause = "the mount it is on shares its mounts with a bystander's and cannot be reached to be parted from it";
-        io::Error::new(io::ErrorKind::ResourceBusy, cause)
-    })?;
-    let nothing = None::<&std::ffi::CStr>;
-    nix::mount::mount(nothing, target.as_c_str(), nothing, nix::mount::MsFlags::MS_PRIVATE, nothing)?;
-    match is_shared(&own()?.1) {
-        None => Ok(()),
-        Some(_) => Err(io::Error::other("the mount it is on still shares its mounts with a bystander's")),
-    }
-}
-
-/// A path that leads to exactly this mount, and the descriptor that it begins at and lives as long
-/// as; `None` when something else is on top, or the mount point was moved.
-fn reach(mount: &Mount) -> io::Result<Option<(CString, OwnedFd)>> {
-    let point = Path::new(OsStr::from_bytes(&mount.point));
-    let (Some(parent), Some(name)) = (point.parent(), point.file_name()) else {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "the root of a namespace is never unmounted",
-        ));
-    };
-    let parent = match open_directory(parent) {
-        Ok(parent) => parent,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let unique = match mount.identity.number {
-        MountNumber::Unique(_) => true,
-        MountNumber::Reusable(_) => false,
-    };
-    if number_at(&parent, name, unique)? != mount.identity.number {
-        return Ok(None);
-    }
-    let mut target = format!("/proc/thread-self/fd/{}/", parent.as_raw_fd()).into_bytes();
-    target.extend_from_slice(name.as_bytes());
-    Ok(Some((CString::new(target).map_err(io::Error::other)?, parent)))
-}
-
-fn open_directory(path: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS)?)
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::identity::{
     BootId, CgroupIdentity, DirectoryIdentity, DiskSequence, LoopIdentity, MapIdentity, MountIdentity,
-    ProcessIdentity, ResourceIdentity,
+    MountNumber, ProcessIdentity, ResourceIdentity,
 };
 
 /// Where a lease is in its life, as far as decisions need it.
@@ -33,6 +33,9 @@ pub struct Claim {
     /// The file handle that finds it again after a restart (`name_to_handle_at(2)`): the kernel's
     /// type and bytes; absent where the file system has none.
     pub handle: Option<(i32, Vec<u8>)>,
+    /// The mount that it was claimed on: others of the same file system show other paths.
+    #[serde(default)]
+    pub mount: Option<MountNumber>,
 }
 
 /// A lease.

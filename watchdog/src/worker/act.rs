@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::message::ClaimQuery;
+use crate::kernel::unmount::{self, Unmounted};
 use crate::kernel::{cgroups, directories, loops, mounts, signals};
 use crate::model::{CgroupIdentity, DirectoryIdentity, ProcessIdentity, Step, StepResult};
 
@@ -21,9 +22,9 @@ pub(super) fn act(step: &Step, claim: Option<&ClaimQuery>, passed: &[OwnedFd]) -
         Step::EndProcesses { processes, cgroup, term_timeout_ms } => {
             end_processes(processes, cgroup.as_ref(), Duration::from_millis(*term_timeout_ms))
         }
-        Step::Unmount { mount, short_number, point, apart_from, .. } => apart_from
-            .map_or(Ok(()), |parent| mounts::part_from_peers(&parent))
-            .and_then(|()| mounts::unmount(mount, *short_number, point))
+        Step::Unmount { mount, short_number, point, apart_from, how } => apart_from
+            .map_or(Ok(()), |parent| unmount::part_from_peers(&parent))
+            .and_then(|()| unmount::unmount(mount, *short_number, point, *how))
             .map(unmounted),
         Step::AbortFuse { .. }
         | Step::SwapOff { .. }
@@ -41,11 +42,12 @@ pub(super) fn act(step: &Step, claim: Option<&ClaimQuery>, passed: &[OwnedFd]) -
     result.unwrap_or_else(|error| StepResult::Failed { cause: error.to_string() })
 }
 
-fn unmounted(unmounted: mounts::Unmounted) -> StepResult {
+fn unmounted(unmounted: Unmounted) -> StepResult {
     match unmounted {
-        mounts::Unmounted::Done => StepResult::Done,
-        mounts::Unmounted::Gone => StepResult::Gone,
-        mounts::Unmounted::OtherOnTop => StepResult::Failed {
+        Unmounted::Done => StepResult::Done,
+        Unmounted::Gone => StepResult::Gone,
+        Unmounted::Locked => StepResult::Locked,
+        Unmounted::OtherOnTop => StepResult::Failed {
             cause: "something else is mounted above it, or its mount point was moved".to_owned(),
         },
     }
@@ -113,7 +115,7 @@ fn remove_directory(
         Some(descriptor) => descriptor,
         None => {
             let (_, mounts) = mounts::own()?;
-            match directories::reopen(&claim.claim, &mounts) {
+            match directories::reopen(&claim.claim, &mounts.iter().collect::<Vec<_>>()) {
                 Ok(found) => reopened = found,
                 Err(error) if matches!(error.raw_os_error(), Some(libc::ESTALE | libc::ENOENT)) => {
                     return Ok(StepResult::Gone);

@@ -10,6 +10,7 @@ mod child;
 mod descriptors;
 mod message;
 mod observe;
+mod observe_mounts;
 mod pool;
 
 pub use child::serve;

@@ -1,14 +1,13 @@
 //! One look at the host. Reads only.
 
-use std::collections::BTreeSet;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use super::message::{ClaimQuery, LeaseQuery, Query};
-use crate::kernel::{cgroups, directories, loops, mounts, processes};
-use crate::model::{
-    Gap, LoopState, Mount, MountNamespace, ProcessIdentity, Snapshot, SnapshotDepth, UnderClaim,
-};
+use super::observe_mounts;
+use crate::kernel::claimed::MountPoints;
+use crate::kernel::{cgroups, directories, loops, processes};
+use crate::model::{Gap, LoopState, ProcessIdentity, Snapshot, UnderClaim};
 
 /// Looks. `touching` is told each loop device before it is asked.
 pub(super) fn observe(
@@ -18,13 +17,7 @@ pub(super) fn observe(
 ) -> Snapshot {
     let mut snapshot = Snapshot::default();
     read_loops(query, touching, &mut snapshot);
-    match mounts::own() {
-        Ok((namespace, mounts)) => {
-            snapshot.namespace = Some(namespace);
-            snapshot.mounts = mounts;
-        }
-        Err(error) => snapshot.gaps.push(Gap::Mounts(error.to_string())),
-    }
+    observe_mounts::read(touching, &mut snapshot);
     touching(None, "processes");
     match processes::list(Path::new("/proc"), query.depth) {
         Ok((processes, unreadable)) => {
@@ -34,13 +27,12 @@ pub(super) fn observe(
         }
         Err(error) => snapshot.gaps.push(Gap::Processes(error.to_string())),
     }
-    match query.depth {
-        SnapshotDepth::Ownership => {}
-        SnapshotDepth::Holders => read_other_namespaces(&mut snapshot),
-    }
+    let mounts = std::mem::take(&mut snapshot.mounts);
+    let points = MountPoints::new(&mounts, snapshot.namespace);
     for lease in &query.leases {
-        read_lease(lease, passed, touching, &mut snapshot);
+        read_lease(lease, passed, &points, touching, &mut snapshot);
     }
+    snapshot.mounts = mounts;
     snapshot
 }
 
@@ -69,35 +61,10 @@ fn read_loops(query: &Query, touching: &mut dyn FnMut(Option<u32>, &str), snapsh
     }
 }
 
-/// The mounts of loop devices in the namespaces of other processes. Each namespace is read once,
-/// through one of its processes, and its file is closed at once.
-fn read_other_namespaces(snapshot: &mut Snapshot) {
-    let mut seen: BTreeSet<MountNamespace> = snapshot.namespace.into_iter().collect();
-    for process in snapshot.processes.iter().filter(|process| !process.ended) {
-        let Some(namespace) = process.namespace else { continue };
-        if !seen.insert(namespace) {
-            continue;
-        }
-        match mounts::of_process(process.identity.pid, namespace) {
-            Ok(mounts) => {
-                let of_loops = mounts.into_iter().filter(|mount: &Mount| {
-                    snapshot.loops.iter().any(|device| device.has_device(mount.device()))
-                });
-                let of_loops: Vec<Mount> = of_loops.collect();
-                snapshot.mounts.extend(of_loops);
-            }
-            // The process went; another one of the same namespace may follow.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::EINVAL)) => {
-                seen.remove(&namespace);
-            }
-            Err(error) => snapshot.gaps.push(Gap::Namespace(namespace, error.to_string())),
-        }
-    }
-}
-
 fn read_lease(
     lease: &LeaseQuery,
     passed: &[OwnedFd],
+    points: &MountPoints<'_>,
     touching: &mut dyn FnMut(Option<u32>, &str),
     snapshot: &mut Snapshot,
 ) {
@@ -128,7 +95,7 @@ fn read_lease(
     }
     for query in &lease.claims {
         touching(None, "a claimed directory");
-        if let Err(error) = read_claim(lease, query, passed, snapshot) {
+        if let Err(error) = read_claim(lease, query, passed, points, snapshot) {
             snapshot.gaps.push(Gap::Claim(lease.lease, error.to_string()));
         }
     }
@@ -138,12 +105,13 @@ fn read_claim(
     lease: &LeaseQuery,
     query: &ClaimQuery,
     passed: &[OwnedFd],
+    points: &MountPoints<'_>,
     snapshot: &mut Snapshot,
 ) -> std::io::Result<()> {
     let reopened;
     let directory: BorrowedFd<'_> = match query.descriptor.and_then(|index| passed.get(index)) {
         Some(descriptor) => std::os::fd::AsFd::as_fd(descriptor),
-        None => match directories::reopen(&query.claim, &snapshot.mounts) {
+        None => match directories::reopen(&query.claim, points.mounts()) {
             Ok(descriptor) => {
                 reopened = descriptor;
                 std::os::fd::AsFd::as_fd(&reopened)
@@ -164,7 +132,7 @@ fn read_claim(
             snapshot.claimed_files.push(UnderClaim { lease: lease.lease, what: backing });
         }
     }
-    for mount in directories::mounts_below(directory, &snapshot.mounts)? {
+    for mount in points.below(directory)? {
         snapshot.claimed_mounts.push(UnderClaim { lease: lease.lease, what: mount });
     }
     Ok(())
