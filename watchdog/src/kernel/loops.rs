@@ -10,7 +10,7 @@ use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
-use super::calls;
+use super::block_calls as calls;
 use crate::model::{BackingFile, DeviceNumber, DiskSequence, LoopDevice, LoopIdentity, LoopState, Partition};
 
 /// The major number of loop devices (the kernel's `devices.txt`).

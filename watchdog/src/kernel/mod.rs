@@ -1,8 +1,9 @@
 //! The kernel's interfaces, a file each: small functions that read or act and decide nothing.
 //!
-//! All `unsafe` of this crate is in `calls`. What can hang (opening a loop device, reading what a
+//! All `unsafe` of this crate is in `calls` and `block_calls`. What can hang (opening a loop device, reading what a
 //! process maps, unmounting) is only ever called in a worker process; see [`crate::worker`].
 
+pub mod block_calls;
 pub mod calls;
 pub mod cgroups;
 pub mod directories;
