@@ -90,7 +90,7 @@ fn number(field: Option<&[u8]>) -> Option<u64> {
 }
 
 /// Undoes the kernel's octal escapes. What only looks like one stays as it is.
-fn unescape(field: &[u8]) -> Vec<u8> {
+pub(super) fn unescape(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((first, tail)) = rest.split_first() {

@@ -4,15 +4,18 @@ use std::collections::BTreeSet;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use super::blocks;
 use super::message::{ClaimQuery, LeaseQuery, Query};
 use crate::kernel::{cgroups, directories, loops, mounts, processes};
 use crate::model::{
     Gap, LoopState, Mount, MountNamespace, ProcessIdentity, Snapshot, SnapshotDepth, UnderClaim,
 };
 
-/// Looks. `touching` is told each loop device before it is asked.
+/// Looks. `touching` is told each loop device before it is asked, and all else that may hang; `skip` is
+/// what it was told of at a look that did hang.
 pub(super) fn observe(
     query: &Query,
+    skip: &[String],
     passed: &[OwnedFd],
     touching: &mut dyn FnMut(Option<u32>, &str),
 ) -> Snapshot {
@@ -25,6 +28,7 @@ pub(super) fn observe(
         }
         Err(error) => snapshot.gaps.push(Gap::Mounts(error.to_string())),
     }
+    blocks::read(&query.avoid, skip, touching, &mut snapshot);
     touching(None, "processes");
     match processes::list(Path::new("/proc"), query.depth) {
         Ok((processes, unreadable)) => {
@@ -53,7 +57,9 @@ fn read_loops(query: &Query, touching: &mut dyn FnMut(Option<u32>, &str), snapsh
         }
     };
     for mut device in listed {
-        if query.avoid.contains(&device.number) {
+        if device.state == LoopState::Leftover {
+            // There is nothing to ask it.
+        } else if query.avoid.contains(&device.number) {
             let cause = "it did not answer before; its backing file's file system may be stuck";
             snapshot.gaps.push(Gap::Loop(device.number, cause.to_owned()));
         } else {
