@@ -159,9 +159,5 @@ fn thaw(reached: &Reached, mount: &Mount) -> io::Result<()> {
     if reach::number_at(&root, std::ffi::OsStr::new(""), mount)? != mount.identity.number {
         return Err(io::Error::new(io::ErrorKind::ResourceBusy, "something else was mounted over it"));
     }
-    match freeze::thaw(&root) {
-        // It is not frozen.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
-        result => result,
-    }
+    freeze::thaw(&root).map(|_| ())
 }

@@ -105,8 +105,8 @@ impl Pool {
         }
     }
 
-    /// Looks at the host. A loop device that hangs is left out of the next try, which then reports
-    /// it as a gap.
+    /// Looks at the host. What hangs, a loop device or whatever can be left out, is left out of the
+    /// next try, which then reports it as a gap.
     ///
     /// # Errors
     /// When no worker can be had, or too many things hang.
@@ -117,13 +117,22 @@ impl Pool {
         silence: Duration,
     ) -> Result<Snapshot, WorkerError> {
         let mut hangs = 0;
+        let mut skip = Vec::new();
         loop {
-            match self.call(&Request::Observe(query.clone()), descriptors, silence).await {
+            let request = Request::Observe { query: query.clone(), skip: skip.clone() };
+            match self.call(&request, descriptors, silence).await {
                 Ok(Response::Seen(snapshot)) => return Ok(*snapshot),
                 Ok(other) => return Err(WorkerError::Nonsense { cause: format!("{other:?}") }),
                 Err(WorkerError::Hung { device: Some(device), .. }) if hangs < HANG_LIMIT => {
                     hangs += 1;
                     query.avoid.push(device);
+                }
+                // The same thing twice is one that cannot be left out.
+                Err(WorkerError::Hung { device: None, doing, .. })
+                    if hangs < HANG_LIMIT && !skip.contains(&doing) =>
+                {
+                    hangs += 1;
+                    skip.push(doing);
                 }
                 Err(error) => return Err(error),
             }
@@ -156,7 +165,7 @@ impl Pool {
         silence: Duration,
     ) -> Result<Response, WorkerError> {
         let permits = match request {
-            Request::Observe(_) => &self.inner.looking,
+            Request::Observe { .. } => &self.inner.looking,
             Request::Act { .. } => &self.inner.acting,
         };
         let permit = permits.acquire().await;

@@ -1,0 +1,279 @@
+//! File systems that are in use on block devices, as sysfs shows them, whether or not anything shows a
+//! mount of them.
+//!
+//! Only some types have a folder in sysfs; those that have none (squashfs, vfat, iso9660) are seen by
+//! their mounts only.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::{IoSliceMut, ReadWriteFlags, preadv2};
+
+use super::{block, block_calls, mounts};
+use crate::model::{DeviceNumber, Filesystem, Mount, MountNumber};
+
+/// The types that have a folder per device, `/sys/fs/TYPE/NAME`, for as long as the file system lives.
+const ONE_DEVICE: [&str; 5] = ["ext4", "xfs", "f2fs", "erofs", "nilfs2"];
+
+/// A file system, and what tells it in another place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// What sysfs shows. Not yet known: whether it is frozen, and as what its mounts are shown.
+    pub filesystem: Filesystem,
+    /// A btrfs's uuid.
+    pub uuid: Option<[u8; 16]>,
+}
+
+/// All that sysfs shows. `sys` is where sysfs is mounted.
+///
+/// # Errors
+/// When sysfs cannot be read.
+pub fn list(sys: &Path) -> io::Result<Vec<Listed>> {
+    let mut found = Vec::new();
+    for kind in ONE_DEVICE {
+        for name in names(&sys.join("fs").join(kind))? {
+            // Beside the devices there are folders such as `features` and `stats`.
+            if let Some(device) = if_there(block::device(&sys.join("class/block").join(&name)))? {
+                found.push(Listed { filesystem: filesystem(kind, vec![device]), uuid: None });
+            }
+        }
+    }
+    for name in names(&sys.join("fs/btrfs"))? {
+        let Some(uuid) = uuid(&name) else { continue };
+        let devices = sys.join("fs/btrfs").join(&name).join("devices");
+        let mut blocks = Vec::new();
+        for name in names(&devices)? {
+            blocks.extend(if_there(block::device(&devices.join(name)))?);
+        }
+        blocks.sort_unstable();
+        found.push(Listed { filesystem: filesystem("btrfs", blocks), uuid: Some(uuid) });
+    }
+    found.sort_by(|one, other| one.filesystem.blocks.cmp(&other.filesystem.blocks));
+    Ok(found)
+}
+
+fn filesystem(kind: &str, blocks: Vec<DeviceNumber>) -> Filesystem {
+    Filesystem { kind: kind.to_owned(), blocks, shown_as: Vec::new(), frozen: None }
+}
+
+/// The names in a folder; none when it is not there, as it is for a type that is not loaded.
+fn names(directory: &Path) -> io::Result<Vec<String>> {
+    let Some(entries) = if_there(fs::read_dir(directory))? else { return Ok(Vec::new()) };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.extend(entry?.file_name().into_string().ok());
+    }
+    Ok(names)
+}
+
+fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if block::is_gone(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// `8-4-4-4-12` hexadecimal digits, as the kernel names a btrfs's folder.
+fn uuid(name: &str) -> Option<[u8; 16]> {
+    let groups: Vec<&str> = name.split('-').collect();
+    if !name.is_ascii() || groups.iter().map(|group| group.len()).ne([8, 4, 4, 4, 12]) {
+        return None;
+    }
+    let digits = groups.concat();
+    let mut uuid = [0; 16];
+    for (index, byte) in uuid.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&digits[2 * index..2 * index + 2], 16).ok()?;
+    }
+    Some(uuid)
+}
+
+/// How a device's blocks are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// From the device, if they are not in memory. May hang with the device.
+    Whole,
+    /// Only what is in memory, so it does not wait for the device (`RWF_NOWAIT`).
+    InMemory,
+}
+
+/// Whether the ext4 that lives on a device is frozen; `None` when that cannot be told.
+///
+/// No interface of the kernel tells it, but the file system's own mark on the disk does. One with a
+/// journal that is mounted for writing is marked as needing recovery for as long as it is
+/// (`ext4_setup_super`); a freeze empties the journal and takes the mark away (`ext4_freeze` in
+/// `fs/ext4/super.c`), a thaw puts it back (`ext4_unfreeze`). Mounted read-only it has no mark either
+/// way, and without a journal never one: there it cannot be told. The same holds for all other types,
+/// whose marks do not follow a freeze.
+///
+/// # Errors
+/// What opening or reading says.
+pub fn is_ext4_frozen(
+    sys: &Path,
+    proc: &Path,
+    device: DeviceNumber,
+    reading: Reading,
+) -> io::Result<Option<bool>> {
+    let name = block::name(sys, device)?;
+    // Its first line is `rw` or `ro`, whatever single mounts of it say (`ext4_seq_options_show`).
+    let options = block::read_if_there(&proc.join("fs/ext4").join(name).join("options"))?;
+    let is_writable = options.is_some_and(|options| options.starts_with(b"rw\n"));
+    if !is_writable {
+        return Ok(None);
+    }
+    let node = block::open_node(sys, device)?;
+    let mut superblock = [0; SUPERBLOCK_SIZE];
+    let flags = match reading {
+        Reading::Whole => ReadWriteFlags::empty(),
+        Reading::InMemory => ReadWriteFlags::NOWAIT,
+    };
+    match preadv2(&node, &mut [IoSliceMut::new(&mut superblock)], SUPERBLOCK_PLACE, flags) {
+        Ok(SUPERBLOCK_SIZE) => Ok(is_marked_frozen(&superblock)),
+        Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::OPNOTSUPP) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+const SUPERBLOCK_PLACE: u64 = 1024;
+const SUPERBLOCK_SIZE: usize = 1024;
+
+/// Pure: from the superblock of an ext4 that is mounted for writing (`struct ext4_super_block`).
+fn is_marked_frozen(superblock: &[u8; SUPERBLOCK_SIZE]) -> Option<bool> {
+    const MAGIC: (usize, u16) = (0x38, 0xef53);
+    const HAS_JOURNAL: (usize, u32) = (0x5c, 0x4);
+    const NEEDS_RECOVERY: (usize, u32) = (0x60, 0x4);
+    let flags = |place: usize| {
+        let bytes = superblock[place..place + 4].try_into().expect("four bytes are four");
+        u32::from_le_bytes(bytes)
+    };
+    let is_ext4 = superblock[MAGIC.0..MAGIC.0 + 2] == MAGIC.1.to_le_bytes();
+    if !is_ext4 || flags(HAS_JOURNAL.0) & HAS_JOURNAL.1 == 0 {
+        return None;
+    }
+    Some(flags(NEEDS_RECOVERY.0) & NEEDS_RECOVERY.1 == 0)
+}
+
+/// The uuid of the btrfs that a mount of the caller's own namespace shows; `None` when the mount
+/// cannot be reached, because something is mounted over it or its mount point was moved.
+///
+/// The kernel shows a btrfs's number (`0:43`) in mountinfo only, and its uuid in sysfs only. What
+/// brings the two together is to ask an open directory: neither the source that mountinfo shows, which
+/// is a path that somebody once gave, nor `statfs(2)`, whose number has the subvolume mixed in, is as
+/// good. May hang with the file system.
+///
+/// # Errors
+/// What opening or asking says.
+pub fn btrfs_of(mount: &Mount) -> io::Result<Option<[u8; 16]>> {
+    let Some(root) = open_root(mount)? else { return Ok(None) };
+    block_calls::btrfs_uuid(&root).map(Some)
+}
+
+fn open_root(mount: &Mount) -> io::Result<Option<OwnedFd>> {
+    let point = OsStr::from_bytes(&mount.point);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let how = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let root: OwnedFd = match openat2(CWD, point, flags, Mode::empty(), how) {
+        Ok(root) => root,
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let unique = match mount.identity.number {
+        MountNumber::Unique(_) => true,
+        MountNumber::Reusable(_) => false,
+    };
+    let number = mounts::number_at(root.as_fd(), OsStr::new(""), unique)?;
+    Ok((number == mount.identity.number).then_some(root))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{Tree, device_number as number};
+    use super::*;
+
+    #[test]
+    fn lists_what_lives_on_devices_and_nothing_else() {
+        // 6.18, with an ext4 on a loop device, an xfs on a partition, and a btrfs on two loop devices.
+        let tree = Tree::new()
+            .file("class/block/loop0/dev", "7:0\n")
+            .file("class/block/loop1p2/dev", "259:1\n")
+            .file("class/block/loop2/dev", "7:2\n")
+            .file("class/block/loop3/dev", "7:3\n")
+            .file("fs/ext4/loop0/session_write_kbytes", "1\n")
+            .file("fs/ext4/features/lazy_itable_init", "supported\n")
+            .file("fs/xfs/loop1p2/log/log_head_lsn", "1:2\n")
+            .file("fs/xfs/stats/stats", "extent_alloc 0 0 0 0\n")
+            .file("fs/btrfs/features/free_space_tree", "2\n")
+            .directory("fs/btrfs/2778b64b-20fa-41f6-b96d-0d1762d98c42/allocation")
+            .link(
+                "fs/btrfs/2778b64b-20fa-41f6-b96d-0d1762d98c42/devices/loop3",
+                "../../../../class/block/loop3",
+            )
+            .link(
+                "fs/btrfs/2778b64b-20fa-41f6-b96d-0d1762d98c42/devices/loop2",
+                "../../../../class/block/loop2",
+            );
+        let uuid = 0x2778_b64b_20fa_41f6_b96d_0d17_62d9_8c42_u128.to_be_bytes();
+        let listed = |kind, blocks, uuid| Listed { filesystem: filesystem(kind, blocks), uuid };
+        assert_eq!(
+            list(tree.path()).expect("readable"),
+            [
+                listed("ext4", vec![number(7, 0)], None),
+                listed("btrfs", vec![number(7, 2), number(7, 3)], Some(uuid)),
+                listed("xfs", vec![number(259, 1)], None),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_kernel_without_any_of_these_types_has_no_such_file_system() {
+        assert_eq!(list(Tree::new().path()).expect("nothing there"), []);
+    }
+
+    #[test]
+    fn only_a_uuid_is_one() {
+        assert_eq!(uuid("features"), None);
+        assert_eq!(uuid("2778b64b-20fa-41f6-b96d-0d1762d98c4g"), None);
+        assert_eq!(uuid("2778b64b-20fa-41f6-b96d-0d1762d98c4\u{e9}"), None);
+        assert_eq!(uuid("2778b64b20fa41f6b96d0d1762d98c42----"), None);
+    }
+
+    /// The flags of a superblock made by `mke2fs -t ext4` (e2fsprogs 1.47) and mounted by 6.18.
+    fn superblock(compatible: u32, incompatible: u32) -> [u8; SUPERBLOCK_SIZE] {
+        let mut bytes = [0; SUPERBLOCK_SIZE];
+        bytes[0x38..0x3a].copy_from_slice(&[0x53, 0xef]);
+        bytes[0x5c..0x60].copy_from_slice(&compatible.to_le_bytes());
+        bytes[0x60..0x64].copy_from_slice(&incompatible.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn a_freeze_takes_the_recovery_mark_away() {
+        assert_eq!(is_marked_frozen(&superblock(0x3c, 0x2c6)), Some(false));
+        assert_eq!(is_marked_frozen(&superblock(0x3c, 0x2c2)), Some(true));
+    }
+
+    #[test]
+    fn without_a_journal_there_is_no_mark_to_tell_by() {
+        assert_eq!(is_marked_frozen(&superblock(0x38, 0x2c2)), None);
+        assert_eq!(is_marked_frozen(&[0; SUPERBLOCK_SIZE]), None);
+    }
+
+    #[test]
+    fn one_that_is_mounted_read_only_may_be_frozen_or_not() {
+        let tree = Tree::new()
+            .file("sys/block/loop0/uevent", "DEVNAME=loop0\n")
+            .link("sys/dev/block/7:0", "../../block/loop0")
+            .file("proc/fs/ext4/loop0/options", "ro\nbsddf\nnogrpid\n");
+        // Its device is not even opened.
+        let frozen =
+            is_ext4_frozen(&tree.path().join("sys"), &tree.path().join("proc"), number(7, 0), Reading::Whole);
+        assert_eq!(frozen.expect("readable"), None);
+    }
+}
