@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use super::blocks;
+use super::blocks::{self, Careful};
 use super::message::{ClaimQuery, LeaseQuery, Query};
 use crate::kernel::{cgroups, directories, loops, mounts, processes};
 use crate::model::{
@@ -21,6 +21,7 @@ pub(super) fn observe(
 ) -> Snapshot {
     let mut snapshot = Snapshot::default();
     read_loops(query, touching, &mut snapshot);
+    blocks::read(Careful { avoid: &query.avoid, skip, touching }, &mut snapshot);
     match mounts::own() {
         Ok((namespace, mounts)) => {
             snapshot.namespace = Some(namespace);
@@ -28,7 +29,6 @@ pub(super) fn observe(
         }
         Err(error) => snapshot.gaps.push(Gap::Mounts(error.to_string())),
     }
-    blocks::read(&query.avoid, skip, touching, &mut snapshot);
     touching(None, "processes");
     match processes::list(Path::new("/proc"), query.depth) {
         Ok((processes, unreadable)) => {
