@@ -8,10 +8,8 @@ use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, AsRawFd};
 
-use linux_raw_sys::btrfs::btrfs_ioctl_fs_info_args;
 use linux_raw_sys::ioctl::{
-    BLKGETDISKSEQ, BLKPG, BTRFS_IOC_FS_INFO, DM_DEV_REMOVE, DM_DEV_STATUS, FITHAW, NBD_CLEAR_SOCK,
-    NBD_DISCONNECT,
+    BLKGETDISKSEQ, BLKPG, DM_DEV_REMOVE, DM_DEV_STATUS, FITHAW, NBD_CLEAR_SOCK, NBD_DISCONNECT,
 };
 use linux_raw_sys::loop_device::{LOOP_CLR_FD, LOOP_GET_STATUS64, loop_info64};
 
@@ -22,9 +20,8 @@ const STOP_ARRAY: u32 = 0x0932;
 
 mod generated {
     use super::{
-        BLKGETDISKSEQ, BLKPG, BTRFS_IOC_FS_INFO, DM_DEV_REMOVE, DM_DEV_STATUS, FITHAW, LOOP_CLR_FD,
-        LOOP_GET_STATUS64, MapRequest, NBD_CLEAR_SOCK, NBD_DISCONNECT, PartitionRequest, STOP_ARRAY,
-        btrfs_ioctl_fs_info_args, loop_info64,
+        BLKGETDISKSEQ, BLKPG, DM_DEV_REMOVE, DM_DEV_STATUS, FITHAW, LOOP_CLR_FD, LOOP_GET_STATUS64,
+        MapRequest, NBD_CLEAR_SOCK, NBD_DISCONNECT, PartitionRequest, STOP_ARRAY, loop_info64,
     };
     nix::ioctl_read_bad!(loop_get_status64, LOOP_GET_STATUS64, loop_info64);
     nix::ioctl_none_bad!(loop_clr_fd, LOOP_CLR_FD);
@@ -35,7 +32,6 @@ mod generated {
     nix::ioctl_none_bad!(stop_array, STOP_ARRAY);
     nix::ioctl_none_bad!(nbd_disconnect, NBD_DISCONNECT);
     nix::ioctl_none_bad!(nbd_clear_sock, NBD_CLEAR_SOCK);
-    nix::ioctl_read_bad!(btrfs_fs_info, BTRFS_IOC_FS_INFO, btrfs_ioctl_fs_info_args);
     nix::ioctl_none_bad!(fithaw, FITHAW);
 }
 
@@ -247,20 +243,6 @@ pub fn nbd_clear_socket(device: impl AsFd) -> io::Result<()> {
     // SAFETY: the request takes no argument; the descriptor is borrowed for the call.
     unsafe { generated::nbd_clear_sock(device.as_fd().as_raw_fd()) }?;
     Ok(())
-}
-
-/// `BTRFS_IOC_FS_INFO`: the uuid of the btrfs that an open directory lies on, as sysfs names it.
-///
-/// # Errors
-/// `ENOTTY` on any other file system.
-pub fn btrfs_uuid(directory: impl AsFd) -> io::Result<[u8; 16]> {
-    let mut info = MaybeUninit::<btrfs_ioctl_fs_info_args>::zeroed();
-    // SAFETY: the kernel writes one btrfs_ioctl_fs_info_args to a pointer that is valid for it.
-    unsafe { generated::btrfs_fs_info(directory.as_fd().as_raw_fd(), info.as_mut_ptr()) }?;
-    // SAFETY: it is plain integers and bytes, so all zeroes, with or without what the kernel wrote
-    // over them, is a value of it.
-    let info = unsafe { info.assume_init() };
-    Ok(info.fsid)
 }
 
 /// `FITHAW`: ends a freeze of the file system that an open file or directory lies on.

@@ -4,56 +4,49 @@
 //! Only some types have a folder in sysfs; those that have none (squashfs, vfat, iso9660) are seen by
 //! their mounts only.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::inotify;
 use rustix::io::{IoSliceMut, ReadWriteFlags, preadv2};
 
-use super::{block, block_calls, mounts};
-use crate::model::{DeviceNumber, Filesystem, Mount, MountNumber};
+use super::block;
+use super::detached::Detached;
+use crate::model::{DeviceNumber, Filesystem};
 
 /// The types that have a folder per device, `/sys/fs/TYPE/NAME`, for as long as the file system lives.
 const ONE_DEVICE: [&str; 5] = ["ext4", "xfs", "f2fs", "erofs", "nilfs2"];
 
-/// A file system, and what tells it in another place.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
-    /// What sysfs shows. Not yet known: whether it is frozen, and as what its mounts are shown.
-    pub filesystem: Filesystem,
-    /// A btrfs's uuid.
-    pub uuid: Option<[u8; 16]>,
-}
-
-/// All that sysfs shows. `sys` is where sysfs is mounted.
+/// All that sysfs shows, and not yet whether they are frozen, or as what their mounts are shown. `sys` is
+/// where sysfs is mounted.
 ///
 /// # Errors
 /// When sysfs cannot be read.
-pub fn list(sys: &Path) -> io::Result<Vec<Listed>> {
+pub fn list(sys: &Path) -> io::Result<Vec<Filesystem>> {
     let mut found = Vec::new();
     for kind in ONE_DEVICE {
         for name in names(&sys.join("fs").join(kind))? {
             // Beside the devices there are folders such as `features` and `stats`.
             if let Some(device) = if_there(block::device(&sys.join("class/block").join(&name)))? {
-                found.push(Listed { filesystem: filesystem(kind, vec![device]), uuid: None });
+                found.push(filesystem(kind, vec![device]));
             }
         }
     }
     for name in names(&sys.join("fs/btrfs"))? {
-        let Some(uuid) = uuid(&name) else { continue };
         let devices = sys.join("fs/btrfs").join(&name).join("devices");
         let mut blocks = Vec::new();
         for name in names(&devices)? {
             blocks.extend(if_there(block::device(&devices.join(name)))?);
         }
-        blocks.sort_unstable();
-        found.push(Listed { filesystem: filesystem("btrfs", blocks), uuid: Some(uuid) });
+        // `features` has no devices.
+        if !blocks.is_empty() {
+            blocks.sort_unstable();
+            found.push(filesystem("btrfs", blocks));
+        }
     }
-    found.sort_by(|one, other| one.filesystem.blocks.cmp(&other.filesystem.blocks));
+    found.sort_by(|one, other| one.blocks.cmp(&other.blocks));
     Ok(found)
 }
 
@@ -77,20 +70,6 @@ fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
         Err(error) if block::is_gone(&error) => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// `8-4-4-4-12` hexadecimal digits, as the kernel names a btrfs's folder.
-fn uuid(name: &str) -> Option<[u8; 16]> {
-    let groups: Vec<&str> = name.split('-').collect();
-    if !name.is_ascii() || groups.iter().map(|group| group.len()).ne([8, 4, 4, 4, 12]) {
-        return None;
-    }
-    let digits = groups.concat();
-    let mut uuid = [0; 16];
-    for (index, byte) in uuid.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&digits[2 * index..2 * index + 2], 16).ok()?;
-    }
-    Some(uuid)
 }
 
 /// How a device's blocks are read.
@@ -158,38 +137,35 @@ fn is_marked_frozen(superblock: &[u8; SUPERBLOCK_SIZE]) -> Option<bool> {
     Some(flags(NEEDS_RECOVERY.0) & NEEDS_RECOVERY.1 == 0)
 }
 
-/// The uuid of the btrfs that a mount of the caller's own namespace shows; `None` when the mount
-/// cannot be reached, because something is mounted over it or its mount point was moved.
+/// The number that the mounts of the file system on a device show, where that is not the device's own
+/// (btrfs); `None` when nothing lives there any more.
 ///
-/// The kernel shows a btrfs's number (`0:43`) in mountinfo only, and its uuid in sysfs only. What
-/// brings the two together is to ask an open directory: neither the source that mountinfo shows, which
-/// is a path that somebody once gave, nor `statfs(2)`, whose number has the subvolume mixed in, is as
-/// good. May hang with the file system.
+/// The kernel shows the number of a btrfs (`0:43`) in mountinfo and its devices in sysfs, and nowhere
+/// both. What mountinfo calls the source is a path that somebody once gave. To open the root of one
+/// of its mounts and ask would make an unmount fail that comes in that moment, and needs a mount that
+/// can be reached. So it is mounted once more, attached nowhere, which is in nobody's way; and what the
+/// kernel itself has as its number is read off an inotify watch, because `stat(2)` of a file on a btrfs
+/// shows the number of its subvolume. May hang with the device.
 ///
 /// # Errors
-/// What opening or asking says.
-pub fn btrfs_of(mount: &Mount) -> io::Result<Option<[u8; 16]>> {
-    let Some(root) = open_root(mount)? else { return Ok(None) };
-    block_calls::btrfs_uuid(&root).map(Some)
+/// What the calls say.
+pub fn number_of_living(sys: &Path, kind: &str, device: DeviceNumber) -> io::Result<Option<DeviceNumber>> {
+    // Mounting what does not live would begin something new.
+    if !block::is_claimed(sys, device)? {
+        return Ok(None);
+    }
+    let mount = Detached::of_living(kind, &block::node_path(sys, device)?)?;
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC)?;
+    inotify::add_watch(&watch, mount.path(), inotify::WatchFlags::DELETE_SELF)?;
+    let text = fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", watch.as_raw_fd()))?;
+    Ok(watched_device(&text))
 }
 
-fn open_root(mount: &Mount) -> io::Result<Option<OwnedFd>> {
-    let point = OsStr::from_bytes(&mount.point);
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let how = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let root: OwnedFd = match openat2(CWD, point, flags, Mode::empty(), how) {
-        Ok(root) => root,
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => {
-            return Ok(None);
-        }
-        Err(error) => return Err(error.into()),
-    };
-    let unique = match mount.identity.number {
-        MountNumber::Unique(_) => true,
-        MountNumber::Reusable(_) => false,
-    };
-    let number = mounts::number_at(root.as_fd(), OsStr::new(""), unique)?;
-    Ok((number == mount.identity.number).then_some(root))
+/// `sdev` of `inotify_fdinfo` in `fs/notify/fdinfo.c`: hexadecimal, as the kernel holds it.
+fn watched_device(fdinfo: &str) -> Option<DeviceNumber> {
+    let watch = fdinfo.lines().find(|line| line.starts_with("inotify "))?;
+    let number = watch.split(' ').find_map(|word| word.strip_prefix("sdev:"))?;
+    u32::from_str_radix(number, 16).ok().map(block::from_kernel)
 }
 
 #[cfg(test)]
@@ -219,14 +195,12 @@ mod tests {
                 "fs/btrfs/2778b64b-20fa-41f6-b96d-0d1762d98c42/devices/loop2",
                 "../../../../class/block/loop2",
             );
-        let uuid = 0x2778_b64b_20fa_41f6_b96d_0d17_62d9_8c42_u128.to_be_bytes();
-        let listed = |kind, blocks, uuid| Listed { filesystem: filesystem(kind, blocks), uuid };
         assert_eq!(
             list(tree.path()).expect("readable"),
             [
-                listed("ext4", vec![number(7, 0)], None),
-                listed("btrfs", vec![number(7, 2), number(7, 3)], Some(uuid)),
-                listed("xfs", vec![number(259, 1)], None),
+                filesystem("ext4", vec![number(7, 0)]),
+                filesystem("btrfs", vec![number(7, 2), number(7, 3)]),
+                filesystem("xfs", vec![number(259, 1)]),
             ]
         );
     }
@@ -237,11 +211,14 @@ mod tests {
     }
 
     #[test]
-    fn only_a_uuid_is_one() {
-        assert_eq!(uuid("features"), None);
-        assert_eq!(uuid("2778b64b-20fa-41f6-b96d-0d1762d98c4g"), None);
-        assert_eq!(uuid("2778b64b-20fa-41f6-b96d-0d1762d98c4\u{e9}"), None);
-        assert_eq!(uuid("2778b64b20fa41f6b96d0d1762d98c42----"), None);
+    fn a_watch_shows_the_number_that_the_kernel_has() {
+        // 6.18, of a watch on the root of a btrfs that mountinfo shows as 0:41.
+        let fdinfo = "pos:\t0\nflags:\t02000000\nmnt_id:\t15\nino:\t1057\n\
+            inotify wd:1 ino:100 sdev:29 mask:400 ignored_mask:0 fhandle-bytes:8 fhandle-type:4d f_handle:0\n";
+        assert_eq!(watched_device(fdinfo), Some(number(0, 41)));
+        let of_disk = fdinfo.replace("sdev:29", "sdev:fe00001");
+        assert_eq!(watched_device(&of_disk), Some(number(254, 1)));
+        assert_eq!(watched_device("pos:\t0\n"), None);
     }
 
     /// The flags of a superblock made by `mke2fs -t ext4` (e2fsprogs 1.47) and mounted by 6.18.

@@ -9,27 +9,17 @@ use std::os::fd::AsFd;
 
 use super::block_calls;
 
-/// What a thaw found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Thawed {
-    /// It was frozen, and is not any more.
-    Done,
-    /// It was not frozen.
-    NotFrozen,
-}
-
-/// Thaws the file system that an open directory lies on. The directory is opened for reading: the
-/// kernel takes no `O_PATH` descriptor for this.
+/// Thaws the file system that an open directory or file lies on.
 ///
 /// # Errors
-/// What `FITHAW` says, but for `EINVAL`, which means that it is not frozen.
-pub fn thaw(directory: impl AsFd) -> io::Result<Thawed> {
-    match block_calls::thaw(directory) {
-        Ok(()) => Ok(Thawed::Done),
-        // `thaw_super` of a file system that is not frozen by user space.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(Thawed::NotFrozen),
-        // A type without a way to freeze is never frozen (`ioctl_fsthaw`).
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(Thawed::NotFrozen),
-        Err(error) => Err(error),
-    }
+/// As [`is_not_frozen`] tells when there was nothing to thaw; `EBADF` for a descriptor of `O_PATH`.
+pub fn thaw(directory: impl AsFd) -> io::Result<()> {
+    block_calls::thaw(directory)
+}
+
+/// Whether an error of [`thaw`] only says that the file system is not frozen: `EINVAL` of
+/// `thaw_super`, or `EOPNOTSUPP` of a type that cannot be (`ioctl_fsthaw`).
+#[must_use]
+pub fn is_not_frozen(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
 }

@@ -1,45 +1,63 @@
 //! The part of a look that is about block devices besides loop devices, and what lives on them. Reads
 //! only.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
 use hostler_protocol::text::printable;
 
-use crate::kernel::filesystems::{self, Listed, Reading};
+use crate::kernel::filesystems::{self, Reading};
 use crate::kernel::{fuse, maps, nbd, swaps};
 use crate::model::{DeviceNumber, Filesystem, Gap, LoopState, Partition, Snapshot};
 
-/// What a worker says before it touches what may hang.
-pub(super) type Touching<'a> = &'a mut dyn FnMut(Option<u32>, &str);
+/// Says what is about to be touched, and keeps from what hung at an earlier look.
+pub(super) struct Careful<'a> {
+    /// Loop devices that hung.
+    pub(super) avoid: &'a [u32],
+    /// What else hung, in the words that it was said in.
+    pub(super) skip: &'a [String],
+    /// Whom it is said to.
+    pub(super) touching: &'a mut dyn FnMut(Option<u32>, &str),
+}
+
+impl Careful<'_> {
+    /// Whether this may be touched now; if so, that has been said.
+    fn may_touch(&mut self, of_loop: Option<u32>, what: &str) -> bool {
+        let hung_before = of_loop.is_some_and(|number| self.avoid.contains(&number))
+            || self.skip.iter().any(|one| one == what);
+        if !hung_before {
+            (self.touching)(of_loop, what);
+        }
+        !hung_before
+    }
+}
 
 /// Reads maps, network block devices, swap, file systems and FUSE connections into a snapshot that has
-/// its loop devices and mounts already. `avoid` are loop devices, and `skip` words of an earlier
-/// look, that hung.
-pub(super) fn read(avoid: &[u32], skip: &[String], touching: Touching<'_>, snapshot: &mut Snapshot) {
+/// its loop devices already.
+pub(super) fn read(mut careful: Careful<'_>, snapshot: &mut Snapshot) {
     let (sys, proc) = (Path::new("/sys"), Path::new("/proc"));
     let gaps = &mut snapshot.gaps;
     snapshot.maps = list("maps and arrays", maps::list(sys), gaps);
     snapshot.nbds = list("network block devices", nbd::list(sys, proc), gaps);
     let listed = swaps::list(proc, &mut |path| {
         let what = format!("swap area {}", printable(path));
-        let is_to_be_looked_up = !skip.contains(&what);
-        if is_to_be_looked_up {
-            touching(None, &what);
-        } else {
+        let may_look = careful.may_touch(None, &what);
+        if !may_look {
             gaps.push(Gap::Blocks(format!("{what}: looking it up hung before")));
         }
-        is_to_be_looked_up
+        may_look
     });
     snapshot.swaps = list("swap areas", listed, gaps);
     snapshot.fuse = list("FUSE connections", fuse::list(sys), gaps);
     let mut listed = list("file systems", filesystems::list(sys), gaps);
-    for one in &mut listed {
-        read_freeze(sys, proc, avoid, &mut one.filesystem, touching, snapshot);
+    for filesystem in &mut listed {
+        match filesystem.kind.as_str() {
+            "ext4" => read_freeze(sys, proc, filesystem, &mut careful, snapshot),
+            "btrfs" => read_number(sys, filesystem, &mut careful, snapshot),
+            _ => {}
+        }
     }
-    name_btrfs(&mut listed, avoid, skip, touching, snapshot);
-    snapshot.filesystems = listed.into_iter().map(|one| one.filesystem).collect();
+    snapshot.filesystems = listed;
 }
 
 fn list<T>(what: &str, result: io::Result<Vec<T>>, gaps: &mut Vec<Gap>) -> Vec<T> {
@@ -51,102 +69,56 @@ fn list<T>(what: &str, result: io::Result<Vec<T>>, gaps: &mut Vec<Gap>) -> Vec<T
 
 /// Of loop devices the mark is read from the device if need be: they are asked at each look anyway,
 /// and one that hangs is known by its number from then on. Of maps and arrays only what is in memory is
-/// read, so a map that is suspended, or built on what hangs, is no trouble; the superblock of a
-/// mounted ext4 with blocks as large as pages is always in memory. All other devices are nobody's to
-/// take back.
+/// read, so one that is suspended, or built on what hangs, is no trouble; the superblock of a mounted
+/// ext4 with blocks as large as pages is always in memory. All other devices are nobody's to take back.
 fn read_freeze(
     sys: &Path,
     proc: &Path,
-    avoid: &[u32],
     filesystem: &mut Filesystem,
-    touching: Touching<'_>,
+    careful: &mut Careful<'_>,
     snapshot: &Snapshot,
 ) {
     let &[device] = filesystem.blocks.as_slice() else { return };
-    if filesystem.kind != "ext4" {
-        return;
-    }
     let of_loop = snapshot.loops.iter().find(|one| one.has_device(device));
     let is_of_map = || snapshot.maps.iter().any(|map| is_part(device, map.identity.device, &map.partitions));
     let reading = match of_loop {
-        Some(one) if !is_answering(one.state) || avoid.contains(&one.number) => return,
-        Some(one) => {
-            touching(Some(one.number), "whether its file system is frozen");
-            Reading::Whole
-        }
-        None if is_of_map() => {
-            touching(None, "whether a map's file system is frozen");
-            Reading::InMemory
-        }
+        Some(one) if matches!(one.state, LoopState::Bound(_)) => Reading::Whole,
+        Some(_) => return,
+        None if is_of_map() => Reading::InMemory,
         None => return,
     };
-    // What cannot be read is not known, and an error is one way of not knowing: the device may have
-    // gone meanwhile.
-    filesystem.frozen = filesystems::is_ext4_frozen(sys, proc, device, reading).unwrap_or(None);
-}
-
-fn is_answering(state: LoopState) -> bool {
-    match state {
-        LoopState::Bound(_) => true,
-        LoopState::Closing | LoopState::Unread | LoopState::Leftover => false,
+    let what = format!("whether the file system on {device} is frozen");
+    if careful.may_touch(of_loop.map(|one| one.number), &what) {
+        // An error is one way of not knowing: the device may have gone meanwhile.
+        filesystem.frozen = filesystems::is_ext4_frozen(sys, proc, device, reading).unwrap_or(None);
     }
 }
 
-/// Finds the number that the mounts of each btrfs show, for those that lie on what may be a lease's.
-/// When none of its mounts answers, as when all are in other namespaces, the number stays unknown.
-fn name_btrfs(
-    listed: &mut [Listed],
-    avoid: &[u32],
-    skip: &[String],
-    touching: Touching<'_>,
-    snapshot: &Snapshot,
-) {
-    let mut wanted: Vec<&mut Listed> =
-        listed.iter_mut().filter(|one| one.uuid.is_some() && is_reclaimable(one, snapshot)).collect();
-    let mounts = snapshot
-        .mounts
-        .iter()
-        .filter(|mount| mount.filesystem == "btrfs" && Some(mount.identity.namespace) == snapshot.namespace);
-    // What mountinfo calls the source is only trusted with the order, and with what to blame.
-    let mut mounts: Vec<_> = mounts.map(|mount| (loop_in(&mount.source), mount)).collect();
-    mounts.sort_by_key(|(of_loop, _)| of_loop.is_none());
-    let mut answered = BTreeSet::new();
-    for (of_loop, mount) in mounts {
-        if wanted.iter().all(|one| !one.filesystem.shown_as.is_empty()) {
-            return;
-        }
-        let what = format!("the btrfs mounted on {}", printable(&mount.point));
-        let device = mount.identity.device;
-        let hung_before = of_loop.is_some_and(|number| avoid.contains(&number)) || skip.contains(&what);
-        if hung_before || answered.contains(&device) {
-            continue;
-        }
-        touching(of_loop, &what);
-        // Where one mount cannot be reached or asked, another of the same file system may be.
-        let Ok(Some(uuid)) = filesystems::btrfs_of(mount) else { continue };
-        answered.insert(device);
-        if let Some(one) = wanted.iter_mut().find(|one| one.uuid == Some(uuid)) {
-            one.filesystem.shown_as.push(device);
-        }
-    }
-}
-
-fn is_reclaimable(one: &Listed, snapshot: &Snapshot) -> bool {
-    one.filesystem.blocks.iter().any(|device| {
+/// Finds the number that the mounts of a btrfs show, when it lies on what may be a lease's: the host's own
+/// are left alone.
+fn read_number(sys: &Path, filesystem: &mut Filesystem, careful: &mut Careful<'_>, snapshot: &mut Snapshot) {
+    let is_reclaimable = |device: &DeviceNumber| {
         snapshot.loops.iter().any(|one| one.has_device(*device))
             || snapshot.maps.iter().any(|map| is_part(*device, map.identity.device, &map.partitions))
             || snapshot.nbds.iter().any(|nbd| is_part(*device, nbd.device, &nbd.partitions))
-    })
+    };
+    let Some(&device) = filesystem.blocks.iter().find(|device| is_reclaimable(device)) else { return };
+    let of_loop = snapshot.loops.iter().find(|one| one.has_device(device)).map(|one| one.number);
+    let what = format!("the number of the btrfs on {device}");
+    let number = if careful.may_touch(of_loop, &what) {
+        let number = filesystems::number_of_living(sys, &filesystem.kind, device);
+        number.map_err(|error| error.to_string())
+    } else {
+        Err("it hung before".to_owned())
+    };
+    match number {
+        Ok(number) => filesystem.shown_as.extend(number),
+        Err(cause) => snapshot.gaps.push(Gap::Blocks(format!("{what}: {cause}"))),
+    }
 }
 
 fn is_part(device: DeviceNumber, whole: DeviceNumber, partitions: &[Partition]) -> bool {
     device == whole || partitions.iter().any(|partition| partition.device == device)
-}
-
-/// N of `/dev/loopN` or of a partition of it.
-fn loop_in(source: &[u8]) -> Option<u32> {
-    let number = source.strip_prefix(b"/dev/loop")?.split(|byte| !byte.is_ascii_digit()).next()?;
-    std::str::from_utf8(number).ok()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -154,11 +126,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_loop_devices_node_names_one() {
-        assert_eq!(loop_in(b"/dev/loop12"), Some(12));
-        assert_eq!(loop_in(b"/dev/loop12p3"), Some(12));
-        assert_eq!(loop_in(b"/dev/loop"), None);
-        assert_eq!(loop_in(b"/dev/loop-control"), None);
-        assert_eq!(loop_in(b"loop12"), None);
+    fn what_hung_before_is_not_touched_again() {
+        let mut said = Vec::new();
+        let skip = ["swap area /mnt/x".to_owned()];
+        let mut touching = |of_loop: Option<u32>, what: &str| said.push((of_loop, what.to_owned()));
+        let mut careful = Careful { avoid: &[3], skip: &skip, touching: &mut touching };
+        assert!(!careful.may_touch(Some(3), "the btrfs"));
+        assert!(!careful.may_touch(None, "swap area /mnt/x"));
+        assert!(careful.may_touch(Some(4), "the btrfs"));
+        assert!(careful.may_touch(None, "swap area /mnt/y"));
+        assert_eq!(said, [(Some(4), "the btrfs".to_owned()), (None, "swap area /mnt/y".to_owned())]);
     }
 }

@@ -3,7 +3,7 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use super::blocks;
+use super::blocks::{self, Careful};
 use super::message::{ClaimQuery, LeaseQuery, Query};
 use super::observe_mounts;
 use crate::kernel::claimed::MountPoints;
@@ -20,8 +20,8 @@ pub(super) fn observe(
 ) -> Snapshot {
     let mut snapshot = Snapshot::default();
     read_loops(query, touching, &mut snapshot);
+    blocks::read(Careful { avoid: &query.avoid, skip, touching }, &mut snapshot);
     observe_mounts::read_own(touching, &mut snapshot);
-    blocks::read(&query.avoid, skip, touching, &mut snapshot);
     observe_mounts::read_others(touching, &mut snapshot);
     touching(None, "processes");
     match processes::list(Path::new("/proc"), query.depth) {

@@ -9,8 +9,7 @@ use std::io;
 use std::path::Path;
 
 use crate::kernel::detached::Detached;
-use crate::kernel::freeze::{self, Thawed};
-use crate::kernel::{Found, block, loops, maps, nbd, swaps};
+use crate::kernel::{Found, block, freeze, loops, maps, nbd, swaps};
 use crate::model::{DeviceNumber, ResourceIdentity, StepResult};
 
 /// Frees it, once `resource` is seen to be what `device` is of still.
@@ -33,9 +32,13 @@ pub(super) fn release(
     }
     let mount = Detached::of_living(kind, &block::node_path(sys, device)?)?;
     let root = mount.root()?;
-    let thawed = freeze::thaw(&root)?;
+    let was_frozen = match freeze::thaw(&root) {
+        Ok(()) => true,
+        Err(error) if freeze::is_not_frozen(&error) => false,
+        Err(error) => return Err(error),
+    };
     let ended = swaps::off_below(&root, swap_files)?;
-    if thawed == Thawed::NotFrozen && ended == 0 {
+    if !was_frozen && ended == 0 {
         let cause = "it is neither frozen nor swapped to, so something else holds it";
         return Ok(StepResult::Failed { cause: cause.to_owned() });
     }
