@@ -159,5 +159,8 @@ fn thaw(reached: &Reached, mount: &Mount) -> io::Result<()> {
     if reach::number_at(&root, std::ffi::OsStr::new(""), mount)? != mount.identity.number {
         return Err(io::Error::new(io::ErrorKind::ResourceBusy, "something else was mounted over it"));
     }
-    freeze::thaw(&root).map(|_| ())
+    match freeze::thaw(&root) {
+        Err(error) if freeze::is_not_frozen(&error) => Ok(()),
+        result => result,
+    }
 }
