@@ -98,7 +98,7 @@ fn mapping_without_a_descriptor() {
         let file = leak.path("mnt/mapped");
         std::fs::write(&file, [b'x'; 8192]).or_fail("writing a file");
         // A process that maps the file and closes it.
-        let script = "import mmap, sys, os\nfd = os.open(sys.argv[1], os.O_RDWR)\nm = mmap.mmap(fd, 0)\nos.close(fd)\nprint('mapped', flush=True)\nsys.stdin.read()";
+        let script = "import mmap, sys, os\nfd = os.open(sys.argv[1], os.O_RDWR)\nm = mmap.mmap(fd, 0)\nos.close(fd)\n[os.close(int(n)) for n in os.listdir('/proc/self/fd') if os.path.exists('/proc/self/fd/' + n) and os.readlink('/proc/self/fd/' + n) == sys.argv[1]]\nprint('mapped', flush=True)\nsys.stdin.read()";
         let mut mapper = place
             .command("python3")
             .args(["-c", script])
@@ -111,7 +111,12 @@ fn mapping_without_a_descriptor() {
         wait_until("the mapping", SOON, || {
             std::fs::read_to_string(&maps).is_ok_and(|maps| maps.contains("mnt/mapped"))
         });
-        // mmap of Python's keeps a duplicate of the descriptor; without it only the mapping holds.
+        // Python's mmap keeps a duplicate of the descriptor, which the script closes too.
+        let descriptors = format!("/proc/{}/fd", mapper.id());
+        wait_until("the end of the descriptor", SOON, || {
+            let mut all = std::fs::read_dir(&descriptors).or_fail("the descriptors").flatten();
+            all.all(|one| std::fs::read_link(one.path()).is_ok_and(|target| target != file))
+        });
         leak.kill();
         let pinned = leak.pinned(Kind::Mount, Reason::Mapping);
         assert!(pinned.detail.contains(&format!("process {}", mapper.id())), "{pinned:?}");
@@ -206,9 +211,20 @@ fn partitions_go_with_their_device() {
         File::create(&image).and_then(|file| file.set_len(32 << 20)).or_fail("making the image");
         // A table and an ext4 file system in its only partition, at 1 MiB.
         let inner = place.image("inner", 16);
+        let mut table = vec![0u8; 512];
+        // One entry: Linux, from sector 2,048, 32,768 of them.
+        table[446 + 4] = 0x83;
+        table[446 + 8..446 + 12].copy_from_slice(&2048u32.to_le_bytes());
+        table[446 + 12..446 + 16].copy_from_slice(&32_768u32.to_le_bytes());
+        table[510..].copy_from_slice(&[0x55, 0xaa]);
+        std::os::unix::fs::FileExt::write_all_at(
+            &File::options().write(true).open(&image).or_fail("opening the image"),
+            &table,
+            0,
+        )
+        .or_fail("writing the partition table");
         let script = format!(
-            "printf 'label: dos\\nstart=2048, size=32768, type=83\\n' | sfdisk -q image
-            dd if={} of=image bs=1M seek=1 conv=notrunc status=none
+            "dd if={} of=image bs=1M seek=1 conv=notrunc status=none
             device=$(losetup --find --show image); partx -a \"$device\"
             mkdir mnt; mount \"${{device}}p1\" mnt; echo \"$device\" >device",
             inner.display()

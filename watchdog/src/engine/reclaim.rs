@@ -290,10 +290,21 @@ impl Engine {
         ownership: &Ownership,
     ) {
         let outcome = verify(resource, plan, results, after);
-        let (reasons, mut detail) = match resource {
+        let (mut reasons, mut detail) = match resource {
             ResourceIdentity::Directory(_) => strangers_below(id, after, ownership),
             _ => reasons_for(resource, after, ownership),
         };
+        let can_be_held_unseen = matches!(
+            resource,
+            ResourceIdentity::Mount(_)
+                | ResourceIdentity::Loop(_)
+                | ResourceIdentity::Map(_)
+                | ResourceIdentity::Nbd(_)
+        );
+        if reasons.is_empty() && can_be_held_unseen {
+            // Something holds it that no look can show: a descriptor on its way over a socket, for one.
+            reasons.push(Reason::Unknown);
+        }
         if detail.is_empty() {
             let said = plan.steps.iter().zip(results).find(|(step, _)| step.resources().contains(&resource));
             detail = match said {
