@@ -269,6 +269,10 @@ impl Deriver<'_> {
         if self.index.lies_on_a_stranger(device) {
             None
         } else if blocks.is_empty() {
+            // Only when it is known which those are.
+            if self.index.snapshot.gaps.iter().any(|gap| matches!(gap, Gap::Mounts(_))) {
+                return None;
+            }
             let mounts = self.index.mounts_of(device).iter();
             the_only(mounts.map(|at| ownership.owners.get(&self.mount(*at)).copied()))
         } else {

@@ -10,10 +10,11 @@ use std::rc::Rc;
 
 use tokio::sync::watch;
 
-use super::{Engine, query};
+use super::reclaim::Seen;
+use super::{Engine, News, query};
 use crate::decide::{Ownership, attribute};
 use crate::model::{Claim, Snapshot, SnapshotDepth};
-use crate::worker::{ClaimQuery, LeaseQuery, Query, WorkerError};
+use crate::worker::{ClaimQuery, Extent, LeaseQuery, Query, WorkerError};
 use hostler_protocol::lease::LeaseId;
 
 /// What a look saw, and whose it is.
@@ -82,7 +83,7 @@ impl Engine {
     }
 
     async fn look_now(&self, depth: SnapshotDepth) -> Result<Rc<Look>, LookFailed> {
-        let result = self.observe(depth).await;
+        let result = self.observe(depth, Extent::Host).await;
         match &result {
             Ok(snapshot) => {
                 self.shared.metrics.gaps.set(i64::try_from(snapshot.gaps.len()).unwrap_or(i64::MAX));
@@ -92,11 +93,24 @@ impl Engine {
         let snapshot = result.map_err(|error| LookFailed(Rc::new(error)))?;
         let ownership = attribute(&snapshot, self.shared.state.borrow().leases());
         self.measure(&snapshot, &ownership);
-        self.remember(&snapshot, &ownership).await;
+        self.remember(&snapshot, &ownership, Seen::Whole).await;
         Ok(Rc::new(Look { snapshot, ownership }))
     }
 
-    async fn observe(&self, depth: SnapshotDepth) -> Result<Snapshot, WorkerError> {
+    /// Looks at nothing but what the kernel told of, and remembers whose that is.
+    pub(super) async fn glance(&self, news: News) -> Result<(), LookFailed> {
+        let extent = Extent::Only {
+            loops: news.loops.into_iter().collect(),
+            mounts: news.mounts.into_iter().collect(),
+        };
+        let result = self.observe(SnapshotDepth::Ownership, extent).await;
+        let snapshot = result.map_err(|error| LookFailed(Rc::new(error)))?;
+        let ownership = attribute(&snapshot, self.shared.state.borrow().leases());
+        self.remember(&snapshot, &ownership, Seen::Part).await;
+        Ok(())
+    }
+
+    async fn observe(&self, depth: SnapshotDepth, extent: Extent) -> Result<Snapshot, WorkerError> {
         let mut held = Vec::new();
         let queries = {
             let state = self.shared.state.borrow();
@@ -113,7 +127,7 @@ impl Engine {
         };
         let descriptors: Vec<BorrowedFd<'_>> = held.iter().map(|descriptor| descriptor.as_fd()).collect();
         let silence = self.shared.config.borrow().reclaim.step_timeout;
-        let query = Query { depth, leases: queries, avoid: Vec::new() };
+        let query = Query { extent, depth, leases: queries, avoid: Vec::new() };
         self.shared.pool.observe(query, &descriptors, silence).await
     }
 
@@ -128,7 +142,8 @@ impl Engine {
         let descriptors: Vec<BorrowedFd<'_>> = kept.into_iter().map(|directory| directory.as_fd()).collect();
         let claim = ClaimQuery { claim: claim.clone(), descriptor: kept.map(|_| 0) };
         let leases = vec![LeaseQuery { lease, cgroup: None, claims: vec![claim] }];
-        let query = Query { depth: SnapshotDepth::Ownership, leases, avoid: Vec::new() };
+        let query =
+            Query { extent: Extent::Host, depth: SnapshotDepth::Ownership, leases, avoid: Vec::new() };
         let silence = self.shared.config.borrow().reclaim.step_timeout;
         self.shared.pool.observe(query, &descriptors, silence).await
     }

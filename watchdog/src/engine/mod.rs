@@ -15,6 +15,7 @@ mod restart;
 mod view;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -51,10 +52,21 @@ struct Shared {
     looks: look::Waiting,
     /// Something changed that may free what is pinned.
     changed: Notify,
-    /// Something changed that may belong to a lease.
-    news: Notify,
+    /// What changed that may belong to a lease.
+    news: RefCell<News>,
+    /// There is some.
+    heard: Notify,
     /// When the resource gauges were last set.
     measured: Cell<Option<tokio::time::Instant>>,
+}
+
+/// What the kernel told of since the last look.
+#[derive(Debug, Default)]
+struct News {
+    loops: BTreeSet<u32>,
+    mounts: BTreeSet<u64>,
+    /// There is more than is known.
+    is_unclear: bool,
 }
 
 /// What the engine is made of.
@@ -94,7 +106,8 @@ impl Engine {
                 state: RefCell::new(State::new(parts.next_lease)),
                 looks: look::Waiting::default(),
                 changed: Notify::new(),
-                news: Notify::new(),
+                news: RefCell::default(),
+                heard: Notify::new(),
                 measured: Cell::new(None),
             }),
         }
@@ -125,11 +138,18 @@ impl Engine {
                 tracing::info!(lease = lease.0, "lease {lease}: its owner ended");
                 self.end(lease, self.shared.config.borrow().reclaim.grace);
             }
-            KernelEvent::LoopChanged | KernelEvent::MountsChanged | KernelEvent::Lost => {
-                self.shared.changed.notify_waiters();
-                self.shared.news.notify_one();
-            }
+            KernelEvent::LoopChanged(number) => self.hear(|news| news.loops.extend([number])),
+            KernelEvent::MountMade(number) => self.hear(|news| news.mounts.extend([number])),
+            // It belongs to nobody any more, and may free what is pinned.
+            KernelEvent::MountGone => self.shared.changed.notify_waiters(),
+            KernelEvent::MountsChanged | KernelEvent::Lost => self.hear(|news| news.is_unclear = true),
         }
+    }
+
+    fn hear(&self, note: impl FnOnce(&mut News)) {
+        note(&mut self.shared.news.borrow_mut());
+        self.shared.changed.notify_waiters();
+        self.shared.heard.notify_one();
     }
 
     /// Runs for as long as the daemon does: looks whose new loop devices and mounts are, so that it
@@ -137,11 +157,21 @@ impl Engine {
     pub async fn follow_changes(&self) {
         /// Changes come in bursts: a builder mounts a dozen things at once.
         const SETTLE: Duration = Duration::from_millis(20);
+        /// With more at once than this, one look at the host costs less.
+        const NEWS_LIMIT: usize = 64;
         loop {
-            self.shared.news.notified().await;
+            self.shared.heard.notified().await;
             tokio::time::sleep(SETTLE).await;
-            let has_claims = self.shared.state.borrow().has_claims();
-            if has_claims && let Err(error) = self.look(SnapshotDepth::Ownership).await {
+            let news = self.shared.news.take();
+            if !self.shared.state.borrow().has_claims() {
+                continue;
+            }
+            let looked = if news.is_unclear || news.loops.len() + news.mounts.len() > NEWS_LIMIT {
+                self.look(SnapshotDepth::Ownership).await.map(|_| ())
+            } else {
+                self.glance(news).await
+            };
+            if let Err(error) = looked {
                 tracing::warn!("a look after a change gave nothing: {}", chain(&error));
             }
         }

@@ -37,6 +37,15 @@ const DOUBT_WAIT: Duration = Duration::from_millis(100);
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LAST: Duration = Duration::from_secs(60);
 
+/// How much of the host a look saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// All that is not there is gone.
+    Whole,
+    /// What is not there was not looked for.
+    Part,
+}
+
 /// Why an attempt ended before it could say anything.
 #[derive(Debug, thiserror::Error)]
 enum AttemptFailed {
@@ -432,7 +441,7 @@ impl Engine {
     }
 
     /// Keeps what a look found out about whose things are, for as long as evidence may vanish.
-    pub(super) async fn remember(&self, snapshot: &Snapshot, ownership: &Ownership) {
+    pub(super) async fn remember(&self, snapshot: &Snapshot, ownership: &Ownership, seen: Seen) {
         let mut entries = Vec::new();
         for record in self.shared.state.borrow_mut().records_mut() {
             let before = record.lease.clone();
@@ -460,7 +469,10 @@ impl Engine {
             let of_lease = |(_, owner): &(&u64, &LeaseId)| **owner == record.lease.id;
             let namespaces = ownership.namespaces.iter().filter(of_lease).map(|(namespace, _)| *namespace);
             record.lease.namespaces.extend(namespaces.collect::<Vec<_>>());
-            forget_what_is_gone(&mut record.lease, snapshot);
+            match seen {
+                Seen::Whole => forget_what_is_gone(&mut record.lease, snapshot),
+                Seen::Part => {}
+            }
             if record.lease != before {
                 entries.push(Entry::Lease { lease: Box::new(record.lease.clone()) });
             }

@@ -4,13 +4,13 @@
 //! of loop devices, and passes on only *that* something happened. It decides nothing and reads no
 //! details: what is lost (a netlink overflow) is reported as "look at everything".
 
-use std::collections::HashMap;
-use std::fs::File;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::mount_events::{Change, MountEvent, MountEvents};
 use hostler_protocol::lease::LeaseId;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{
@@ -22,9 +22,13 @@ use nix::sys::socket::{
 pub enum KernelEvent {
     /// An owner's process ended.
     OwnerEnded(LeaseId),
-    /// A loop device was attached or detached.
-    LoopChanged,
-    /// The host's mount table changed.
+    /// This loop device was attached or detached.
+    LoopChanged(u32),
+    /// This mount was made, or moved: its number that is never given again.
+    MountMade(u64),
+    /// A mount went.
+    MountGone,
+    /// The host's mount table changed, and it is not known where.
     MountsChanged,
     /// Events were lost.
     Lost,
@@ -56,15 +60,13 @@ impl Watcher {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let uevents = uevent_socket()?;
         epoll.add(&uevents, EpollEvent::new(EpollFlags::EPOLLIN, UEVENTS))?;
-        // The host's own namespace, in which the daemon lives anyway: this pins nothing.
-        let mounts = File::open("/proc/self/mountinfo")?;
-        epoll.add(&mounts, EpollEvent::new(EpollFlags::EPOLLPRI, MOUNTS))?;
+        let mounts = MountEvents::start()?;
+        epoll.add(&mounts, EpollEvent::new(mounts.flags(), MOUNTS))?;
         let shared = Arc::new(Shared { epoll, owners: Mutex::new(HashMap::new()) });
         let watcher = Self { shared: Arc::clone(&shared) };
-        std::thread::Builder::new().name("kernel-events".to_owned()).spawn(move || {
-            let _open_while_watched = mounts;
-            watch(&shared, &uevents, &tell)
-        })?;
+        std::thread::Builder::new()
+            .name("kernel-events".to_owned())
+            .spawn(move || watch(&shared, &uevents, &mounts, &tell))?;
         Ok(watcher)
     }
 
@@ -99,7 +101,7 @@ fn uevent_socket() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn watch(shared: &Shared, uevents: &OwnedFd, tell: &impl Fn(KernelEvent)) -> ! {
+fn watch(shared: &Shared, uevents: &OwnedFd, mounts: &MountEvents, tell: &impl Fn(KernelEvent)) -> ! {
     let mut events = [EpollEvent::empty(); 64];
     loop {
         let count = match shared.epoll.wait(&mut events, EpollTimeout::NONE) {
@@ -115,42 +117,55 @@ fn watch(shared: &Shared, uevents: &OwnedFd, tell: &impl Fn(KernelEvent)) -> ! {
         };
         for event in &events[..count] {
             match event.data() {
-                UEVENTS => {
-                    if let Some(event) = read_uevents(uevents) {
-                        tell(event);
-                    }
-                }
-                MOUNTS => tell(KernelEvent::MountsChanged),
+                UEVENTS => read_uevents(uevents, tell),
+                MOUNTS => read_mounts(mounts, tell),
                 lease => tell(KernelEvent::OwnerEnded(LeaseId(lease))),
             }
         }
     }
 }
 
-/// Reads all that waits; says whether any of it was about a loop device.
-fn read_uevents(socket: &OwnedFd) -> Option<KernelEvent> {
-    let mut buffer = [0u8; 8192];
-    let mut found = None;
-    loop {
-        match recvfrom::<NetlinkAddr>(socket.as_raw_fd(), &mut buffer) {
-            // Only the kernel has port 0; any process may send to the group's other members.
-            Ok((length, Some(sender))) if sender.pid() == 0 => {
-                if is_about_a_loop_device(&buffer[..length]) {
-                    found = found.or(Some(KernelEvent::LoopChanged));
-                }
+fn read_mounts(mounts: &MountEvents, tell: &impl Fn(KernelEvent)) {
+    let events = mounts.read_events().unwrap_or_else(|error| {
+        tracing::warn!("the mount events could not be read: {error}");
+        vec![MountEvent::Any]
+    });
+    for event in events {
+        tell(match event {
+            MountEvent::One { number, change: Change::Attached | Change::Moved, .. } => {
+                KernelEvent::MountMade(number)
             }
-            Ok(_) => {}
-            Err(nix::errno::Errno::ENOBUFS) => found = Some(KernelEvent::Lost),
-            Err(_) => return found,
-        }
+            MountEvent::One { change: Change::Detached, .. } => KernelEvent::MountGone,
+            MountEvent::Any => KernelEvent::MountsChanged,
+        });
     }
 }
 
-/// A uevent is `ACTION@PATH`, then `KEY=VALUE` pairs, each ended by a NUL.
-fn is_about_a_loop_device(message: &[u8]) -> bool {
-    let header = message.split(|byte| *byte == 0).next().unwrap_or_default();
-    let Some(at) = header.iter().position(|byte| *byte == b'@') else { return false };
-    header[at + 1..].starts_with(b"/devices/virtual/block/loop")
+/// Reads all that waits, and tells each loop device that it is about, once.
+fn read_uevents(socket: &OwnedFd, tell: &impl Fn(KernelEvent)) {
+    let mut buffer = [0u8; 8192];
+    let mut devices = BTreeSet::new();
+    loop {
+        match recvfrom::<NetlinkAddr>(socket.as_raw_fd(), &mut buffer) {
+            // Only the kernel has port 0; any process may send to the group's other members.
+            Ok((length, Some(sender))) if sender.pid() == 0 => devices.extend(loop_device(&buffer[..length])),
+            Ok(_) => {}
+            Err(nix::errno::Errno::ENOBUFS) => tell(KernelEvent::Lost),
+            Err(_) => break,
+        }
+    }
+    devices.into_iter().map(KernelEvent::LoopChanged).for_each(tell);
+}
+
+/// N of the `/dev/loopN` that a uevent is about. A uevent is `ACTION@PATH`, then `KEY=VALUE` pairs, each
+/// ended by a NUL.
+fn loop_device(message: &[u8]) -> Option<u32> {
+    let header = message.split(|byte| *byte == 0).next()?;
+    let at = header.iter().position(|byte| *byte == b'@')?;
+    let name = header[at + 1..].strip_prefix(b"/devices/virtual/block/loop")?;
+    // What follows a slash is a partition of it.
+    let number = name.split(|byte| *byte == b'/').next()?;
+    std::str::from_utf8(number).ok()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -159,9 +174,10 @@ mod tests {
 
     #[test]
     fn tells_loop_devices_from_others() {
-        assert!(is_about_a_loop_device(b"change@/devices/virtual/block/loop7\0ACTION=change\0"));
-        assert!(!is_about_a_loop_device(b"change@/devices/virtual/block/dm-0\0"));
-        assert!(!is_about_a_loop_device(b"libudev\0"));
-        assert!(!is_about_a_loop_device(b""));
+        assert_eq!(loop_device(b"change@/devices/virtual/block/loop7\0ACTION=change\0"), Some(7));
+        assert_eq!(loop_device(b"add@/devices/virtual/block/loop12/loop12p1\0ACTION=add\0"), Some(12));
+        assert_eq!(loop_device(b"change@/devices/virtual/block/dm-0\0"), None);
+        assert_eq!(loop_device(b"libudev\0"), None);
+        assert_eq!(loop_device(b""), None);
     }
 }

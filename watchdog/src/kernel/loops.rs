@@ -36,6 +36,26 @@ pub fn list(sys: &Path) -> io::Result<Vec<LoopDevice>> {
     Ok(devices)
 }
 
+/// The same of one device; `None` when it is not in use.
+///
+/// # Errors
+/// As [`list`].
+pub fn one(sys: &Path, number: u32) -> io::Result<Option<LoopDevice>> {
+    match describe(&sys.join(format!("block/loop{number}")), number) {
+        Err(error) if block::is_gone(&error) => Ok(None),
+        result => result,
+    }
+}
+
+/// N of the loop device that a device number is of, whole or by a partition; `None` for any other.
+#[must_use]
+pub fn number_of(sys: &Path, device: DeviceNumber) -> Option<u32> {
+    // A partition's folder is in that of its disk: `…/block/loop3/loop3p1`.
+    let link = fs::read_link(block::directory(sys, device)).ok()?;
+    let names = link.iter().rev().take(2).filter_map(|name| name.to_str());
+    names.into_iter().find_map(number_in)
+}
+
 fn number_in(name: &str) -> Option<u32> {
     name.strip_prefix("loop")?.parse().ok()
 }

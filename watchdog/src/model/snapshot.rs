@@ -256,6 +256,12 @@ pub enum Gap {
 }
 
 impl Gap {
+    /// Only a part of the host was looked at, so nothing follows from what is not there.
+    #[must_use]
+    pub fn only_a_part() -> Self {
+        Self::Mounts("only what is new was looked at".to_owned())
+    }
+
     /// One line for a person.
     #[must_use]
     pub fn sentence(&self) -> String {

@@ -25,9 +25,26 @@ pub struct ClaimQuery {
     pub descriptor: Option<usize>,
 }
 
+/// How far a look goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Extent {
+    /// The whole host.
+    Host,
+    /// Only what an event told of.
+    Only {
+        /// Loop devices.
+        loops: Vec<u32>,
+        /// Mounts of the own namespace, by the number that is never given again.
+        mounts: Vec<u64>,
+    },
+}
+
 /// What to look at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Query {
+    /// How far.
+    pub extent: Extent,
     /// How much to read.
     pub depth: SnapshotDepth,
     /// For which leases.

@@ -9,6 +9,7 @@ mod act;
 mod blocks;
 mod child;
 mod descriptors;
+mod glance;
 mod message;
 mod observe;
 mod observe_mounts;
@@ -17,5 +18,5 @@ mod release;
 
 pub use child::serve;
 pub use descriptors::{receive, send};
-pub use message::{ClaimQuery, LeaseQuery, Query, Request, Response};
+pub use message::{ClaimQuery, Extent, LeaseQuery, Query, Request, Response};
 pub use pool::{Pool, WorkerError};

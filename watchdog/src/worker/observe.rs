@@ -4,8 +4,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use super::blocks::{self, Careful};
-use super::message::{ClaimQuery, LeaseQuery, Query};
-use super::observe_mounts;
+use super::message::{ClaimQuery, Extent, LeaseQuery, Query};
+use super::{glance, observe_mounts};
 use crate::kernel::claimed::MountPoints;
 use crate::kernel::{cgroups, directories, loops, processes};
 use crate::model::{Gap, LoopState, ProcessIdentity, Snapshot, UnderClaim};
@@ -18,6 +18,9 @@ pub(super) fn observe(
     passed: &[OwnedFd],
     touching: &mut dyn FnMut(Option<u32>, &str),
 ) -> Snapshot {
+    if let Extent::Only { loops, mounts } = &query.extent {
+        return glance::glance((loops, mounts), query, passed, touching);
+    }
     let mut snapshot = Snapshot::default();
     read_loops(query, touching, &mut snapshot);
     blocks::read(Careful { avoid: &query.avoid, skip, touching }, &mut snapshot);
@@ -100,6 +103,17 @@ fn read_lease(
             Err(error) => snapshot.gaps.push(Gap::Cgroup(lease.lease, error.to_string())),
         }
     }
+    read_claims(lease, passed, points, touching, snapshot);
+}
+
+/// What lies below a lease's claims, of what the snapshot has.
+pub(super) fn read_claims(
+    lease: &LeaseQuery,
+    passed: &[OwnedFd],
+    points: &MountPoints<'_>,
+    touching: &mut dyn FnMut(Option<u32>, &str),
+    snapshot: &mut Snapshot,
+) {
     for query in &lease.claims {
         touching(None, "a claimed directory");
         if let Err(error) = read_claim(lease, query, passed, points, snapshot) {
