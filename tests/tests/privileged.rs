@@ -4,6 +4,8 @@
 
 #[path = "privileged/control_groups.rs"]
 mod control_groups;
+#[path = "privileged/deeper_shapes.rs"]
+mod deeper_shapes;
 #[path = "privileged/identity.rs"]
 mod identity;
 #[path = "privileged/leases.rs"]
