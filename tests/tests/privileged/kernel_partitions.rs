@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hostler_tests::bystander::attach;
-use hostler_tests::failure::{OrFail, wait_until};
+use hostler_tests::failure::{OrFail, wait_for, wait_until};
 use hostler_tests::place::Place;
 use hostler_tests::{probe, program, scenario};
 use hostler_watchdog::model::{DiskSequence, LoopState, SnapshotDepth, Step, StepResult};
@@ -28,14 +29,20 @@ fn partitioned(place: &Place) -> PathBuf {
     path
 }
 
+/// Partitions that were left on one test's device would be in the way of the next one's.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 /// A loop device with partitions. When the test fails, they go all the same.
 struct Disk {
     node: String,
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl Disk {
     fn new(image: &Path) -> Self {
-        let disk = Self { node: attach(image) };
+        // A test that failed has removed its partitions, too.
+        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let disk = Self { node: attach(image), _turn: turn };
         program::succeed("partx", ["-a", &disk.node]);
         assert_eq!(disk.partitions(), 2, "what partx made");
         disk
@@ -110,11 +117,16 @@ fn a_partition_in_use_is_named_and_keeps_the_device_attached() {
 #[test]
 fn partitions_that_were_left_behind_are_seen() {
     scenario::privileged("leftover", |place| {
-        let disk = Disk::new(&partitioned(place));
-        program::succeed("losetup", ["-d", &disk.node]);
-        let snapshot = Worker::start(place).look(SnapshotDepth::Ownership);
-        let device = loop_at(&snapshot, &disk.node);
-        assert_eq!(device.state, LoopState::Leftover);
-        assert_eq!((device.partitions.len(), device.backing_text.as_str()), (2, ""));
+        let image = partitioned(place);
+        let mut worker = Worker::start(place);
+        // Another test may be given the device before the look.
+        let (left, _) = wait_for("a device that is not bound again", Duration::from_secs(10), || {
+            let disk = Disk::new(&image);
+            program::succeed("losetup", ["-d", &disk.node]);
+            let snapshot = worker.look(SnapshotDepth::Ownership);
+            let device = loop_at(&snapshot, &disk.node).clone();
+            (device.state == LoopState::Leftover).then_some(device)
+        });
+        assert_eq!((left.partitions.len(), left.backing_text.as_str()), (2, ""));
     });
 }
