@@ -8,6 +8,16 @@ mod control_groups;
 mod deeper_shapes;
 #[path = "privileged/identity.rs"]
 mod identity;
+#[path = "privileged/kernel_filesystems.rs"]
+mod kernel_filesystems;
+#[path = "privileged/kernel_fuse.rs"]
+mod kernel_fuse;
+#[path = "privileged/kernel_partitions.rs"]
+mod kernel_partitions;
+#[path = "privileged/kernel_processes.rs"]
+mod kernel_processes;
+#[path = "privileged/kernel_swaps.rs"]
+mod kernel_swaps;
 #[path = "privileged/leases.rs"]
 mod leases;
 #[path = "privileged/many.rs"]
@@ -32,3 +42,5 @@ mod service;
 mod shapes;
 #[path = "privileged/wire.rs"]
 mod wire;
+#[path = "privileged/worker.rs"]
+mod worker;

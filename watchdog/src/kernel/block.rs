@@ -198,22 +198,6 @@ fn node(sys: &Path, device: DeviceNumber, flags: OFlags) -> io::Result<(PathBuf,
     Ok((path, open(again, flags | OFlags::CLOEXEC, Mode::empty())?))
 }
 
-/// How many bits of the kernel's own device numbers are the minor one (`MINORBITS`).
-const MINOR_BITS: u32 = 20;
-
-/// A device's number from the form that the kernel holds it in (`MKDEV`), which is not that of
-/// `stat(2)`.
-#[must_use]
-pub fn from_kernel(number: u32) -> DeviceNumber {
-    DeviceNumber { major: number >> MINOR_BITS, minor: number & ((1 << MINOR_BITS) - 1) }
-}
-
-/// The form that the kernel holds a device's number in.
-#[must_use]
-pub fn to_kernel(device: DeviceNumber) -> u32 {
-    (device.major << MINOR_BITS) | device.minor
-}
-
 /// The device that a descriptor is the node of; `None` when it is of anything else.
 ///
 /// # Errors

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use rustix::fs::inotify;
+use nix::fcntl::{FcntlArg, fcntl};
 use rustix::io::{IoSliceMut, ReadWriteFlags, preadv2};
 
 use super::block;
@@ -144,8 +144,9 @@ fn is_marked_frozen(superblock: &[u8; SUPERBLOCK_SIZE]) -> Option<bool> {
 /// both. What mountinfo calls the source is a path that somebody once gave. To open the root of one
 /// of its mounts and ask would make an unmount fail that comes in that moment, and needs a mount that
 /// can be reached. So it is mounted once more, attached nowhere, which is in nobody's way; and what the
-/// kernel itself has as its number is read off an inotify watch, because `stat(2)` of a file on a btrfs
-/// shows the number of its subvolume. May hang with the device.
+/// kernel itself has as its number is read off a lock, because `stat(2)` of a file on a btrfs shows the
+/// number of its subvolume. (An inotify watch would tell it too, and take 20 ms to end, for which the
+/// file system could not.) May hang with the device.
 ///
 /// # Errors
 /// What the calls say.
@@ -155,17 +156,28 @@ pub fn number_of_living(sys: &Path, kind: &str, device: DeviceNumber) -> io::Res
         return Ok(None);
     }
     let mount = Detached::of_living(kind, &block::node_path(sys, device)?)?;
-    let watch = inotify::init(inotify::CreateFlags::CLOEXEC)?;
-    inotify::add_watch(&watch, mount.path(), inotify::WatchFlags::DELETE_SELF)?;
-    let text = fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", watch.as_raw_fd()))?;
-    Ok(watched_device(&text))
+    let root = mount.root()?;
+    // A reader's lock on one byte of the root directory, which is no place that anybody else locks. It
+    // ends with the descriptor.
+    let lock = libc::flock {
+        l_type: libc::F_RDLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 1 << 62,
+        l_len: 1,
+        l_pid: 0,
+    };
+    fcntl(&root, FcntlArg::F_OFD_SETLK(&lock))?;
+    let text = fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", root.as_raw_fd()))?;
+    Ok(locked_device(&text))
 }
 
-/// `sdev` of `inotify_fdinfo` in `fs/notify/fdinfo.c`: hexadecimal, as the kernel holds it.
-fn watched_device(fdinfo: &str) -> Option<DeviceNumber> {
-    let watch = fdinfo.lines().find(|line| line.starts_with("inotify "))?;
-    let number = watch.split(' ').find_map(|word| word.strip_prefix("sdev:"))?;
-    u32::from_str_radix(number, 16).ok().map(block::from_kernel)
+/// The device in `lock:	1: OFDLCK ADVISORY  READ -1 00:27:256 …`, the super block's own in hexadecimal
+/// (`lock_get_status` in `fs/locks.c`).
+fn locked_device(fdinfo: &str) -> Option<DeviceNumber> {
+    let lock = fdinfo.lines().find_map(|line| line.strip_prefix("lock:"))?;
+    let mut parts = lock.split_whitespace().nth(5)?.split(':');
+    let mut number = || u32::from_str_radix(parts.next()?, 16).ok();
+    Some(DeviceNumber { major: number()?, minor: number()? })
 }
 
 #[cfg(test)]
@@ -211,14 +223,13 @@ mod tests {
     }
 
     #[test]
-    fn a_watch_shows_the_number_that_the_kernel_has() {
-        // 6.18, of a watch on the root of a btrfs that mountinfo shows as 0:41.
-        let fdinfo = "pos:\t0\nflags:\t02000000\nmnt_id:\t15\nino:\t1057\n\
-            inotify wd:1 ino:100 sdev:29 mask:400 ignored_mask:0 fhandle-bytes:8 fhandle-type:4d f_handle:0\n";
-        assert_eq!(watched_device(fdinfo), Some(number(0, 41)));
-        let of_disk = fdinfo.replace("sdev:29", "sdev:fe00001");
-        assert_eq!(watched_device(&of_disk), Some(number(254, 1)));
-        assert_eq!(watched_device("pos:\t0\n"), None);
+    fn a_lock_shows_the_number_that_the_kernel_has() {
+        // 6.18, of the root of a btrfs that mountinfo shows as 0:39.
+        let fdinfo = "pos:\t0\nflags:\t02100000\nmnt_id:\t84\nino:\t256\nlock:\t1: OFDLCK ADVISORY  READ -1 \
+            00:27:256 4611686018427387904 4611686018427387904\n";
+        assert_eq!(locked_device(fdinfo), Some(number(0, 39)));
+        assert_eq!(locked_device(&fdinfo.replace("00:27", "fe:100")), Some(number(254, 256)));
+        assert_eq!(locked_device("pos:\t0\nflags:\t02100000\n"), None);
     }
 
     /// The flags of a superblock made by `mke2fs -t ext4` (e2fsprogs 1.47) and mounted by 6.18.

@@ -70,14 +70,18 @@ fn read(connections: &Path) -> io::Result<Vec<FuseConnection>> {
     Ok(found)
 }
 
+/// How many bits of the kernel's own device numbers (`MKDEV`) are the minor one (`MINORBITS`).
+const MINOR_BITS: u32 = 20;
+
 /// A connection's folder is named by its device number as the kernel holds it, in decimal
 /// (`fuse_ctl_add_conn`): for most the minor number alone, and for fuseblk that of a real device.
 fn device(name: &str) -> Option<DeviceNumber> {
-    name.parse().ok().map(block::from_kernel)
+    let number: u32 = name.parse().ok()?;
+    Some(DeviceNumber { major: number >> MINOR_BITS, minor: number & ((1 << MINOR_BITS) - 1) })
 }
 
 fn folder(device: DeviceNumber) -> String {
-    block::to_kernel(device).to_string()
+    ((device.major << MINOR_BITS) | device.minor).to_string()
 }
 
 /// Aborts the connection of a mount: all who wait for its server get an error, and so do all who come

@@ -1,0 +1,115 @@
+//! One worker process of the daemon, asked directly: a look, or one step, as the daemon has them done.
+
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use hostler_protocol::frame::{Decoder, REPLY_LIMIT, encode};
+use hostler_tests::failure::OrFail;
+use hostler_tests::place::Place;
+use hostler_tests::{probe, program};
+use hostler_watchdog::model::{
+    DeviceNumber, LoopDevice, LoopIdentity, LoopState, ResourceIdentity, Snapshot, SnapshotDepth, Step,
+    StepResult,
+};
+use hostler_watchdog::worker::{Query, Request, Response};
+
+/// How long a look or a step may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The worker, in the test's own mount namespace.
+pub(crate) struct Worker {
+    child: Child,
+    socket: UnixStream,
+}
+
+impl Worker {
+    pub(crate) fn start(place: &Place) -> Self {
+        let (ours, theirs) = UnixStream::pair().or_fail("making a pair of sockets");
+        ours.set_read_timeout(Some(PATIENCE)).or_fail("setting a deadline");
+        let child = place
+            .command(program::path("hostlerd"))
+            .arg("worker")
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .spawn()
+            .or_fail("starting a worker");
+        Self { child, socket: ours }
+    }
+
+    /// What the worker says in the end, and all that it said that it touches.
+    fn ask(&mut self, request: &Request) -> (Response, Vec<String>) {
+        let bytes = encode(request).or_fail("a request");
+        self.socket.write_all(&bytes).or_fail("sending a request");
+        let mut decoder = Decoder::new(REPLY_LIMIT);
+        let mut touched = Vec::new();
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            while let Some(message) = decoder.next_message().or_fail("a frame") {
+                match serde_json::from_slice(&message).or_fail("a response") {
+                    Response::Touching { what, .. } => touched.push(what),
+                    done => return (done, touched),
+                }
+            }
+            let count = self.socket.read(&mut buffer).or_fail("an answer of the worker");
+            assert!(count > 0, "the worker ended after it said that it touches {touched:?}");
+            decoder.push(&buffer[..count]);
+        }
+    }
+
+    pub(crate) fn look(&mut self, depth: SnapshotDepth) -> Snapshot {
+        self.look_without(depth, &[]).0
+    }
+
+    /// A look that leaves out what an earlier one said that it touches.
+    pub(crate) fn look_without(&mut self, depth: SnapshotDepth, skip: &[String]) -> (Snapshot, Vec<String>) {
+        let query = Query { depth, leases: Vec::new(), avoid: Vec::new() };
+        let (seen, touched) = self.ask(&Request::Observe { query, skip: skip.to_vec() });
+        match seen {
+            Response::Seen(snapshot) => (*snapshot, touched),
+            other => panic!("asked to look, the worker said {other:?}"),
+        }
+    }
+
+    pub(crate) fn act(&mut self, step: Step) -> StepResult {
+        match self.ask(&Request::Act { step, claim: None }).0 {
+            Response::Acted(result) => result,
+            other => panic!("asked to act, the worker said {other:?}"),
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // It ends with its socket; where it hangs, this ends it.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The loop device with a node, in a snapshot.
+#[track_caller]
+pub(crate) fn loop_at<'a>(snapshot: &'a Snapshot, node: &str) -> &'a LoopDevice {
+    let is_it = |device: &&LoopDevice| format!("/dev/loop{}", device.number) == node;
+    snapshot.loops.iter().find(is_it).or_fail(format_args!("{node} in the snapshot"))
+}
+
+/// Its identity, when it is bound.
+#[track_caller]
+pub(crate) fn identity(device: &LoopDevice) -> LoopIdentity {
+    let LoopState::Bound(backing) = device.state else { panic!("{device:?} is not bound") };
+    LoopIdentity { number: device.number, sequence: device.sequence.or_fail("its sequence"), backing }
+}
+
+pub(crate) fn resource(device: &LoopDevice) -> Box<ResourceIdentity> {
+    Box::new(ResourceIdentity::Loop(identity(device)))
+}
+
+/// The device that a mount of the test shows.
+#[track_caller]
+pub(crate) fn shown_at(point: &std::path::Path) -> DeviceNumber {
+    let mount = probe::mounts().into_iter().rfind(|mount| mount.point == point);
+    let mount = mount.or_fail(format_args!("a mount on {}", point.display()));
+    DeviceNumber::parse(&mount.device).or_fail("a device number")
+}
