@@ -6,6 +6,16 @@
 mod control_groups;
 #[path = "privileged/identity.rs"]
 mod identity;
+#[path = "privileged/kernel_claims.rs"]
+mod kernel_claims;
+#[path = "privileged/kernel_made.rs"]
+mod kernel_made;
+#[path = "privileged/kernel_mounts.rs"]
+mod kernel_mounts;
+#[path = "privileged/kernel_namespaces.rs"]
+mod kernel_namespaces;
+#[path = "privileged/kernel_peers.rs"]
+mod kernel_peers;
 #[path = "privileged/leases.rs"]
 mod leases;
 #[path = "privileged/many.rs"]
