@@ -14,6 +14,7 @@
 pub mod bystander;
 pub mod daemon;
 pub mod failure;
+pub mod leak;
 pub mod namespace;
 #[cfg(feature = "privileged")]
 pub mod oracle;

@@ -26,6 +26,8 @@ mod metrics;
 mod owner_death;
 #[path = "privileged/pinned.rs"]
 mod pinned;
+#[path = "privileged/reasons.rs"]
+mod reasons;
 #[path = "privileged/refusals.rs"]
 mod refusals;
 #[path = "privileged/restart.rs"]

@@ -98,6 +98,10 @@ pub struct Reclaim {
     /// How long any other step, or any single question to the kernel, may take.
     #[serde(deserialize_with = "duration")]
     pub step_timeout: Duration,
+    /// How long after its lease's end a mount that nothing but the lease's own unkillable processes
+    /// holds is unmounted lazily, so that it is out of the way; `None` means never.
+    #[serde(deserialize_with = "duration_or_never")]
+    pub lazy_after: Option<Duration>,
 }
 
 impl Default for Reclaim {
@@ -106,6 +110,7 @@ impl Default for Reclaim {
             grace: Duration::ZERO,
             term_timeout: Duration::from_secs(5),
             step_timeout: Duration::from_secs(10),
+            lazy_after: Some(Duration::from_secs(600)),
         }
     }
 }
@@ -132,6 +137,17 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
     let text = String::deserialize(deserializer)?;
     humantime::parse_duration(&text).map_err(|error| {
         serde::de::Error::custom(format!("{error}; write a duration such as \"500ms\", \"5s\" or \"2min\""))
+    })
+}
+
+fn duration_or_never<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text == "never" {
+        return Ok(None);
+    }
+    let parsed = humantime::parse_duration(&text).map(Some);
+    parsed.map_err(|error| {
+        serde::de::Error::custom(format!("{error}; write a duration such as \"10min\", or \"never\""))
     })
 }
 
@@ -182,7 +198,7 @@ mod tests {
         let error = Config::parse("[reclaim]\ngrace = \"1s\"\ngarce = \"2s\"\n").expect_err("unknown key");
         assert!(error.contains("line 3"), "{error}");
         assert!(error.contains("garce"), "{error}");
-        assert!(error.contains("`grace`, `term_timeout`, `step_timeout`"), "{error}");
+        assert!(error.contains("`grace`, `term_timeout`, `step_timeout`, `lazy_after`"), "{error}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use hostler_protocol::lease::{LeaseId, Report};
 use serde::{Deserialize, Serialize};
@@ -163,6 +163,9 @@ pub enum JournalError {
         /// The directory's lock file.
         path: PathBuf,
     },
+    /// What was written together with others' entries is not durable.
+    #[error(transparent)]
+    NotDurable(Arc<JournalError>),
     /// The writing thread is gone.
     #[error("the journal's thread ended; restart hostlerd")]
     ThreadEnded,
@@ -230,24 +233,38 @@ impl Journal {
         writer.rewrite()?;
         let (jobs, queue) = mpsc::channel::<Job>();
         let thread = std::thread::Builder::new().name("journal".to_owned()).spawn(move || {
-            for job in queue {
-                let result = writer.append(&job.entries);
-                // Whoever asked may have given up; the entries are written all the same.
-                let _ = job.done.send(result);
+            while let Ok(first) = queue.recv() {
+                // All that waits meanwhile is made durable together: with many leases ending at once the
+                // disk, not the host, would be what they wait for.
+                let jobs: Vec<Job> = std::iter::once(first).chain(queue.try_iter()).collect();
+                let result = writer.append(jobs.iter().flat_map(|job| &job.entries));
+                let failure = result.err().map(Arc::new);
+                for job in jobs {
+                    let result = failure.clone().map_or(Ok(()), |cause| Err(JournalError::NotDurable(cause)));
+                    // Whoever asked may have given up; the entries are written all the same.
+                    let _ = job.done.send(result);
+                }
             }
         });
         thread.map_err(failed("starting a thread for", directory))?;
         Ok((Self { jobs }, recovered))
     }
 
-    /// Writes entries, and returns when they are durable.
+    /// Writes entries. They are on their way when this returns, after all that were before them, and
+    /// durable when what it returns is awaited.
     ///
     /// # Errors
     /// When they are not: the disk is full or read-only, for example.
-    pub async fn append(&self, entries: Vec<Entry>) -> Result<(), JournalError> {
+    pub fn append(
+        &self,
+        entries: Vec<Entry>,
+    ) -> impl Future<Output = Result<(), JournalError>> + Send + 'static {
         let (done, result) = oneshot::channel();
-        self.jobs.send(Job { entries, done }).map_err(|_| JournalError::ThreadEnded)?;
-        result.await.map_err(|_| JournalError::ThreadEnded)?
+        let sent = self.jobs.send(Job { entries, done }).map_err(|_| JournalError::ThreadEnded);
+        async move {
+            sent?;
+            result.await.map_err(|_| JournalError::ThreadEnded)?
+        }
     }
 }
 
@@ -264,7 +281,7 @@ struct Writer {
 }
 
 impl Writer {
-    fn append(&mut self, entries: &[Entry]) -> Result<(), JournalError> {
+    fn append<'a>(&mut self, entries: impl IntoIterator<Item = &'a Entry>) -> Result<(), JournalError> {
         let mut bytes = Vec::new();
         for entry in entries {
             self.remember(entry);

@@ -1,9 +1,12 @@
 //! Whose each resource is.
 //!
 //! Evidence, in order: a process is in a lease's control group, or was adopted, or descends from
-//! such a process; a loop device was proven by its descriptor, or its
-//! backing file lies below a claimed directory, or on a file system that the lease mounted; a mount
-//! is of such a device, or its mount point lies below a claimed directory or on such a mount.
+//! such a process; a loop device was proven by its descriptor, or its backing file lies below a
+//! claimed directory, or on a file system that is the lease's; a map is built on nothing but the
+//! lease's devices; a network block device is served by the lease's process; a mount is of such a
+//! device, in whatever namespace, or its mount point lies below a claimed directory or on such a mount,
+//! or it is a copy that the kernel made of such a mount, or it keeps a namespace in which there were
+//! only the lease's processes; a swap area is such a device, or a file on such a file system.
 //!
 //! A lease may be opened within another: its control group then lies in the other's. What both have
 //! evidence for is the inner one's, but its owner, which is the outer one's. What two other leases
@@ -11,13 +14,15 @@
 //!
 //! Deliberately absent: names, paths and environment variables. They are nobody's proof.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use hostler_protocol::lease::{LeaseId, Tracking};
 
+use super::index::{Block, Index};
+use super::propagation::{counterparts, is_younger};
 use crate::model::{
-    DeviceNumber, Gap, Lease, LoopDevice, LoopIdentity, LoopState, Mount, MountNumber, ProcessIdentity,
-    ResourceIdentity, Snapshot,
+    BackingFile, DeviceNumber, Gap, Lease, LoopDevice, LoopIdentity, LoopState, Mount, MountIdentity,
+    MountNamespace, MountNumber, Namespace, ProcessIdentity, ResourceIdentity, Snapshot, SwapIdentity,
 };
 
 /// Whose each resource is, as far as a look can tell.
@@ -28,6 +33,9 @@ pub struct Ownership {
     pub owners: BTreeMap<ResourceIdentity, LeaseId>,
     /// What two leases have a claim to: it is kept.
     pub doubtful: BTreeSet<ResourceIdentity>,
+    /// Mount namespaces, by the number that is never given again, in which there are only processes of
+    /// one lease.
+    pub namespaces: BTreeMap<u64, LeaseId>,
 }
 
 impl Ownership {
@@ -114,12 +122,12 @@ impl LoopDevice {
 #[must_use]
 pub fn attribute<'a>(snapshot: &Snapshot, leases: impl IntoIterator<Item = &'a Lease>) -> Ownership {
     let leases: Vec<&Lease> = leases.into_iter().collect();
-    let nesting = Nesting::of(&leases);
+    let deriver = Deriver { index: Index::new(snapshot), nesting: Nesting::of(&leases), leases };
     // What turns out to be doubtful is no evidence for anything, so what followed from it is derived
     // again without it.
     let mut doubtful = BTreeSet::new();
     loop {
-        let ownership = derive(snapshot, &leases, &nesting, doubtful.clone());
+        let ownership = deriver.derive(doubtful.clone());
         if ownership.doubtful == doubtful {
             return ownership;
         }
@@ -127,25 +135,170 @@ pub fn attribute<'a>(snapshot: &Snapshot, leases: impl IntoIterator<Item = &'a L
     }
 }
 
-fn derive(
-    snapshot: &Snapshot,
-    leases: &[&Lease],
-    nesting: &Nesting,
-    doubtful: BTreeSet<ResourceIdentity>,
-) -> Ownership {
-    let mut ownership = Ownership { owners: BTreeMap::new(), doubtful };
-    for lease in leases {
-        let mut claim = |identity| ownership.claim(identity, lease.id, nesting);
-        for resource in processes(snapshot, lease) {
-            claim(ResourceIdentity::Process(resource));
+struct Deriver<'a> {
+    index: Index<'a>,
+    leases: Vec<&'a Lease>,
+    nesting: Nesting,
+}
+
+impl Deriver<'_> {
+    fn derive(&self, doubtful: BTreeSet<ResourceIdentity>) -> Ownership {
+        let mut ownership = Ownership { doubtful, ..Ownership::default() };
+        for lease in &self.leases {
+            let mut claim = |identity| ownership.claim(identity, lease.id, &self.nesting);
+            for resource in processes(self.index.snapshot, lease) {
+                claim(ResourceIdentity::Process(resource));
+            }
+            for resource in by_evidence(self.index.snapshot, lease) {
+                claim(resource);
+            }
         }
-        for resource in by_evidence(snapshot, lease) {
-            claim(resource);
+        ownership.namespaces = self.namespaces(&ownership);
+        // A mount on an owned mount, a loop device on an owned file system: until nothing new follows.
+        while self.claim_what_follows(&mut ownership) {}
+        ownership
+    }
+
+    /// The namespaces in which there are only processes of one lease, or were when it was looked at
+    /// before, and which were made after the lease had claimed something.
+    fn namespaces(&self, ownership: &Ownership) -> BTreeMap<u64, LeaseId> {
+        let snapshot = self.index.snapshot;
+        // The first process's namespace is the host's; where it may not be read (in some sandboxes),
+        // that much is known. Any other that may not be read can be anywhere.
+        let unreadable = |process: &&crate::model::Process| {
+            process.namespace.is_none() && !process.ended && process.identity.pid != 1
+        };
+        let all_read = !snapshot.processes.iter().any(|process| unreadable(&process))
+            && !snapshot.gaps.iter().any(|gap| matches!(gap, Gap::Processes(_)));
+        let mut residents: BTreeMap<MountNamespace, BTreeSet<Option<LeaseId>>> = BTreeMap::new();
+        for process in snapshot.processes.iter().filter(|process| !process.ended) {
+            let owner = ownership.owners.get(&ResourceIdentity::Process(process.identity)).copied();
+            if let Some(namespace) = process.namespace {
+                residents.entry(namespace).or_default().insert(owner);
+            }
+        }
+        let mut found = BTreeMap::new();
+        for Namespace { namespace, unique, .. } in &snapshot.namespaces {
+            let Some(unique) = *unique else { continue };
+            let known = self.leases.iter().find(|lease| lease.namespaces.contains(&unique));
+            let owner = match (residents.get(namespace), known) {
+                (None, Some(lease)) => Some(lease.id),
+                (Some(owners), _) if all_read && owners.len() == 1 => owners.first().copied().flatten(),
+                (Some(_) | None, _) => None,
+            };
+            let lease = owner.and_then(|owner| self.leases.iter().find(|lease| lease.id == owner));
+            if let Some(lease) = lease.filter(|lease| unique > lease.namespaces_before) {
+                found.insert(unique, lease.id);
+            }
+        }
+        found
+    }
+
+    /// One round of consequences; says whether there were new ones.
+    fn claim_what_follows(&self, ownership: &mut Ownership) -> bool {
+        let snapshot = self.index.snapshot;
+        let mut news = false;
+        for (at, mount) in snapshot.mounts.iter().enumerate() {
+            let identity = ResourceIdentity::Mount(mount.identity);
+            let parent = || ownership.owners.get(&self.mount(self.index.parent(at)?)).copied();
+            let owner = self
+                .filesystem_owner(ownership, mount.device())
+                .or_else(parent)
+                .or_else(|| self.keeper_of_a_namespace(ownership, mount));
+            if let Some(owner) = owner.filter(|owner| !self.was_there(*owner, mount.identity)) {
+                news |= ownership.claim(identity, owner, &self.nesting);
+            }
+            if let Some(owner) = ownership.owners.get(&identity).copied() {
+                // The kernel's own copies of it, below peers of the mount that it is on.
+                for copy in counterparts(at, &self.index) {
+                    let copy = self.index.mount(copy);
+                    if is_younger(copy, mount) && !self.was_there(owner, copy.identity) {
+                        news |= ownership.claim(ResourceIdentity::Mount(copy.identity), owner, &self.nesting);
+                    }
+                }
+            }
+        }
+        for device in &snapshot.loops {
+            let Some(identity) = device.identity() else { continue };
+            if let Some(owner) = self.filesystem_owner(ownership, identity.backing.device) {
+                news |= ownership.claim(ResourceIdentity::Loop(identity), owner, &self.nesting);
+            }
+        }
+        for map in &snapshot.maps {
+            let owners = map
+                .lower
+                .iter()
+                .map(|device| self.index.block(*device).and_then(|block| self.block_owner(ownership, block)));
+            if let Some(owner) = the_only(owners) {
+                news |= ownership.claim(ResourceIdentity::Map(map.identity), owner, &self.nesting);
+            }
+        }
+        for nbd in snapshot.nbds.iter().filter_map(|nbd| nbd.identity) {
+            if let Some(owner) = ownership.owners.get(&ResourceIdentity::Process(nbd.server)).copied() {
+                news |= ownership.claim(ResourceIdentity::Nbd(nbd), owner, &self.nesting);
+            }
+        }
+        for swap in &snapshot.swaps {
+            let owner = match swap.identity {
+                SwapIdentity::Device(device) => {
+                    self.index.block(device).and_then(|block| self.block_owner(ownership, block))
+                }
+                SwapIdentity::File(file) => self.filesystem_owner(ownership, file.device),
+                SwapIdentity::Unreachable(_) => None,
+            };
+            if let Some(owner) = owner {
+                news |= ownership.claim(ResourceIdentity::Swap(swap.identity), owner, &self.nesting);
+            }
+        }
+        news
+    }
+
+    fn mount(&self, at: usize) -> ResourceIdentity {
+        ResourceIdentity::Mount(self.index.mount(at).identity)
+    }
+
+    /// Whether a mount was below the directory of a lease when that claimed it.
+    fn was_there(&self, lease: LeaseId, mount: MountIdentity) -> bool {
+        self.leases.iter().any(|other| other.id == lease && other.mounts_before.contains(&mount))
+    }
+
+    /// The lease that a file system with this number is of: all that it lies on is, or, where it lies on
+    /// no block device of this snapshot, all its mounts are.
+    fn filesystem_owner(&self, ownership: &Ownership, device: DeviceNumber) -> Option<LeaseId> {
+        let blocks = self.index.blocks_under(device);
+        if self.index.lies_on_a_stranger(device) {
+            None
+        } else if blocks.is_empty() {
+            let mounts = self.index.mounts_of(device).iter();
+            the_only(mounts.map(|at| ownership.owners.get(&self.mount(*at)).copied()))
+        } else {
+            the_only(blocks.into_iter().map(|block| self.block_owner(ownership, block)))
         }
     }
-    // A mount on an owned mount, a loop device on an owned file system: until nothing new follows.
-    while claim_what_follows(snapshot, leases, nesting, &mut ownership) {}
-    ownership
+
+    fn block_owner(&self, ownership: &Ownership, block: Block) -> Option<LeaseId> {
+        ownership.owners.get(&self.index.identity(block)?).copied()
+    }
+
+    /// The lease whose namespace a mounted nsfs file keeps.
+    fn keeper_of_a_namespace(&self, ownership: &Ownership, mount: &Mount) -> Option<LeaseId> {
+        let kept = mount.kept_namespace()?;
+        let found = self.index.snapshot.namespaces.iter().find(|other| other.namespace == kept)?;
+        ownership.namespaces.get(&found.unique?).copied()
+    }
+}
+
+/// The lease that all are of; `None` when there are none, or any is of another or of none.
+fn the_only(owners: impl Iterator<Item = Option<LeaseId>>) -> Option<LeaseId> {
+    let mut only = None;
+    for owner in owners {
+        let owner = owner?;
+        if only.is_some_and(|other| other != owner) {
+            return None;
+        }
+        only = Some(owner);
+    }
+    only
 }
 
 fn processes(snapshot: &Snapshot, lease: &Lease) -> BTreeSet<ProcessIdentity> {
@@ -164,6 +317,9 @@ fn processes(snapshot: &Snapshot, lease: &Lease) -> BTreeSet<ProcessIdentity> {
 /// The lease's processes that are still there, and all that descends from them. A parent's number
 /// counts only together with its start, so a number that was given again adopts nobody.
 fn descendants(snapshot: &Snapshot, lease: &Lease) -> BTreeSet<ProcessIdentity> {
+    if lease.processes.is_empty() {
+        return BTreeSet::new();
+    }
     let mut found: BTreeSet<ProcessIdentity> = snapshot
         .processes
         .iter()
@@ -200,26 +356,40 @@ fn by_evidence(snapshot: &Snapshot, lease: &Lease) -> Vec<ResourceIdentity> {
             .map(|found| ResourceIdentity::Directory(found.what)),
     );
     found.extend(snapshot.cgroups.get(&lease.id).copied().map(ResourceIdentity::Cgroup));
+    let files: HashSet<BackingFile> = snapshot
+        .claimed_files
+        .iter()
+        .filter(|found| found.lease == lease.id)
+        .map(|found| found.what)
+        .collect();
     for device in &snapshot.loops {
         let Some(identity) = device.identity() else { continue };
-        let proven = lease.loops.contains(&identity);
         let below_claim = !lease.evidence_closed
             && identity.sequence > lease.loops_before
-            && snapshot
-                .claimed_files
-                .iter()
-                .any(|found| found.lease == lease.id && found.what == identity.backing);
-        if proven || below_claim {
+            && files.contains(&identity.backing);
+        if lease.loops.contains(&identity) || below_claim {
             found.push(ResourceIdentity::Loop(identity));
         }
     }
+    let maps = snapshot.maps.iter().map(|map| map.identity).filter(|map| lease.maps.contains(map));
+    found.extend(maps.map(ResourceIdentity::Map));
+    for swap in &snapshot.swaps {
+        match swap.identity {
+            SwapIdentity::File(file) if !lease.evidence_closed && files.contains(&file) => {
+                found.push(ResourceIdentity::Swap(swap.identity));
+            }
+            SwapIdentity::File(_) | SwapIdentity::Device(_) | SwapIdentity::Unreachable(_) => {}
+        }
+    }
+    let below: HashSet<MountIdentity> = snapshot
+        .claimed_mounts
+        .iter()
+        .filter(|found| found.lease == lease.id)
+        .map(|found| found.what)
+        .collect();
     for mount in &snapshot.mounts {
         let seen = lease.mounts.contains(&mount.identity);
-        let below_claim = !lease.mounts_before.contains(&mount.identity)
-            && snapshot
-                .claimed_mounts
-                .iter()
-                .any(|found| found.lease == lease.id && found.what == mount.identity);
+        let below_claim = below.contains(&mount.identity) && !lease.mounts_before.contains(&mount.identity);
         // A number that is given again proves nothing by itself.
         let proven = seen && number_is_proof(mount.identity.number);
         if proven || below_claim && (seen || !lease.evidence_closed) {
@@ -236,46 +406,19 @@ fn number_is_proof(number: MountNumber) -> bool {
     }
 }
 
-/// One round of consequences; says whether there were new ones.
-fn claim_what_follows(
-    snapshot: &Snapshot,
-    leases: &[&Lease],
-    nesting: &Nesting,
-    ownership: &mut Ownership,
-) -> bool {
-    let mut news = false;
-    for mount in &snapshot.mounts {
-        let owner = device_owner(snapshot, ownership, mount.device()).or_else(|| {
-            let parent = snapshot.mounts.iter().find(|other| Some(other.short_number) == mount.parent)?;
-            ownership.owners.get(&ResourceIdentity::Mount(parent.identity)).copied()
-        });
-        let Some(owner) = owner else { continue };
-        let was_there =
-            leases.iter().any(|lease| lease.id == owner && lease.mounts_before.contains(&mount.identity));
-        if !was_there {
-            news |= ownership.claim(ResourceIdentity::Mount(mount.identity), owner, nesting);
-        }
-    }
-    for device in &snapshot.loops {
-        let Some(identity) = device.identity() else { continue };
-        if let Some(owner) = device_owner(snapshot, ownership, identity.backing.device) {
-            news |= ownership.claim(ResourceIdentity::Loop(identity), owner, nesting);
-        }
-    }
-    news
-}
-
-/// The lease that owns the loop device with this number, whole or by a partition.
-fn device_owner(snapshot: &Snapshot, ownership: &Ownership, number: DeviceNumber) -> Option<LeaseId> {
-    let device = snapshot.loops.iter().find(|device| device.has_device(number))?;
-    ownership.owners.get(&ResourceIdentity::Loop(device.identity()?)).copied()
-}
-
 impl Mount {
     /// The file system's device number.
     #[must_use]
     pub fn device(&self) -> DeviceNumber {
         self.identity.device
+    }
+
+    /// The mount namespace that this mount keeps alive, when it is one of an nsfs file. That the root of
+    /// an nsfs mount reads `mnt:[INODE]` is the kernel's word: no file there has another name.
+    #[must_use]
+    pub fn kept_namespace(&self) -> Option<MountNamespace> {
+        let root = std::str::from_utf8(&self.root).ok().filter(|_| self.filesystem == "nsfs")?;
+        root.strip_prefix("mnt:[")?.strip_suffix(']')?.parse().ok().map(MountNamespace)
     }
 }
 

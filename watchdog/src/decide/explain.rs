@@ -1,7 +1,6 @@
-//! What holds a thing, and what holds that in turn.
+//! What holds a thing, and what holds that in turn: the [holder graph](super::graph) for people.
 //!
-//! Read off a snapshot of depth [`SnapshotDepth::Holders`](crate::model::SnapshotDepth::Holders);
-//! it is for people and for the reasons in reports, and no step is ever derived from it.
+//! Read off a snapshot of depth [`SnapshotDepth::Holders`](crate::model::SnapshotDepth::Holders).
 
 use std::collections::BTreeSet;
 
@@ -9,82 +8,44 @@ use hostler_protocol::text::printable;
 use hostler_protocol::why::{Held, Holder, Reason};
 
 use super::attribute::Ownership;
-use crate::model::{DeviceNumber, LoopDevice, LoopState, Mount, Process, ResourceIdentity, Snapshot};
+use super::graph::{Edge, Node, holders, identity_of, node_of};
+use super::index::{Block, Index};
+use crate::model::{MapKind, Mount, ResourceIdentity, Snapshot, SwapIdentity};
 
 /// How deep a chain of holders is followed. Real chains have fewer than ten links; text that a user
 /// controls cannot make them longer, but stacked mounts can.
 const DEPTH_LIMIT: usize = 32;
 
-/// What can be asked about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Target {
-    /// A loop device by number.
-    Loop(u32),
-    /// A mount by mountinfo's number, of the host's or another namespace.
-    Mount(u64),
-    /// A process by number.
-    Process(u32),
-}
-
-impl Target {
-    /// Finds what a person named: `/dev/loop3`, `loop3`, a mount point as `findmnt` shows it or as
-    /// it is, a process number.
-    #[must_use]
-    pub fn find(text: &str, snapshot: &Snapshot) -> Option<Self> {
-        let loop_name = text.strip_prefix("/dev/").unwrap_or(text).strip_prefix("loop");
-        if let Some(number) = loop_name.and_then(|number| number.parse().ok()) {
-            return snapshot.loops.iter().any(|device| device.number == number).then_some(Self::Loop(number));
-        }
-        if let Ok(pid) = text.parse() {
-            return snapshot
-                .processes
-                .iter()
-                .any(|process| process.identity.pid == pid)
-                .then_some(Self::Process(pid));
-        }
-        snapshot
-            .mounts
-            .iter()
-            .rev()
-            .find(|mount| mount.point == text.as_bytes() || printable(&mount.point) == text)
-            .map(|mount| Self::Mount(mount.short_number))
-    }
-
-    /// The thing that an identity is of, for as long as it is in the snapshot.
-    #[must_use]
-    pub fn of(identity: ResourceIdentity, snapshot: &Snapshot) -> Option<Self> {
-        match identity {
-            ResourceIdentity::Process(process) => Some(Self::Process(process.pid)),
-            ResourceIdentity::Loop(device) => Some(Self::Loop(device.number)),
-            ResourceIdentity::Mount(mount) => snapshot
-                .mounts
-                .iter()
-                .find(|other| other.identity == mount)
-                .map(|mount| Self::Mount(mount.short_number)),
-            ResourceIdentity::Directory(_) | ResourceIdentity::Cgroup(_) => None,
-            ResourceIdentity::Map(_) | ResourceIdentity::Nbd(_) | ResourceIdentity::Swap(_) => None,
-        }
-    }
-}
-
-/// The tree of holders of `target`.
+/// Finds what a person named: `/dev/loop3`, `loop3`, `/dev/nbd0`, `/dev/dm-0`, `/dev/mapper/NAME`, a
+/// mount point as `findmnt` shows it or as it is, a swap file, a process number; and says what holds it.
+/// `None` when nothing has that name.
 #[must_use]
-pub fn explain(target: Target, snapshot: &Snapshot, ownership: &Ownership) -> Held {
-    held(target, snapshot, ownership, &mut BTreeSet::new(), 0)
+pub fn explain(target: &str, snapshot: &Snapshot, ownership: &Ownership) -> Option<Held> {
+    let index = Index::new(snapshot);
+    let node = find(target, &index)?;
+    let narrator = Narrator { index: &index, ownership };
+    Some(narrator.held(node, &mut BTreeSet::new(), 0))
 }
 
-/// The reasons that directly hold `target`, each once, with one sentence for a person.
+/// The reasons that directly hold a resource, each once, with one sentence for a person.
 #[must_use]
-pub fn reasons_for(target: Target, snapshot: &Snapshot, ownership: &Ownership) -> (Vec<Reason>, String) {
+pub fn reasons_for(
+    resource: ResourceIdentity,
+    snapshot: &Snapshot,
+    ownership: &Ownership,
+) -> (Vec<Reason>, String) {
+    let index = Index::new(snapshot);
+    let Some(node) = node_of(resource, &index) else { return (Vec::new(), String::new()) };
+    let narrator = Narrator { index: &index, ownership };
     let mut reasons = BTreeSet::new();
     let mut sentences = Vec::new();
-    for (reason, holder, _) in holders(target, snapshot) {
-        reasons.insert(reason);
-        let whose = match holder {
-            Some(holder) => whose(holder, snapshot, ownership),
-            None => String::new(),
+    for edge in narrator.through_partitions(node) {
+        reasons.insert(edge.reason);
+        let what = match edge.holder {
+            Some(holder) => narrator.what(holder),
+            None => sentence_without_holder(edge.reason),
         };
-        let what = holder.map_or_else(|| reason.name().to_owned(), |holder| what(holder, snapshot));
+        let whose = edge.holder.map(|holder| narrator.whose(holder)).unwrap_or_default();
         sentences.push(if whose.is_empty() { what } else { format!("{what} of {whose}") });
     }
     let shown = sentences.iter().take(3).map(String::as_str).collect::<Vec<_>>().join("; ");
@@ -96,177 +57,141 @@ pub fn reasons_for(target: Target, snapshot: &Snapshot, ownership: &Ownership) -
     (reasons.into_iter().collect(), detail)
 }
 
-fn held(
-    target: Target,
-    snapshot: &Snapshot,
-    ownership: &Ownership,
-    above: &mut BTreeSet<Target>,
-    depth: usize,
-) -> Held {
-    let mut tree =
-        Held { what: what(target, snapshot), whose: whose(target, snapshot, ownership), holders: Vec::new() };
-    if depth == DEPTH_LIMIT || !above.insert(target) {
-        return tree;
+fn find(text: &str, index: &Index<'_>) -> Option<Node> {
+    let snapshot = index.snapshot;
+    let name = text.strip_prefix("/dev/").unwrap_or(text);
+    let number = |prefix: &str| name.strip_prefix(prefix)?.parse::<u32>().ok();
+    if let Some(number) = number("loop") {
+        let at = snapshot.loops.iter().position(|device| device.number == number)?;
+        return Some(Node::Block(Block::Loop(at)));
     }
-    for (reason, holder, remedy) in holders(target, snapshot) {
-        let by = match holder {
-            Some(holder) => held(holder, snapshot, ownership, above, depth + 1),
-            None => Held { what: sentence_without_holder(reason), whose: String::new(), holders: Vec::new() },
-        };
-        tree.holders.push(Holder { reason, remedy, by });
+    if let Some(number) = number("nbd") {
+        let at = snapshot.nbds.iter().position(|device| device.number == number)?;
+        return Some(Node::Block(Block::Nbd(at)));
     }
-    above.remove(&target);
-    tree
+    let mapped = name.strip_prefix("mapper/").unwrap_or(name);
+    let is_it = |map: &crate::model::Map| {
+        map.name == mapped
+            || map.identity.kind == MapKind::DeviceMapper && number("dm-") == Some(map.identity.device.minor)
+    };
+    if let Some(at) = snapshot.maps.iter().position(is_it) {
+        return Some(Node::Block(Block::Map(at)));
+    }
+    if let Ok(pid) = text.parse::<u32>() {
+        let at = snapshot.processes.iter().position(|process| process.identity.pid == pid)?;
+        return Some(Node::Process(at));
+    }
+    let is_at = |point: &[u8]| point == text.as_bytes() || printable(point) == text;
+    let in_host = |mount: &Mount| index.is_host(mount.identity.namespace);
+    // The upper of two on one point comes later; the host's own come before others.
+    let mounts = || snapshot.mounts.iter().enumerate().filter(|(_, mount)| is_at(&mount.point));
+    let mount = mounts().rfind(|(_, mount)| in_host(mount)).or_else(|| mounts().next_back());
+    mount.map(|(at, _)| Node::Mount(std::cmp::Reverse(at))).or_else(|| {
+        let swap = snapshot.swaps.iter().position(|swap| is_at(&swap.path));
+        swap.map(Node::Swap)
+    })
 }
 
 fn sentence_without_holder(reason: Reason) -> String {
     match reason {
         Reason::AutoclearPending => "the kernel, which detaches it at the last close".to_owned(),
-        Reason::Unknown => "something that could not be read".to_owned(),
+        Reason::Unknown => {
+            "something that cannot be seen: a descriptor on its way over a socket, or what could not be read"
+                .to_owned()
+        }
+        Reason::FuseHung => "a FUSE server that does not answer".to_owned(),
+        Reason::Frozen => "a freeze (fsfreeze)".to_owned(),
+        Reason::MntLocked => "the user namespace that its mount namespace belongs to".to_owned(),
         other => other.name().to_owned(),
     }
 }
 
-/// What directly holds `target`: how, which thing, and what would end just that.
-fn holders(target: Target, snapshot: &Snapshot) -> Vec<(Reason, Option<Target>, String)> {
-    match target {
-        Target::Loop(number) => {
-            let Some(device) = snapshot.loops.iter().find(|device| device.number == number) else {
-                return Vec::new();
+struct Narrator<'a> {
+    index: &'a Index<'a>,
+    ownership: &'a Ownership,
+}
+
+impl Narrator<'_> {
+    fn held(&self, node: Node, above: &mut BTreeSet<Node>, depth: usize) -> Held {
+        let mut tree = Held { what: self.what(node), whose: self.whose(node), holders: Vec::new() };
+        if depth == DEPTH_LIMIT || !above.insert(node) {
+            return tree;
+        }
+        for edge in self.edges(node) {
+            let by = match edge.holder {
+                Some(holder) => self.held(holder, above, depth + 1),
+                None => Held {
+                    what: sentence_without_holder(edge.reason),
+                    whose: String::new(),
+                    holders: Vec::new(),
+                },
             };
-            loop_holders(device, snapshot)
+            tree.holders.push(Holder { reason: edge.reason, remedy: self.remedy(node, &edge), by });
         }
-        Target::Mount(number) => match find_mount(number, snapshot) {
-            Some(mount) => mount_holders(mount, snapshot),
-            None => Vec::new(),
-        },
-        // A process is not held by anything that this snapshot could show.
-        Target::Process(_) => Vec::new(),
+        above.remove(&node);
+        tree
     }
-}
 
-fn loop_holders(device: &LoopDevice, snapshot: &Snapshot) -> Vec<(Reason, Option<Target>, String)> {
-    let mut found = Vec::new();
-    let is_host = |mount: &&Mount| snapshot.namespace == Some(mount.identity.namespace);
-    for mount in snapshot.mounts.iter().filter(is_host).filter(|mount| device.has_device(mount.device())) {
-        let remedy = format!("umount {}", printable(&mount.point));
-        found.push((Reason::Mounted, Some(Target::Mount(mount.short_number)), remedy));
-    }
-    for mount in snapshot
-        .mounts
-        .iter()
-        .filter(|mount| !is_host(mount))
-        .filter(|mount| device.has_device(mount.device()))
-    {
-        found.push((
-            Reason::ForeignNamespace,
-            Some(Target::Mount(mount.short_number)),
-            foreign_remedy(mount, snapshot),
-        ));
-    }
-    for other in &snapshot.loops {
-        match other.state {
-            LoopState::Bound(backing) if device.has_device(backing.device) => {
-                let remedy = format!("losetup -d /dev/loop{}", other.number);
-                found.push((Reason::NestedLoop, Some(Target::Loop(other.number)), remedy));
+    /// What holds a node, without what is of no use to a person: loop devices and swap files on the
+    /// host's own file systems, seen from one of their many mounts; partitions that nothing holds.
+    fn edges(&self, node: Node) -> Vec<Edge> {
+        let is_of_use = |edge: &Edge| match (edge.reason, edge.holder) {
+            (Reason::NestedLoop | Reason::Swapfile, Some(_)) => {
+                edge.certainty == super::graph::Certainty::Sure
             }
-            LoopState::Bound(_) | LoopState::Closing | LoopState::Unread | LoopState::Leftover => {}
-        }
+            (Reason::Partition, Some(partition)) => !holders(partition, self.index).is_empty(),
+            _ => true,
+        };
+        holders(node, self.index).into_iter().filter(is_of_use).collect()
     }
-    for process in &snapshot.processes {
-        let pid = process.identity.pid;
-        if process.files.iter().any(|file| file.block_device.is_some_and(|node| device.has_device(node))) {
-            found.push((Reason::OpenDeviceFd, Some(Target::Process(pid)), format!("kill {pid}")));
-        }
-        if on_detached_mount(process, snapshot, |place| device.has_device(place)) {
-            found.push((Reason::DetachedMountFd, Some(Target::Process(pid)), format!("kill {pid}")));
-        }
-    }
-    if device.state == LoopState::Closing {
-        found.push((Reason::AutoclearPending, None, String::new()));
-    }
-    found
-}
 
-/// Whether a process stands on, or has open, a file of such a device on a mount that no namespace
-/// lists.
-fn on_detached_mount(process: &Process, snapshot: &Snapshot, is_it: impl Fn(DeviceNumber) -> bool) -> bool {
-    places(process).any(|place| is_it(place.device) && find_mount(place.mount, snapshot).is_none())
-}
-
-fn places(process: &Process) -> impl Iterator<Item = crate::model::Place> + '_ {
-    [process.current_directory, process.root_directory, process.program]
-        .into_iter()
-        .flatten()
-        .chain(process.files.iter().map(|file| file.place))
-}
-
-fn mount_holders(mount: &Mount, snapshot: &Snapshot) -> Vec<(Reason, Option<Target>, String)> {
-    let mut found = Vec::new();
-    let children = snapshot.mounts.iter();
-    for other in children
-        .filter(|other| other.parent == Some(mount.short_number) && other.short_number != mount.short_number)
-    {
-        let reason = if other.point == mount.point { Reason::StackedMount } else { Reason::ChildMount };
-        let remedy = format!("umount {}", printable(&other.point));
-        found.push((reason, Some(Target::Mount(other.short_number)), remedy));
-    }
-    for process in &snapshot.processes {
-        let pid = process.identity.pid;
-        let stands = places(process).any(|place| place.mount == mount.short_number);
-        // A mapping names only the file system. Where the process stands on the mount as well, the
-        // mapping adds nothing; on the host's own file systems everybody has mappings.
-        let maps = process.mapped.contains(&mount.device()) && only_mount_of_its_device(mount, snapshot);
-        if stands {
-            found.push((Reason::CwdOrRoot, Some(Target::Process(pid)), format!("kill {pid}")));
-        } else if maps {
-            found.push((Reason::Mapping, Some(Target::Process(pid)), format!("kill {pid}")));
+    /// The same, with what holds a partition in the partition's place.
+    fn through_partitions(&self, node: Node) -> Vec<Edge> {
+        let mut found = Vec::new();
+        for edge in self.edges(node) {
+            match edge.holder {
+                Some(partition @ Node::Partition(_)) => found.extend(holders(partition, self.index)),
+                Some(_) | None => found.push(edge),
+            }
         }
+        found
     }
-    if snapshot.loops.iter().any(|device| device.has_device(mount.device())) {
-        for other in &snapshot.loops {
-            match other.state {
-                LoopState::Bound(backing) if backing.device == mount.device() => {
-                    let remedy = format!("losetup -d /dev/loop{}", other.number);
-                    found.push((Reason::NestedLoop, Some(Target::Loop(other.number)), remedy));
+
+    fn what(&self, node: Node) -> String {
+        let snapshot = self.index.snapshot;
+        match node {
+            Node::Block(Block::Loop(at)) => {
+                let device = &snapshot.loops[at];
+                format!("loop device /dev/loop{} (backing file {})", device.number, device.backing_text)
+            }
+            Node::Block(Block::Map(at)) => {
+                let map = &snapshot.maps[at];
+                let name = printable(map.name.as_bytes());
+                match map.identity.kind {
+                    MapKind::DeviceMapper => {
+                        let kind = map_kind(&map.uuid);
+                        format!("{kind} /dev/mapper/{name} (dm-{})", map.identity.device.minor)
+                    }
+                    MapKind::Array => format!("array /dev/{name}"),
                 }
-                LoopState::Bound(_) | LoopState::Closing | LoopState::Unread | LoopState::Leftover => {}
             }
-        }
-    }
-    found
-}
-
-fn only_mount_of_its_device(mount: &Mount, snapshot: &Snapshot) -> bool {
-    let all = snapshot.mounts.iter();
-    all.filter(|other| other.device() == mount.device()).count() == 1
-}
-
-fn foreign_remedy(mount: &Mount, snapshot: &Snapshot) -> String {
-    let inside =
-        snapshot.processes.iter().find(|process| process.namespace == Some(mount.identity.namespace));
-    match inside {
-        Some(process) => {
-            format!("nsenter -m -t {} umount {}", process.identity.pid, printable(&mount.point))
-        }
-        None => String::new(),
-    }
-}
-
-fn find_mount(number: u64, snapshot: &Snapshot) -> Option<&Mount> {
-    snapshot.mounts.iter().find(|mount| mount.short_number == number)
-}
-
-fn what(target: Target, snapshot: &Snapshot) -> String {
-    match target {
-        Target::Loop(number) => {
-            let device = snapshot.loops.iter().find(|device| device.number == number);
-            let backing = device.map_or("", |device| device.backing_text.as_str());
-            format!("loop device /dev/loop{number} (backing file {backing})")
-        }
-        Target::Mount(number) => match find_mount(number, snapshot) {
-            Some(mount) => {
-                let place = if snapshot.namespace == Some(mount.identity.namespace) {
+            Node::Block(Block::Nbd(at)) => {
+                format!("network block device /dev/nbd{}", snapshot.nbds[at].number)
+            }
+            Node::Partition(device) => self.partition(device),
+            Node::Filesystem(at) => {
+                let filesystem = &snapshot.filesystems[at];
+                match filesystem.frozen {
+                    Some(true) => format!("a frozen {} file system", filesystem.kind),
+                    Some(false) | None => {
+                        format!("a {} file system that nothing shows a mount of", filesystem.kind)
+                    }
+                }
+            }
+            Node::Swap(at) => format!("swap area {}", printable(&snapshot.swaps[at].path)),
+            Node::Mount(at) => {
+                let mount = self.index.mount(at.0);
+                let place = if self.index.is_host(mount.identity.namespace) {
                     String::new()
                 } else {
                     format!(" in mount namespace {}", mount.identity.namespace.0)
@@ -277,48 +202,141 @@ fn what(target: Target, snapshot: &Snapshot) -> String {
                     printable(mount.filesystem.as_bytes())
                 )
             }
-            None => format!("mount {number}"),
-        },
-        Target::Process(pid) => {
-            let process = snapshot.processes.iter().find(|process| process.identity.pid == pid);
-            match process {
-                Some(process) if process.unit.is_empty() || process.unit == "/" => {
-                    format!("process {pid} ({}, uid {})", printable(&process.name), process.uid)
+            Node::Process(at) => {
+                let process = &snapshot.processes[at];
+                let (pid, name, uid) = (process.identity.pid, printable(&process.name), process.uid);
+                if process.unit.is_empty() || process.unit == "/" {
+                    format!("process {pid} ({name}, uid {uid})")
+                } else {
+                    format!("process {pid} ({name}, uid {uid}, control group {})", process.unit)
                 }
-                Some(process) => format!(
-                    "process {pid} ({}, uid {}, control group {})",
-                    printable(&process.name),
-                    process.uid,
-                    process.unit
-                ),
-                None => format!("process {pid}"),
             }
+        }
+    }
+
+    fn partition(&self, device: crate::model::DeviceNumber) -> String {
+        let found = self.index.block(device).and_then(|block| {
+            let (_, partitions) = self.index.device_of(block);
+            let partition = partitions.iter().find(|partition| partition.device == device)?;
+            Some((block, partition.number))
+        });
+        match found {
+            Some((Block::Loop(at), number)) => {
+                format!("partition /dev/loop{}p{number}", self.index.snapshot.loops[at].number)
+            }
+            Some((_, number)) => format!("partition {number}"),
+            None => format!("partition {device}"),
+        }
+    }
+
+    fn whose(&self, node: Node) -> String {
+        let Some(identity) = identity_of(node, self.index) else { return String::new() };
+        match self.ownership.owners.get(&identity) {
+            Some(lease) => format!("lease {lease}"),
+            None if self.ownership.doubtful.contains(&identity) => "more than one lease".to_owned(),
+            None => String::new(),
+        }
+    }
+
+    /// The command that would end just this hold of `held`; empty when there is none.
+    fn remedy(&self, held: Node, edge: &Edge) -> String {
+        let snapshot = self.index.snapshot;
+        match (edge.reason, edge.holder) {
+            (Reason::Frozen, Some(Node::Filesystem(at))) => self.thaw(held, &snapshot.filesystems[at]),
+            (_, Some(Node::Process(at))) => format!("kill {}", snapshot.processes[at].identity.pid),
+            (_, Some(Node::Mount(at))) => self.unmount(self.index.mount(at.0)),
+            (_, Some(Node::Swap(at))) => match snapshot.swaps[at].identity {
+                SwapIdentity::Device(_) | SwapIdentity::File(_) => {
+                    format!("swapoff {}", quoted(&snapshot.swaps[at].path))
+                }
+                SwapIdentity::Unreachable(_) => String::new(),
+            },
+            (_, Some(Node::Block(Block::Loop(at)))) => {
+                format!("losetup -d /dev/loop{}", snapshot.loops[at].number)
+            }
+            (_, Some(Node::Block(Block::Map(at)))) => {
+                let map = &snapshot.maps[at];
+                match map.identity.kind {
+                    MapKind::DeviceMapper => format!("dmsetup remove {}", quoted(map.name.as_bytes())),
+                    MapKind::Array => format!("mdadm --stop /dev/{}", printable(map.name.as_bytes())),
+                }
+            }
+            (_, Some(Node::Block(Block::Nbd(at)))) => {
+                format!("qemu-nbd --disconnect /dev/nbd{}", snapshot.nbds[at].number)
+            }
+            (Reason::FuseHung, None) => match held {
+                Node::Mount(at) => {
+                    let minor = self.index.mount(at.0).device().minor;
+                    format!("echo 1 > /sys/fs/fuse/connections/{minor}/abort")
+                }
+                _ => String::new(),
+            },
+            (_, Some(Node::Partition(_) | Node::Filesystem(_)) | None) => String::new(),
+        }
+    }
+
+    fn thaw(&self, held: Node, filesystem: &crate::model::Filesystem) -> String {
+        let mounted = filesystem.blocks.iter().chain(&filesystem.shown_as);
+        let mount = mounted.flat_map(|device| self.index.mounts_of(*device)).next();
+        match (mount, held) {
+            (Some(at), _) => format!("fsfreeze --unfreeze {}", quoted(&self.index.mount(*at).point)),
+            (None, Node::Block(Block::Loop(at))) => {
+                let node = format!("/dev/loop{}", self.index.snapshot.loops[at].number);
+                format!("mount {node} /mnt && fsfreeze --unfreeze /mnt && umount /mnt")
+            }
+            (None, _) => String::new(),
+        }
+    }
+
+    fn unmount(&self, mount: &Mount) -> String {
+        let snapshot = self.index.snapshot;
+        let point = quoted(&mount.point);
+        if self.index.is_host(mount.identity.namespace) {
+            return format!("umount {point}");
+        }
+        let inside =
+            snapshot.processes.iter().find(|process| process.namespace == Some(mount.identity.namespace));
+        let kept = snapshot.mounts.iter().find(|other| {
+            other.kept_namespace() == Some(mount.identity.namespace)
+                && self.index.is_host(other.identity.namespace)
+        });
+        match (inside, kept) {
+            (Some(process), _) => format!("nsenter -m -t {} umount {point}", process.identity.pid),
+            (None, Some(file)) => format!("nsenter --mount={} umount {point}", quoted(&file.point)),
+            (None, None) => String::new(),
         }
     }
 }
 
-fn whose(target: Target, snapshot: &Snapshot, ownership: &Ownership) -> String {
-    let identity = match target {
-        Target::Loop(number) => snapshot
-            .loops
-            .iter()
-            .find(|device| device.number == number)
-            .and_then(LoopDevice::identity)
-            .map(ResourceIdentity::Loop),
-        Target::Mount(number) => {
-            find_mount(number, snapshot).map(|mount| ResourceIdentity::Mount(mount.identity))
+/// A word for a shell that means exactly these bytes.
+fn quoted(bytes: &[u8]) -> String {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(byte);
+    if !bytes.is_empty() && bytes.iter().all(is_plain) {
+        return String::from_utf8_lossy(bytes).into_owned();
+    }
+    let is_harmless = |byte: &u8| (b' '..=b'~').contains(byte) && !b"'\\".contains(byte);
+    if bytes.iter().all(is_harmless) {
+        return format!("'{}'", String::from_utf8_lossy(bytes));
+    }
+    let mut word = String::from("$'");
+    for byte in bytes {
+        if is_harmless(byte) {
+            word.push(char::from(*byte));
+        } else {
+            word.push_str(&format!("\\x{byte:02x}"));
         }
-        Target::Process(pid) => snapshot
-            .processes
-            .iter()
-            .find(|process| process.identity.pid == pid)
-            .map(|process| ResourceIdentity::Process(process.identity)),
-    };
-    let Some(identity) = identity else { return String::new() };
-    match ownership.owners.get(&identity) {
-        Some(lease) => format!("lease {lease}"),
-        None if ownership.doubtful.contains(&identity) => "more than one lease".to_owned(),
-        None => String::new(),
+    }
+    word.push('\'');
+    word
+}
+
+/// What made a map, by the uuid that it gave it.
+fn map_kind(uuid: &str) -> &'static str {
+    match uuid.split(['-', '_']).next() {
+        Some("LVM") => "logical volume",
+        Some("CRYPT") => "encrypted container",
+        Some(part) if part.starts_with("part") => "partition map",
+        Some(_) | None => "map",
     }
 }
 

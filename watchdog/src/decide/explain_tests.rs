@@ -1,13 +1,26 @@
 use hostler_protocol::why::{Held, Reason};
 
 use super::super::attribute;
-use super::super::fixture::{ROOT_DISK, host, lease, loop_device, loop_number, mount, process};
-use super::{Target, explain, reasons_for};
-use crate::model::{FileHold, LoopState, MountNamespace, Phase, Place, Snapshot};
+use super::super::fixture::{
+    ROOT_DISK, host, lease, loop_device, loop_identity, loop_number, map, map_number, mount, process,
+};
+use super::{explain, quoted, reasons_for};
+use crate::model::{
+    DeviceNumber, FileHold, Filesystem, LoopState, MountNamespace, Namespace, Partition, Phase, Place,
+    ResourceIdentity, Snapshot, Swap, SwapIdentity,
+};
 
-fn reasons(target: Target, snapshot: &Snapshot) -> Vec<Reason> {
+fn loop_3(snapshot: &Snapshot) -> (Vec<Reason>, String) {
+    reasons_of(ResourceIdentity::Loop(loop_identity(3, ROOT_DISK)), snapshot)
+}
+
+fn reasons_of(resource: ResourceIdentity, snapshot: &Snapshot) -> (Vec<Reason>, String) {
+    reasons_for(resource, snapshot, &attribute(snapshot, [&lease(1, Phase::Over)]))
+}
+
+fn why(target: &str, snapshot: &Snapshot) -> Held {
     let ownership = attribute(snapshot, [&lease(1, Phase::Over)]);
-    reasons_for(target, snapshot, &ownership).0
+    explain(target, snapshot, &ownership).expect("it is there")
 }
 
 fn with_loop() -> Snapshot {
@@ -23,8 +36,7 @@ fn follows_the_chain_to_the_process_at_its_end() {
     let mut holder = process(50, 1);
     holder.current_directory = Some(Place { mount: 2, device: loop_number(3) });
     snapshot.processes = vec![holder];
-    let ownership = attribute(&snapshot, [&lease(1, Phase::Over)]);
-    let tree = explain(Target::Loop(3), &snapshot, &ownership);
+    let tree = why("/dev/loop3", &snapshot);
     assert_eq!(tree.what, "loop device /dev/loop3 (backing file /images/3.img)");
     assert_eq!(tree.holders[0].reason, Reason::Mounted);
     assert_eq!(tree.holders[0].by.holders[0].reason, Reason::CwdOrRoot);
@@ -38,15 +50,15 @@ fn names_each_way_to_hold_a_device() {
     let mut foreign = mount(2, 1, loop_number(3), "/w");
     foreign.identity.namespace = MountNamespace(77);
     snapshot.mounts.push(foreign);
-    assert_eq!(reasons(Target::Loop(3), &snapshot), [Reason::ForeignNamespace]);
+    assert_eq!(loop_3(&snapshot).0, [Reason::ForeignNamespace]);
 
     let mut snapshot = with_loop();
     snapshot.loops.push(loop_device(4, loop_number(3)));
-    assert_eq!(reasons(Target::Loop(3), &snapshot), [Reason::NestedLoop]);
+    assert_eq!(loop_3(&snapshot).0, [Reason::NestedLoop]);
 
     let mut snapshot = with_loop();
     snapshot.loops[0].state = LoopState::Closing;
-    assert_eq!(reasons(Target::Loop(3), &snapshot), [Reason::AutoclearPending]);
+    assert_eq!(loop_3(&snapshot).0, [Reason::AutoclearPending]);
 
     let mut snapshot = with_loop();
     let mut opener = process(50, 1);
@@ -61,13 +73,13 @@ fn names_each_way_to_hold_a_device() {
         text: Vec::new(),
     }];
     snapshot.processes = vec![opener];
-    assert_eq!(reasons(Target::Loop(3), &snapshot), [Reason::OpenDeviceFd]);
+    assert_eq!(loop_3(&snapshot).0, [Reason::OpenDeviceFd]);
 
     let mut snapshot = with_loop();
     let mut inside = process(50, 1);
     inside.current_directory = Some(Place { mount: 99, device: loop_number(3) });
     snapshot.processes = vec![inside];
-    assert_eq!(reasons(Target::Loop(3), &snapshot), [Reason::DetachedMountFd]);
+    assert_eq!(loop_3(&snapshot).0, [Reason::DetachedMountFd]);
 }
 
 #[test]
@@ -82,7 +94,7 @@ fn names_each_way_to_hold_a_mount() {
     mapper.mapped = vec![loop_number(3)];
     snapshot.processes = vec![mapper];
     assert_eq!(
-        reasons(Target::Mount(2), &snapshot),
+        reasons_of(ResourceIdentity::Mount(snapshot.mounts[1].identity), &snapshot).0,
         [Reason::ChildMount, Reason::StackedMount, Reason::Mapping]
     );
 }
@@ -90,8 +102,7 @@ fn names_each_way_to_hold_a_mount() {
 #[test]
 fn nothing_that_holds_is_said_as_such() {
     let snapshot = with_loop();
-    let ownership = attribute(&snapshot, [&lease(1, Phase::Over)]);
-    assert_eq!(reasons_for(Target::Loop(3), &snapshot, &ownership), (Vec::new(), String::new()));
+    assert_eq!(loop_3(&snapshot), (Vec::new(), String::new()));
 }
 
 #[test]
@@ -99,8 +110,7 @@ fn a_ring_of_holders_ends() {
     // Two devices whose backing files lie on each other: the kernel refuses it, text cannot.
     let mut snapshot = host();
     snapshot.loops = vec![loop_device(3, loop_number(4)), loop_device(4, loop_number(3))];
-    let ownership = attribute(&snapshot, [&lease(1, Phase::Over)]);
-    let tree = explain(Target::Loop(3), &snapshot, &ownership);
+    let tree = why("/dev/loop3", &snapshot);
     fn depth(held: &Held) -> usize {
         1 + held.holders.iter().map(|holder| depth(&holder.by)).max().unwrap_or(0)
     }
@@ -116,8 +126,7 @@ fn a_long_list_is_cut_short_and_says_so() {
         holder.current_directory = Some(Place { mount: 2, device: loop_number(3) });
         snapshot.processes.push(holder);
     }
-    let ownership = attribute(&snapshot, [&lease(1, Phase::Over)]);
-    let (_, detail) = reasons_for(Target::Mount(2), &snapshot, &ownership);
+    let (_, detail) = reasons_of(ResourceIdentity::Mount(snapshot.mounts[1].identity), &snapshot);
     assert!(detail.ends_with("; and 7 more, see `hostler why`"), "{detail}");
 }
 
@@ -126,16 +135,93 @@ fn finds_what_people_type() {
     let mut snapshot = with_loop();
     snapshot.mounts.push(mount(2, 1, loop_number(3), "/w\nx"));
     snapshot.processes = vec![process(50, 1)];
+    snapshot.maps = vec![map(0, &[loop_number(3)])];
+    snapshot.swaps =
+        vec![Swap { identity: SwapIdentity::Device(map_number(0)), path: b"/dev/dm-0".to_vec() }];
+    let ownership = attribute(&snapshot, [&lease(1, Phase::Over)]);
     for (text, found) in [
-        ("/dev/loop3", Some(Target::Loop(3))),
-        ("loop3", Some(Target::Loop(3))),
+        ("/dev/loop3", Some("loop device /dev/loop3 (backing file /images/3.img)")),
+        ("loop3", Some("loop device /dev/loop3 (backing file /images/3.img)")),
         ("/dev/loop33", None),
-        ("50", Some(Target::Process(50))),
-        ("/w\\nx", Some(Target::Mount(2))),
-        ("/w\nx", Some(Target::Mount(2))),
-        ("/", Some(Target::Mount(1))),
-        ("/nowhere", None),
+        ("50", Some("process 50 (builder, uid 1000)")),
+        ("/w\\nx", Some("mount /w\\nx (ext4)")),
+        ("/w\nx", Some("mount /w\\nx (ext4)")),
+        ("/dev/mapper/vg-lv0", Some("logical volume /dev/mapper/vg-lv0 (dm-0)")),
+        ("/dev/dm-0", Some("logical volume /dev/mapper/vg-lv0 (dm-0)")),
+        ("/w", None),
+        ("", None),
     ] {
-        assert_eq!(Target::find(text, &snapshot), found, "{text}");
+        let what = explain(text, &snapshot, &ownership).map(|held| held.what);
+        assert_eq!(what.as_deref(), found, "{text}");
     }
+}
+
+#[test]
+fn names_each_layer_of_a_stack_with_what_would_end_it() {
+    let mut snapshot = with_loop();
+    snapshot.loops[0].partitions =
+        vec![Partition { number: 1, device: DeviceNumber { major: 259, minor: 1 } }];
+    snapshot.maps = vec![map(0, &[DeviceNumber { major: 259, minor: 1 }])];
+    snapshot.swaps =
+        vec![Swap { identity: SwapIdentity::Device(map_number(0)), path: b"/dev/dm-0".to_vec() }];
+    let tree = why("/dev/loop3", &snapshot);
+    let partition = &tree.holders[0];
+    assert_eq!((partition.reason, partition.by.what.as_str()), (Reason::Partition, "partition /dev/loop3p1"));
+    let map = &partition.by.holders[0];
+    assert_eq!((map.reason, map.remedy.as_str()), (Reason::Map, "dmsetup remove vg-lv0"));
+    let swap = &map.by.holders[0];
+    assert_eq!((swap.reason, swap.remedy.as_str()), (Reason::Swap, "swapoff /dev/dm-0"));
+    assert_eq!(loop_3(&snapshot).0, [Reason::Map]);
+}
+
+#[test]
+fn a_file_system_that_nothing_shows_is_frozen_or_unknown_and_never_free() {
+    let mut snapshot = with_loop();
+    let filesystem = |frozen| Filesystem {
+        kind: "ext4".to_owned(),
+        blocks: vec![loop_number(3)],
+        shown_as: Vec::new(),
+        frozen,
+    };
+    snapshot.filesystems = vec![filesystem(None)];
+    assert_eq!(loop_3(&snapshot).0, [Reason::Unknown]);
+    snapshot.filesystems = vec![filesystem(Some(true))];
+    assert_eq!(loop_3(&snapshot).0, [Reason::Frozen]);
+    let tree = why("/dev/loop3", &snapshot);
+    assert!(tree.holders[0].remedy.contains("fsfreeze --unfreeze"), "{tree:?}");
+}
+
+#[test]
+fn a_mount_elsewhere_names_who_keeps_its_namespace() {
+    let mut snapshot = with_loop();
+    let mut foreign = mount(2, 1, loop_number(3), "/w x");
+    foreign.identity.namespace = MountNamespace(77);
+    snapshot.mounts.push(foreign);
+    let mut resident = process(50, 1);
+    resident.namespace = Some(MountNamespace(77));
+    snapshot.processes = vec![resident];
+    snapshot.namespaces =
+        vec![Namespace { namespace: MountNamespace(77), unique: Some(5), other_user_namespace: true }];
+    let tree = why("/dev/loop3", &snapshot);
+    assert_eq!(tree.holders[0].reason, Reason::ForeignNamespace);
+    assert_eq!(tree.holders[0].remedy, "nsenter -m -t 50 umount '/w x'");
+    let reasons: Vec<Reason> = tree.holders[0].by.holders.iter().map(|holder| holder.reason).collect();
+    assert_eq!(reasons, [Reason::MntLocked, Reason::ForeignNamespace]);
+
+    snapshot.processes.clear();
+    let mut file = mount(3, 1, DeviceNumber { major: 0, minor: 4 }, "/run/ns");
+    file.filesystem = "nsfs".to_owned();
+    file.root = b"mnt:[77]".to_vec();
+    snapshot.mounts.push(file);
+    let tree = why("/dev/loop3", &snapshot);
+    assert_eq!(tree.holders[0].remedy, "nsenter --mount=/run/ns umount '/w x'");
+    assert_eq!(tree.holders[0].by.holders[1].remedy, "umount /run/ns");
+}
+
+#[test]
+fn a_command_means_the_same_bytes_to_a_shell() {
+    assert_eq!(quoted(b"/plain/path-1.img"), "/plain/path-1.img");
+    assert_eq!(quoted(b"/a b"), "'/a b'");
+    assert_eq!(quoted(b"/a'b\n\xff"), "$'/a\\x27b\\x0a\\xff'");
+    assert_eq!(quoted(b""), "''");
 }

@@ -6,9 +6,9 @@ use hostler_protocol::lease::{Epoch, LeaseId, Tracking};
 use proptest::prelude::*;
 
 use crate::model::{
-    BackingFile, BootId, DeviceNumber, DiskSequence, Lease, LoopDevice, LoopIdentity, LoopState, Mount,
-    MountIdentity, MountNamespace, MountNumber, Phase, Process, ProcessIdentity, Snapshot, StartTime,
-    UnderClaim,
+    BackingFile, BootId, DeviceNumber, DiskSequence, Filesystem, Lease, LoopDevice, LoopIdentity, LoopState,
+    Map, MapIdentity, MapKind, Mount, MountIdentity, MountNamespace, MountNumber, Phase, Place, Process,
+    ProcessIdentity, Snapshot, StartTime, Swap, SwapIdentity, UnderClaim,
 };
 
 pub(super) const HOST: MountNamespace = MountNamespace(1);
@@ -109,43 +109,140 @@ pub(super) fn claim_file(snapshot: &mut Snapshot, lease: u64, device: &LoopDevic
     snapshot.claimed_files.push(UnderClaim { lease: LeaseId(lease), what });
 }
 
-/// Hosts with loop devices, mounts of and on them, nested devices and claims, some of them a
-/// lease's and some nobody's; every shape that the parts can make.
+/// A device-mapper map `dm-N` on these devices.
+pub(super) fn map(number: u32, lower: &[DeviceNumber]) -> Map {
+    let device = map_number(number);
+    Map {
+        identity: MapIdentity {
+            kind: MapKind::DeviceMapper,
+            device,
+            sequence: DiskSequence(500 + u64::from(number)),
+        },
+        name: format!("vg-lv{number}"),
+        uuid: format!("LVM-{number}"),
+        lower: lower.to_vec(),
+        partitions: Vec::new(),
+    }
+}
+
+pub(super) fn map_number(number: u32) -> DeviceNumber {
+    DeviceNumber { major: 253, minor: number }
+}
+
+/// A process with its current directory on a mount.
+pub(super) fn standing(pid: u32, on: &Mount) -> Process {
+    let place = Place { mount: on.short_number, device: on.device() };
+    Process { current_directory: Some(place), ..process(pid, 1) }
+}
+
+/// The random parts that a host is made of.
+type Parts = (
+    Vec<(bool, prop::sample::Index, u8, bool)>,
+    Vec<(prop::sample::Index, prop::sample::Index, u8)>,
+    Vec<(prop::sample::Index, prop::sample::Index, u8, u8)>,
+    Vec<(prop::sample::Index, bool)>,
+    Vec<(prop::sample::Index, bool)>,
+);
+
+/// Hosts with loop devices, maps, swap areas, frozen file systems, mounts of and on them in two
+/// namespaces and with propagation, and processes in those; some of all that a lease's and some
+/// nobody's: every shape that the parts can make.
 pub(super) fn any_host() -> impl Strategy<Value = Snapshot> {
-    let loops = proptest::collection::vec((any::<bool>(), any::<prop::sample::Index>(), 0..3u8), 0..6);
-    let mounts = proptest::collection::vec(
-        (any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<bool>(), 0..10u8),
-        0..12,
-    );
-    (loops, mounts).prop_map(|(loops, mounts)| {
-        let mut snapshot = host();
-        for (number, (claimed, on, nested)) in loops.iter().enumerate() {
-            let number = u32::try_from(number).expect("few");
-            // Some backing files lie on an earlier loop device's file system.
-            let on = if *nested == 0 && number > 0 {
-                loop_number(u32::try_from(on.index(number as usize)).expect("few"))
-            } else {
-                ROOT_DISK
-            };
-            let device = loop_device(number, on);
-            if *claimed {
-                claim_file(&mut snapshot, 1, &device);
-            }
-            snapshot.loops.push(device);
+    let index = any::<prop::sample::Index>;
+    let loops = proptest::collection::vec((any::<bool>(), index(), 0..3u8, any::<bool>()), 0..6);
+    let maps = proptest::collection::vec((index(), index(), 0..4u8), 0..4);
+    let mounts = proptest::collection::vec((index(), index(), 0..4u8, 0..20u8), 0..14);
+    let swaps = proptest::collection::vec((index(), any::<bool>()), 0..3);
+    let processes = proptest::collection::vec((index(), any::<bool>()), 0..3);
+    (loops, maps, mounts, swaps, processes).prop_map(|parts| host_of(&parts))
+}
+
+fn host_of((loops, maps, mounts, swaps, processes): &Parts) -> Snapshot {
+    let mut snapshot = host();
+    for (number, (claimed, on, nested, _)) in (0..).zip(loops) {
+        // Some backing files lie on an earlier loop device's file system.
+        let on = match number {
+            1.. if *nested == 0 => loop_number((0..number).nth(on.index(number as usize)).unwrap_or(0)),
+            _ => ROOT_DISK,
+        };
+        let device = loop_device(number, on);
+        if *claimed {
+            claim_file(&mut snapshot, 1, &device);
         }
-        for (index, (parent, device, of_loop, claimed)) in mounts.iter().enumerate() {
-            let number = index as u64 + 2;
-            let parent = snapshot.mounts[parent.index(snapshot.mounts.len())].short_number;
-            let device = match snapshot.loops.as_slice() {
-                loops if *of_loop && !loops.is_empty() => loops[device.index(loops.len())].device,
-                _ => ROOT_DISK,
-            };
-            let mount = mount(number, parent, device, &format!("/m{number}"));
-            if *claimed == 0 {
-                snapshot.claimed_mounts.push(UnderClaim { lease: LeaseId(1), what: mount.identity });
-            }
-            snapshot.mounts.push(mount);
+        snapshot.loops.push(device);
+    }
+    let mut blocks: Vec<DeviceNumber> = snapshot.loops.iter().map(|device| device.device).collect();
+    for (number, (one, other, how)) in (0..).zip(maps) {
+        let Some(&first) = pick(&blocks, one) else { break };
+        let lower = match how {
+            0 => vec![first, *pick(&blocks, other).unwrap_or(&first)],
+            // One that also lies on the host's own disk is not the lease's.
+            1 => vec![first, ROOT_DISK],
+            _ => vec![first],
+        };
+        snapshot.maps.push(map(number, &lower));
+        blocks.push(map_number(number));
+    }
+    for (number, (parent, device, of, bits)) in (2..).zip(mounts) {
+        let mut parent = snapshot.mounts[parent.index(snapshot.mounts.len())].clone();
+        let device = match of {
+            0 => ROOT_DISK,
+            _ => *pick(&blocks, device).unwrap_or(&ROOT_DISK),
+        };
+        let point = format!("{}/m{}", String::from_utf8_lossy(&parent.point).trim_end_matches('/'), bits % 3);
+        // Where something is mounted already, the next is mounted on that.
+        while let Some(upper) = snapshot
+            .mounts
+            .iter()
+            .find(|other| other.parent == Some(parent.short_number) && other.point == point.as_bytes())
+        {
+            parent = upper.clone();
         }
-        snapshot
-    })
+        let mut mount = mount(number, parent.short_number, device, &point);
+        mount.identity.namespace = parent.identity.namespace;
+        // Some are the root of another namespace, some propagate.
+        if bits % 10 == 9 {
+            mount.parent = None;
+            mount.identity.namespace = MountNamespace(2);
+        }
+        mount.peers = (bits % 4 == 1).then_some(u64::from(bits % 2));
+        mount.master = (bits % 7 == 3).then_some(1);
+        if *bits == 0 {
+            snapshot.claimed_mounts.push(UnderClaim { lease: LeaseId(1), what: mount.identity });
+        }
+        snapshot.mounts.push(mount);
+    }
+    for (on, file) in swaps {
+        let Some(device) = pick(&blocks, on) else { break };
+        let inode = 5000 + snapshot.swaps.len() as u64;
+        let identity = match file {
+            true => SwapIdentity::File(BackingFile { device: *device, inode }),
+            false => SwapIdentity::Device(*device),
+        };
+        if !snapshot.swaps.iter().any(|swap| swap.identity == identity) {
+            snapshot.swaps.push(Swap { identity, path: b"/swap".to_vec() });
+        }
+    }
+    for (at, (_, _, _, frozen)) in loops.iter().enumerate().filter(|(_, parts)| parts.3) {
+        let device = snapshot.loops[at].device;
+        let is_mounted = snapshot.mounts.iter().any(|mount| mount.device() == device);
+        if !is_mounted && snapshot.maps.iter().all(|map| !map.lower.contains(&device)) {
+            let blocks = vec![device];
+            let filesystem =
+                Filesystem { kind: "ext4".to_owned(), blocks, shown_as: Vec::new(), frozen: Some(*frozen) };
+            snapshot.filesystems.push(filesystem);
+        }
+    }
+    for (pid, (on, own)) in (50..).zip(processes) {
+        let on = snapshot.mounts[on.index(snapshot.mounts.len())].clone();
+        snapshot.processes.push(standing(pid, &on));
+        if *own {
+            snapshot.members.entry(LeaseId(1)).or_default().push(process_identity(pid));
+        }
+    }
+    snapshot
+}
+
+fn pick<'a, T>(from: &'a [T], index: &prop::sample::Index) -> Option<&'a T> {
+    if from.is_empty() { None } else { from.get(index.index(from.len())) }
 }

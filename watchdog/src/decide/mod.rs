@@ -10,11 +10,16 @@
 mod attribute;
 mod explain;
 #[cfg(test)]
+mod fake_kernel;
+#[cfg(test)]
 mod fixture;
+mod graph;
+mod index;
 mod plan;
+mod propagation;
 mod verify;
 
 pub use attribute::{Ownership, attribute};
-pub use explain::{Target, explain, reasons_for};
-pub use plan::{PlanSettings, plan};
+pub use explain::{explain, reasons_for};
+pub use plan::{PlanSettings, plan, stuck};
 pub use verify::{doubts, everything_of, verify};

@@ -1,31 +1,38 @@
 //! What is to be done for a lease that is over.
 //!
-//! Order: processes end first; then mounts and loop devices, each after all that holds it (a mount
-//! before the mount it is on and before its device, a nested loop device before the mount its
-//! backing file lies on); then scratch directories; then the control group.
+//! Order: processes end first; then FUSE connections that hang are aborted; then swap areas, mounts,
+//! maps, network block devices and loop devices, each after all that holds it by the
+//! [holder graph](super::graph); then scratch directories; then the control group.
 //!
 //! What a bystander holds is in no plan, and neither is what that holds in turn.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use hostler_protocol::lease::LeaseId;
+use hostler_protocol::why::Reason;
 
 use super::attribute::Ownership;
+use super::graph::{Certainty, Node, holders, identity_of};
+use super::index::{Block, Index};
+use super::propagation::{counterparts, is_younger};
 use crate::model::{
-    CgroupIdentity, Gap, Lease, LoopIdentity, Mount, MountNumber, Phase, Plan, ProcessIdentity,
-    ResourceIdentity, Snapshot, Step, UnmountHow,
+    CgroupIdentity, DeviceNumber, Filesystem, Gap, Lease, MountIdentity, Phase, Plan, ProcessIdentity,
+    ResourceIdentity, Snapshot, Step, SwapIdentity, UnmountHow,
 };
 
-/// What the administrator set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a plan depends on besides what was seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PlanSettings {
     /// How long processes have to end after SIGTERM, in milliseconds.
     pub term_timeout_ms: u64,
+    /// Mounts that stayed although no bystander holds them, for so long that the last rung is due:
+    /// they are unmounted lazily.
+    pub lazily: BTreeSet<MountIdentity>,
 }
 
 /// What is to be done for `lease`, given whose everything is. Empty while its owner lives.
 #[must_use]
-pub fn plan(lease: &Lease, snapshot: &Snapshot, ownership: &Ownership, settings: PlanSettings) -> Plan {
+pub fn plan(lease: &Lease, snapshot: &Snapshot, ownership: &Ownership, settings: &PlanSettings) -> Plan {
     match lease.phase {
         Phase::Open => return Plan::default(),
         Phase::Over => {}
@@ -42,7 +49,10 @@ pub fn plan(lease: &Lease, snapshot: &Snapshot, ownership: &Ownership, settings:
     // Without the list of mounts nobody knows what holds a device or lies in a directory.
     let mounts_known = !snapshot.gaps.iter().any(|gap| matches!(gap, Gap::Mounts(_)));
     if mounts_known {
-        steps.extend(in_holding_order(lease.id, snapshot, ownership));
+        let index = Index::new(snapshot);
+        let planner = Planner { lease: lease.id, index: &index, ownership, settings };
+        steps.extend(planner.fuse_aborts());
+        steps.extend(planner.in_holding_order());
         steps.extend(directories(lease, snapshot, ownership));
     }
     if let Some((identity, path)) = &lease.cgroup
@@ -51,6 +61,33 @@ pub fn plan(lease: &Lease, snapshot: &Snapshot, ownership: &Ownership, settings:
         steps.push(Step::RemoveCgroup { cgroup: *identity, path: path.clone() });
     }
     Plan { steps }
+}
+
+/// The lease's mounts that are still there, and which no bystander holds, by a look at everything that
+/// may hold something. What stays so is held by what cannot be ended, such as the lease's own process in
+/// uninterruptible sleep.
+#[must_use]
+pub fn stuck(lease: LeaseId, after: &Snapshot, ownership: &Ownership) -> BTreeSet<MountIdentity> {
+    let index = Index::new(after);
+    let is_own = |node| {
+        let identity = identity_of(node, &index);
+        identity.is_some_and(|identity| ownership.is_of(identity, lease))
+    };
+    let own_mounts = after
+        .mounts
+        .iter()
+        .enumerate()
+        .filter(|(_, mount)| ownership.is_of(ResourceIdentity::Mount(mount.identity), lease));
+    own_mounts
+        .filter(|(at, _)| {
+            let edges = holders(Node::Mount(std::cmp::Reverse(*at)), &index);
+            edges
+                .iter()
+                .filter(|edge| edge.certainty == Certainty::Sure)
+                .all(|edge| edge.holder.is_some_and(is_own))
+        })
+        .map(|(_, mount)| mount.identity)
+        .collect()
 }
 
 /// The lease's control group, when it may be killed as a whole: not while a process is in it that is
@@ -77,140 +114,270 @@ fn live_processes(lease: LeaseId, snapshot: &Snapshot, ownership: &Ownership) ->
         .collect()
 }
 
-/// A mount or a loop device, in the order that breaks ties: mounts first, the latest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Node {
-    Mount(std::cmp::Reverse<usize>),
-    Loop(LoopIdentity),
+/// Whether a reason is that a file of a file system is in use.
+fn is_file_in_use(reason: Reason) -> bool {
+    matches!(reason, Reason::NestedLoop | Reason::Swapfile)
 }
 
-/// Unmounts and detaches, each after all that holds it. What a bystander holds, directly or
-/// through something else, is left out.
-fn in_holding_order(lease: LeaseId, snapshot: &Snapshot, ownership: &Ownership) -> Vec<Step> {
-    let mut nodes: BTreeSet<Node> = BTreeSet::new();
-    for (index, mount) in snapshot.mounts.iter().enumerate() {
-        if ownership.is_of(ResourceIdentity::Mount(mount.identity), lease) {
-            nodes.insert(Node::Mount(std::cmp::Reverse(index)));
-        }
-    }
-    for identity in snapshot.loops.iter().filter_map(crate::model::LoopDevice::identity) {
-        if ownership.is_of(ResourceIdentity::Loop(identity), lease) {
-            nodes.insert(Node::Loop(identity));
-        }
-    }
-    let mut waits_for: BTreeMap<Node, BTreeSet<Node>> = BTreeMap::new();
-    let mut held_by_bystander = BTreeSet::new();
-    for node in &nodes {
-        match holders_of(*node, snapshot) {
-            Some(holders) if holders.iter().all(|holder| nodes.contains(holder)) => {
-                waits_for.insert(*node, holders);
-            }
-            Some(_) | None => {
-                held_by_bystander.insert(*node);
-            }
-        }
-    }
-    let mut steps = Vec::new();
-    // Each round takes the first node that nothing holds any more. A node that waits for one that
-    // was left out, or for itself, is never taken.
-    while let Some(next) = waits_for.iter().find(|(_, holders)| holders.is_empty()).map(|(node, _)| *node) {
-        waits_for.remove(&next);
-        for holders in waits_for.values_mut() {
-            holders.remove(&next);
-        }
-        steps.push(step(next, lease, snapshot, ownership));
-    }
-    steps
+/// What has to go before a node, and what had better.
+#[derive(Debug, Default)]
+struct Waits {
+    sure: BTreeSet<Node>,
+    hints: BTreeSet<Node>,
+    /// Files in use on the mounted file system: the last of its mounts waits for them.
+    files: BTreeSet<Node>,
 }
 
-/// What holds a node, or `None` when something holds it that no step of ours can end.
-fn holders_of(node: Node, snapshot: &Snapshot) -> Option<BTreeSet<Node>> {
-    let mut holders = BTreeSet::new();
-    match node {
-        Node::Mount(std::cmp::Reverse(index)) => {
-            let mount = &snapshot.mounts[index];
-            for (other_index, other) in snapshot.mounts.iter().enumerate() {
-                if other.parent == Some(mount.short_number) && other_index != index {
-                    holders.insert(Node::Mount(std::cmp::Reverse(other_index)));
-                }
-            }
-            if is_of_a_loop_device(mount, snapshot) {
-                let nested = snapshot.loops.iter().filter_map(crate::model::LoopDevice::identity);
-                let nested = nested.filter(|identity| identity.backing.device == mount.device());
-                holders.extend(nested.map(Node::Loop));
-            }
+impl Waits {
+    fn forget(&mut self, gone: Node) {
+        for set in [&mut self.sure, &mut self.hints, &mut self.files] {
+            set.remove(&gone);
         }
-        Node::Loop(identity) => {
-            let device = snapshot.loops.iter().find(|device| device.identity() == Some(identity))?;
-            for (index, mount) in snapshot.mounts.iter().enumerate() {
-                if device.has_device(mount.device()) {
-                    holders.insert(Node::Mount(std::cmp::Reverse(index)));
-                }
-            }
-        }
-    }
-    Some(holders)
-}
-
-/// Whether the mounted file system lies on a loop device. Only then does a loop device whose backing
-/// file is on that file system hold the mount: of the host's own file systems, which every builder
-/// binds somewhere, other mounts remain.
-fn is_of_a_loop_device(mount: &Mount, snapshot: &Snapshot) -> bool {
-    snapshot.loops.iter().any(|device| device.has_device(mount.device()))
-}
-
-fn step(node: Node, lease: LeaseId, snapshot: &Snapshot, ownership: &Ownership) -> Step {
-    match node {
-        Node::Mount(std::cmp::Reverse(index)) => {
-            let mount = &snapshot.mounts[index];
-            let (identity, short_number, point) = (mount.identity, mount.short_number, mount.point.clone());
-            match peer_of_a_bystander(mount, lease, snapshot, ownership) {
-                parent => Step::Unmount {
-                    mount: identity,
-                    short_number,
-                    point,
-                    apart_from: parent.map(|parent| parent.identity),
-                    how: UnmountHow::Plain,
-                },
-            }
-        }
-        Node::Loop(identity) => Step::DetachLoop { identity, partitions: Vec::new() },
     }
 }
 
-/// The mount that `mount` is on, when unmounting there would unmount a bystander's mount as well.
-///
-/// A bind of a shared mount is its peer, and `mount --rbind /dev` copies what is mounted below: the
-/// kernel undoes an unmount below one peer below all. So where the lease's parent mount is shared,
-/// and another mount of the same file system has the same thing mounted on it, not the lease's, the
-/// two are parted first. Not when that other one is younger: then it is the copy, which came by
-/// propagation of what the lease mounted, and is to go with it.
-fn peer_of_a_bystander<'a>(
-    mount: &Mount,
+struct Planner<'a> {
     lease: LeaseId,
-    snapshot: &'a Snapshot,
-    ownership: &Ownership,
-) -> Option<&'a Mount> {
-    let is_own = |mount: &Mount| ownership.is_of(ResourceIdentity::Mount(mount.identity), lease);
-    let on = |mount: &Mount| {
-        snapshot.mounts.iter().find(|other| Some(other.short_number) == mount.parent && other.peers.is_some())
-    };
-    let parent = on(mount).filter(|parent| is_own(parent))?;
-    let counterpart = snapshot.mounts.iter().any(|other| {
-        other.device() == mount.device()
-            && other.root == mount.root
-            && !is_own(other)
-            && !is_younger(other, mount)
-            && on(other).is_some_and(|peer| peer.device() == parent.device() && !is_own(peer))
-    });
-    counterpart.then_some(parent)
+    index: &'a Index<'a>,
+    ownership: &'a Ownership,
+    settings: &'a PlanSettings,
 }
 
-/// Whether one mount was made after another; unknown, so not, where numbers are given again.
-fn is_younger(one: &Mount, other: &Mount) -> bool {
-    match (one.identity.number, other.identity.number) {
-        (MountNumber::Unique(one), MountNumber::Unique(other)) => one > other,
-        (MountNumber::Reusable(_), _) | (_, MountNumber::Reusable(_)) => false,
+impl Planner<'_> {
+    fn is_own(&self, identity: ResourceIdentity) -> bool {
+        self.ownership.is_of(identity, self.lease)
+    }
+
+    fn is_own_mount(&self, at: usize) -> bool {
+        self.is_own(ResourceIdentity::Mount(self.index.mount(at).identity))
+    }
+
+    /// One for each FUSE connection all of whose mounts are the lease's, while requests of it wait.
+    /// Its processes have been told to end by then; a server that lives on is somebody else's, or hangs.
+    fn fuse_aborts(&self) -> Vec<Step> {
+        let hung = self.index.snapshot.fuse.iter().filter(|connection| connection.waiting > 0);
+        hung.filter_map(|connection| {
+            let mounts = self.index.mounts_of(connection.device);
+            let all_own = mounts.iter().all(|at| self.is_own_mount(*at));
+            let mount = mounts.first().filter(|_| all_own)?;
+            Some(Step::AbortFuse { mount: self.index.mount(*mount).identity })
+        })
+        .collect()
+    }
+
+    /// Swap areas, mounts and block devices, each after all that holds it. What a bystander holds,
+    /// directly or through something else, is left out.
+    fn in_holding_order(&self) -> Vec<Step> {
+        let nodes = self.nodes();
+        let mut waits_for: BTreeMap<Node, Waits> = BTreeMap::new();
+        for node in &nodes {
+            if let Some(waits) = self.holders_among(*node, &nodes) {
+                waits_for.insert(*node, waits);
+            }
+        }
+        let mut steps = Vec::new();
+        // Each round takes the first node that nothing holds any more. Hints can go in circles (a bind
+        // of a file system inside an image that lies on it), so where nothing else is free, they yield.
+        // A node that waits for one that was left out, or for itself, is never taken.
+        let mut unmounted = BTreeSet::new();
+        while let Some(next) = self.next_of(&waits_for, &unmounted) {
+            waits_for.remove(&next);
+            waits_for.values_mut().for_each(|waits| waits.forget(next));
+            if let Node::Mount(at) = next {
+                unmounted.extend(self.that_go_with(at.0));
+            }
+            steps.extend(self.step(next));
+        }
+        steps
+    }
+
+    fn next_of(&self, waits_for: &BTreeMap<Node, Waits>, unmounted: &BTreeSet<usize>) -> Option<Node> {
+        let is_last = |node: &Node| match node {
+            Node::Mount(at) => {
+                let going = self.that_go_with(at.0);
+                let stays = |other: &usize| !unmounted.contains(other) && !going.contains(other);
+                !self.index.mounts_of(self.index.mount(at.0).device()).iter().any(stays)
+            }
+            _ => true,
+        };
+        let mut free = waits_for
+            .iter()
+            .filter(|(node, waits)| waits.sure.is_empty() && (waits.files.is_empty() || !is_last(node)));
+        let best = free.clone().find(|(_, waits)| waits.hints.is_empty() && waits.files.is_empty());
+        best.or_else(|| free.next()).map(|(node, _)| *node)
+    }
+
+    /// A mount, and those that are unmounted with it.
+    fn that_go_with(&self, at: usize) -> Vec<usize> {
+        let mut going = counterparts(at, self.index);
+        going.push(at);
+        going
+    }
+
+    /// The lease's swap areas, mounts and block devices, and the file systems on those that nothing
+    /// shows a mount of.
+    fn nodes(&self) -> BTreeSet<Node> {
+        let snapshot = self.index.snapshot;
+        let mut nodes = BTreeSet::new();
+        for at in (0..snapshot.mounts.len()).filter(|at| self.is_own_mount(*at)) {
+            nodes.insert(Node::Mount(std::cmp::Reverse(at)));
+        }
+        for (at, swap) in snapshot.swaps.iter().enumerate() {
+            if self.is_own(ResourceIdentity::Swap(swap.identity)) {
+                nodes.insert(Node::Swap(at));
+            }
+        }
+        let loops = (0..snapshot.loops.len()).map(Block::Loop);
+        let blocks = loops.chain((0..snapshot.maps.len()).map(Block::Map));
+        for block in blocks.chain((0..snapshot.nbds.len()).map(Block::Nbd)) {
+            if self.index.identity(block).is_some_and(|identity| self.is_own(identity)) {
+                nodes.insert(Node::Block(block));
+            }
+        }
+        for (at, filesystem) in snapshot.filesystems.iter().enumerate() {
+            if self.owned_block(filesystem).is_some() && self.is_out_of_sight(filesystem) {
+                nodes.insert(Node::Filesystem(at));
+            }
+        }
+        nodes
+    }
+
+    /// The first block that a file system lies on, when all are the lease's.
+    fn owned_block(&self, filesystem: &Filesystem) -> Option<Block> {
+        let mut blocks = filesystem.blocks.iter().map(|device| self.index.block(*device));
+        let all_own = blocks.clone().all(|block| {
+            let identity = block.and_then(|block| self.index.identity(block));
+            identity.is_some_and(|identity| self.is_own(identity))
+        });
+        if all_own { blocks.next().flatten() } else { None }
+    }
+
+    fn is_out_of_sight(&self, filesystem: &Filesystem) -> bool {
+        let numbers = filesystem.blocks.iter().chain(&filesystem.shown_as);
+        let not_mounted = |number: &DeviceNumber| self.index.mounts_of(*number).is_empty();
+        numbers.into_iter().all(not_mounted)
+    }
+
+    /// What of `nodes` holds a node; `None` when something else holds it that no step of ours ends.
+    fn holders_among(&self, node: Node, nodes: &BTreeSet<Node>) -> Option<Waits> {
+        let mut found = Waits::default();
+        if let Node::Mount(at) = node
+            && self.would_take_a_bystanders(at.0)
+        {
+            return None;
+        }
+        for edge in holders(node, self.index) {
+            match (edge.holder, edge.certainty) {
+                // The partitions of a device go with it; what holds them holds it.
+                (Some(partition @ Node::Partition(_)), _) => {
+                    let Waits { sure, hints, files } = self.holders_among(partition, nodes)?;
+                    found.sure.extend(sure);
+                    found.hints.extend(hints);
+                    found.files.extend(files);
+                }
+                // The lease's own processes have ended by then.
+                (Some(process @ Node::Process(_)), Certainty::Sure) => {
+                    let identity = identity_of(process, self.index)?;
+                    if !self.is_own(identity) {
+                        return None;
+                    }
+                }
+                (Some(holder), Certainty::Sure) if !nodes.contains(&holder) => return None,
+                (Some(holder), Certainty::Sure) => {
+                    found.sure.insert(holder);
+                }
+                (Some(holder), Certainty::Hint) if is_file_in_use(edge.reason) => {
+                    found.files.insert(holder);
+                }
+                (Some(holder), Certainty::Hint) if nodes.contains(&holder) => {
+                    found.hints.insert(holder);
+                }
+                (Some(_), Certainty::Hint) | (None, _) => {}
+            }
+        }
+        Some(found)
+    }
+
+    fn step(&self, node: Node) -> Option<Step> {
+        let snapshot = self.index.snapshot;
+        match node {
+            Node::Mount(at) => Some(self.unmount(at.0)),
+            Node::Swap(at) => {
+                let swap = &snapshot.swaps[at];
+                Some(Step::SwapOff { swap: swap.identity, path: swap.path.clone() })
+            }
+            Node::Filesystem(at) => {
+                let filesystem = &snapshot.filesystems[at];
+                let resource = self.owned_block(filesystem).and_then(|block| self.index.identity(block))?;
+                let files = snapshot.swaps.iter().filter(|swap| match swap.identity {
+                    SwapIdentity::Device(_) => false,
+                    SwapIdentity::File(_) | SwapIdentity::Unreachable(_) => true,
+                });
+                Some(Step::ReleaseFilesystem {
+                    kind: filesystem.kind.clone(),
+                    device: *filesystem.blocks.first()?,
+                    resource: Box::new(resource),
+                    swap_files: files.map(|swap| swap.path.clone()).collect(),
+                })
+            }
+            Node::Block(Block::Loop(at)) => {
+                let device = &snapshot.loops[at];
+                let partitions = device.partitions.iter().map(|partition| partition.number).collect();
+                Some(Step::DetachLoop { identity: device.identity()?, partitions })
+            }
+            Node::Block(Block::Map(at)) => {
+                let map = &snapshot.maps[at];
+                Some(Step::RemoveMap { map: map.identity, name: map.name.clone() })
+            }
+            Node::Block(Block::Nbd(at)) => Some(Step::DisconnectNbd { nbd: snapshot.nbds[at].identity? }),
+            Node::Process(_) | Node::Partition(_) => None,
+        }
+    }
+
+    fn unmount(&self, at: usize) -> Step {
+        let mount = self.index.mount(at);
+        let apart_from = self.parent_to_part(at).map(|parent| self.index.mount(parent).identity);
+        // Only what lies on the lease's own devices is thawed: a frozen file system of the host's own,
+        // which a builder bound somewhere, is somebody's snapshot being taken.
+        let own_blocks = self.index.blocks_under(mount.device());
+        let is_own_block = |block| self.index.identity(block).is_some_and(|identity| self.is_own(identity));
+        let on_own_blocks = !own_blocks.is_empty() && own_blocks.into_iter().all(is_own_block);
+        let how = if self.settings.lazily.contains(&mount.identity) {
+            UnmountHow::Lazy
+        } else if on_own_blocks {
+            UnmountHow::Thawed
+        } else {
+            UnmountHow::Plain
+        };
+        Step::Unmount {
+            mount: mount.identity,
+            short_number: mount.short_number,
+            point: mount.point.clone(),
+            apart_from,
+            how,
+        }
+    }
+
+    /// Whether unmounting this would unmount a bystander's mount as well, because both are on peers that
+    /// are not the lease's to part.
+    fn would_take_a_bystanders(&self, at: usize) -> bool {
+        let is_parted = self.index.parent(at).is_none_or(|parent| self.is_own_mount(parent));
+        !is_parted && self.has_older_counterpart(at)
+    }
+
+    fn has_older_counterpart(&self, at: usize) -> bool {
+        let mount = self.index.mount(at);
+        let is_bystanders =
+            |other: usize| !self.is_own_mount(other) && !is_younger(self.index.mount(other), mount);
+        counterparts(at, self.index).into_iter().any(is_bystanders)
+    }
+
+    /// The mount that this one is on, when unmounting there would unmount a bystander's mount as well,
+    /// and it is the lease's, so that it may be parted from its peers. Not when that other one is
+    /// younger: then it is a copy of what the lease mounted, and is to go with it.
+    fn parent_to_part(&self, at: usize) -> Option<usize> {
+        let parent = self.index.parent(at).filter(|parent| self.is_own_mount(*parent))?;
+        self.has_older_counterpart(at).then_some(parent)
     }
 }
 

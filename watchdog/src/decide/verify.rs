@@ -6,8 +6,9 @@ use hostler_protocol::lease::{LeaseId, Tracking};
 use hostler_protocol::resource::Outcome;
 
 use super::attribute::Ownership;
+use super::index::Index;
 use crate::model::{
-    Gap, Lease, LoopState, Plan, ProcessIdentity, ResourceIdentity, Snapshot, Step, StepResult,
+    Gap, Lease, LoopState, Plan, ProcessIdentity, ResourceIdentity, Snapshot, Step, StepResult, UnmountHow,
 };
 
 /// All that a lease owns of a snapshot, but processes that have ended already.
@@ -37,14 +38,14 @@ pub fn everything_of(
 #[must_use]
 pub fn doubts<'a>(lease: &Lease, snapshot: &'a Snapshot) -> Vec<&'a Gap> {
     let hides = |gap: &&Gap| match gap {
-        Gap::Loops(_) | Gap::Blocks(_) | Gap::Namespaces(_) | Gap::Mounts(_) => {
-            !lease.claims.is_empty() || !lease.loops.is_empty()
-        }
+        Gap::Loops(_) | Gap::Mounts(_) => !lease.claims.is_empty() || !lease.loops.is_empty(),
+        Gap::Blocks(_) => !lease.maps.is_empty() || !lease.loops.is_empty(),
         Gap::Loop(number, _) => lease.loops.iter().any(|identity| identity.number == *number),
         Gap::Processes(_) => lease.tracking == Tracking::Descent,
         Gap::Cgroup(of, _) | Gap::Claim(of, _) => *of == lease.id,
-        // They tell what holds things, not what is there.
-        Gap::Namespace(..) | Gap::Process(..) => false,
+        // They tell what holds things, not what is there: a mount in another namespace is of a device that
+        // is bound for as long as it lasts.
+        Gap::Namespaces(_) | Gap::Namespace(..) | Gap::Process(..) => false,
     };
     snapshot.gaps.iter().filter(hides).collect()
 }
@@ -53,6 +54,8 @@ pub fn doubts<'a>(lease: &Lease, snapshot: &'a Snapshot) -> Vec<&'a Gap> {
 #[must_use]
 pub fn verify(resource: ResourceIdentity, plan: &Plan, results: &[StepResult], after: &Snapshot) -> Outcome {
     match presence(resource, after) {
+        // Out of sight is not free.
+        Presence::Gone { .. } if is_only_out_of_sight(resource, plan, after) => Outcome::Pinned,
         Presence::There => Outcome::Pinned,
         Presence::Unclear => Outcome::Unknown,
         Presence::Gone { name_in_use } => {
@@ -66,23 +69,36 @@ pub fn verify(resource: ResourceIdentity, plan: &Plan, results: &[StepResult], a
     }
 }
 
+/// Whether a mount was unmounted lazily, and its file system's device is still in use.
+fn is_only_out_of_sight(resource: ResourceIdentity, plan: &Plan, after: &Snapshot) -> bool {
+    let ResourceIdentity::Mount(mount) = resource else { return false };
+    let lazily = plan.steps.iter().any(|step| match step {
+        Step::Unmount { mount: other, how, .. } => *other == mount && *how == UnmountHow::Lazy,
+        _ => false,
+    });
+    lazily && !Index::new(after).blocks_under(mount.device).is_empty()
+}
+
 /// Whether the daemon did something that made it go.
 fn acted_on(resource: ResourceIdentity, plan: &Plan, results: &[StepResult]) -> bool {
     let tried = || plan.steps.iter().zip(results);
-    let own = tried().find(|(step, _)| step.resources().contains(&resource)).map(|(_, result)| result);
-    match own {
-        Some(StepResult::Done | StepResult::Locked | StepResult::Failed { .. } | StepResult::Hung { .. }) => {
-            true
-        }
-        Some(StepResult::Replaced) | None => false,
-        // A loop device that was set up for its mount alone, as `mount -o loop` does, goes with the last
-        // unmount: an earlier step of ours.
-        Some(StepResult::Gone) => {
-            let unmounted = |step: &Step| matches!(step, Step::Unmount { .. });
-            matches!(resource, ResourceIdentity::Loop(_))
-                && tried().any(|(step, result)| unmounted(step) && *result == StepResult::Done)
-        }
-    }
+    let own = || tried().filter(|(step, _)| step.resources().contains(&resource));
+    let by_itself = own().any(|(_, result)| match result {
+        StepResult::Done | StepResult::Locked | StepResult::Failed { .. } | StepResult::Hung { .. } => true,
+        StepResult::Replaced | StepResult::Gone => false,
+    });
+    // Some things go with others that a step of ours freed: a loop device that was set up for its mount
+    // alone (`mount -o loop`) with the last unmount, a network block device with its server, the copies
+    // of a mount with that, the mounts of a namespace with its last process.
+    let with_another = match resource {
+        ResourceIdentity::Loop(_)
+        | ResourceIdentity::Map(_)
+        | ResourceIdentity::Nbd(_)
+        | ResourceIdentity::Swap(_)
+        | ResourceIdentity::Mount(_) => own().any(|(_, result)| *result == StepResult::Gone),
+        ResourceIdentity::Process(_) | ResourceIdentity::Directory(_) | ResourceIdentity::Cgroup(_) => false,
+    };
+    by_itself || with_another && tried().any(|(_, result)| *result == StepResult::Done)
 }
 
 enum Presence {
@@ -105,9 +121,15 @@ fn presence(resource: ResourceIdentity, after: &Snapshot) -> Presence {
             }
         }
         ResourceIdentity::Mount(mount) => {
+            let hides = |gap: &Gap| match gap {
+                Gap::Mounts(_) => after.namespace.is_none_or(|host| host == mount.namespace),
+                Gap::Namespaces(_) => after.namespace != Some(mount.namespace),
+                Gap::Namespace(namespace, _) => *namespace == mount.namespace,
+                _ => false,
+            };
             if after.mounts.iter().any(|other| other.identity == mount) {
                 Presence::There
-            } else if has_gap(|gap| matches!(gap, Gap::Mounts(_))) {
+            } else if after.gaps.iter().any(hides) {
                 Presence::Unclear
             } else {
                 gone(false)
@@ -127,7 +149,33 @@ fn presence(resource: ResourceIdentity, after: &Snapshot) -> Presence {
                 (Some(_), LoopState::Bound(_) | LoopState::Closing) => Presence::There,
             }
         }
-        ResourceIdentity::Map(_) | ResourceIdentity::Nbd(_) | ResourceIdentity::Swap(_) => Presence::Unclear,
+        ResourceIdentity::Map(map) => {
+            if after.maps.iter().any(|other| other.identity == map) {
+                Presence::There
+            } else if has_gap(|gap| matches!(gap, Gap::Blocks(_))) {
+                Presence::Unclear
+            } else {
+                gone(after.maps.iter().any(|other| other.identity.device == map.device))
+            }
+        }
+        ResourceIdentity::Nbd(nbd) => {
+            match after.nbds.iter().find(|other| other.number == nbd.number).map(|other| other.identity) {
+                Some(Some(other)) if other == nbd => Presence::There,
+                Some(Some(_)) => gone(true),
+                Some(None) => Presence::Unclear,
+                None if has_gap(|gap| matches!(gap, Gap::Blocks(_))) => Presence::Unclear,
+                None => gone(false),
+            }
+        }
+        ResourceIdentity::Swap(swap) => {
+            if after.swaps.iter().any(|other| other.identity == swap) {
+                Presence::There
+            } else if has_gap(|gap| matches!(gap, Gap::Blocks(_))) {
+                Presence::Unclear
+            } else {
+                gone(false)
+            }
+        }
         ResourceIdentity::Directory(directory) => {
             if after.directories.iter().any(|found| found.what == directory) {
                 Presence::There

@@ -13,7 +13,9 @@ use super::{Engine, now_ms};
 use crate::causes::chain;
 use crate::journal::Entry;
 use crate::kernel::{calls, cgroups, directories, loops, processes, signals};
-use crate::model::{CgroupIdentity, Claim, DiskSequence, Gap, Lease, Phase, ProcessIdentity, SnapshotDepth};
+use crate::model::{
+    CgroupIdentity, Claim, DiskSequence, Gap, Lease, Phase, ProcessIdentity, SnapshotDepth, none_is_later,
+};
 
 /// How many descriptors of claimed directories are kept, of all leases together. All of them go beside
 /// one message to a worker, which can carry 253.
@@ -98,7 +100,7 @@ impl Engine {
             processes: Default::default(),
             maps: Default::default(),
             namespaces: Default::default(),
-            namespaces_before: 0,
+            namespaces_before: none_is_later(),
             loops_before: DiskSequence(0),
             mounts_before: Default::default(),
             boot: self.shared.boot.clone(),
@@ -191,7 +193,7 @@ impl Engine {
                 {
                     return;
                 }
-                if let Err(error) = engine.look_and_remember().await {
+                if let Err(error) = engine.look(SnapshotDepth::Ownership).await {
                     tracing::warn!(
                         lease = id.0,
                         "lease {id}: a look at its processes gave nothing: {}",
@@ -262,8 +264,9 @@ impl Engine {
                 "/dev/loop{number} must be opened for writing to prove that it is yours"
             )));
         }
-        let (snapshot, _) = self.look(SnapshotDepth::Ownership).await.map_err(unavailable)?;
-        let identity = snapshot
+        let look = self.look(SnapshotDepth::Ownership).await.map_err(unavailable)?;
+        let identity = look
+            .snapshot
             .loops
             .iter()
             .find(|seen| seen.number == number)
@@ -317,7 +320,7 @@ impl Engine {
         if !lease.claims.is_empty() {
             // What the lease has made below its earlier claims must be known as its own before this one
             // says what was there before.
-            self.look_and_remember().await.map_err(unavailable)?;
+            self.look(SnapshotDepth::Ownership).await.map_err(unavailable)?;
         }
         let mount = directories::mount_of(&directory).ok();
         let claim = Claim { directory: identity, scratch, path: shown, handle, mount };
@@ -359,6 +362,10 @@ impl Engine {
             lease.claims.push(claim);
             lease.mounts_before.extend(below);
             lease.loops_before = lease.loops_before.max(newest.unwrap_or(DiskSequence(0)));
+            if lease.namespaces_before == none_is_later() {
+                lease.namespaces_before =
+                    snapshot.namespaces.iter().filter_map(|namespace| namespace.unique).max().unwrap_or(0);
+            }
             Entry::Lease { lease: Box::new(lease.clone()) }
         };
         self.record(vec![entry]).await;

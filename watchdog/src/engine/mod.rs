@@ -8,30 +8,28 @@
 //! (they are in workers); making a lease's control group and putting a process into it is done here.
 
 mod lifecycle;
+mod look;
 mod reclaim;
 mod record;
 mod restart;
 mod view;
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use hostler_protocol::lease::LeaseId;
 pub use lifecycle::Caller;
 use tokio::sync::Notify;
 
 use crate::causes::chain;
 use crate::config::Config;
-use crate::decide::{Ownership, attribute};
 use crate::journal::{Entry, Journal};
 use crate::kernel::cgroups::Hierarchy;
 use crate::kernel::events::{KernelEvent, Watcher};
 use crate::metrics::Metrics;
-use crate::model::{BootId, Claim, Lease, Snapshot, SnapshotDepth};
-use crate::worker::{ClaimQuery, LeaseQuery, Pool, Query, WorkerError};
+use crate::model::{BootId, Lease, SnapshotDepth};
+use crate::worker::{ClaimQuery, LeaseQuery, Pool};
 use record::State;
 
 /// The daemon's heart. Cheap to clone; all clones are one.
@@ -50,6 +48,7 @@ struct Shared {
     hierarchy: Option<Hierarchy>,
     boot: BootId,
     state: RefCell<State>,
+    looks: look::Waiting,
     /// Something changed that may free what is pinned.
     changed: Notify,
     /// Something changed that may belong to a lease.
@@ -93,6 +92,7 @@ impl Engine {
                 hierarchy: parts.hierarchy,
                 boot: parts.boot,
                 state: RefCell::new(State::new(parts.next_lease)),
+                looks: look::Waiting::default(),
                 changed: Notify::new(),
                 news: Notify::new(),
                 measured: Cell::new(None),
@@ -141,70 +141,10 @@ impl Engine {
             self.shared.news.notified().await;
             tokio::time::sleep(SETTLE).await;
             let has_claims = self.shared.state.borrow().has_claims();
-            if has_claims && let Err(error) = self.look_and_remember().await {
+            if has_claims && let Err(error) = self.look(SnapshotDepth::Ownership).await {
                 tracing::warn!("a look after a change gave nothing: {}", chain(&error));
             }
         }
-    }
-
-    async fn look_and_remember(&self) -> Result<(), WorkerError> {
-        let (snapshot, ownership) = self.look(SnapshotDepth::Ownership).await?;
-        self.remember(&snapshot, &ownership).await;
-        Ok(())
-    }
-
-    /// Looks, and says whose everything is.
-    async fn look(&self, depth: SnapshotDepth) -> Result<(Snapshot, Ownership), WorkerError> {
-        let result = self.observe(depth).await;
-        match &result {
-            Ok(snapshot) => {
-                self.shared.metrics.gaps.set(i64::try_from(snapshot.gaps.len()).unwrap_or(i64::MAX));
-            }
-            Err(_) => self.shared.metrics.observation_failures.inc(),
-        }
-        let snapshot = result?;
-        let state = self.shared.state.borrow();
-        let ownership = attribute(&snapshot, state.leases());
-        drop(state);
-        self.measure(&snapshot, &ownership);
-        Ok((snapshot, ownership))
-    }
-
-    async fn observe(&self, depth: SnapshotDepth) -> Result<Snapshot, WorkerError> {
-        let mut held = Vec::new();
-        let queries = {
-            let state = self.shared.state.borrow();
-            state
-                .records()
-                .map(|record| {
-                    query(&record.lease, |index| {
-                        let descriptor = record.descriptors.get(&index)?;
-                        held.push(Rc::clone(descriptor));
-                        Some(held.len() - 1)
-                    })
-                })
-                .collect()
-        };
-        let descriptors: Vec<BorrowedFd<'_>> = held.iter().map(|descriptor| descriptor.as_fd()).collect();
-        let silence = self.shared.config.borrow().reclaim.step_timeout;
-        let query = Query { depth, leases: queries, avoid: Vec::new() };
-        self.shared.pool.observe(query, &descriptors, silence).await
-    }
-
-    /// Looks at what lies below a directory that a lease is about to claim, and at nothing of other
-    /// leases.
-    async fn observe_claim(
-        &self,
-        lease: LeaseId,
-        claim: &Claim,
-        kept: Option<&Rc<OwnedFd>>,
-    ) -> Result<Snapshot, WorkerError> {
-        let descriptors: Vec<BorrowedFd<'_>> = kept.into_iter().map(|directory| directory.as_fd()).collect();
-        let claim = ClaimQuery { claim: claim.clone(), descriptor: kept.map(|_| 0) };
-        let leases = vec![LeaseQuery { lease, cgroup: None, claims: vec![claim] }];
-        let query = Query { depth: SnapshotDepth::Ownership, leases, avoid: Vec::new() };
-        let silence = self.shared.config.borrow().reclaim.step_timeout;
-        self.shared.pool.observe(query, &descriptors, silence).await
     }
 
     /// Writes to the journal. A journal that cannot be written is told loudly, and what is in
@@ -214,6 +154,18 @@ impl Engine {
             self.shared.metrics.journal_failures.inc();
             tracing::error!("a restart now would forget what just happened: {}", chain(&error));
         }
+    }
+
+    /// Writes what nobody has to wait for.
+    fn record_meanwhile(&self, entry: Entry) {
+        let written = self.shared.journal.append(vec![entry]);
+        let engine = self.clone();
+        tokio::task::spawn_local(async move {
+            if written.await.is_err() {
+                // The entries that matter are waited for, and tell why.
+                engine.shared.metrics.journal_failures.inc();
+            }
+        });
     }
 }
 

@@ -1,6 +1,6 @@
 //! Taking back what a lease left: look, plan, act, look again, tell; again while it helps.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
@@ -10,9 +10,10 @@ use hostler_protocol::resource::Outcome;
 use hostler_protocol::why::Reason;
 use tokio::time::Instant;
 
+use super::look::{Look, LookFailed};
 use super::{Engine, now_ms};
 use crate::causes::chain;
-use crate::decide::{Ownership, PlanSettings, Target, doubts, everything_of, plan, reasons_for, verify};
+use crate::decide::{Ownership, PlanSettings, doubts, everything_of, plan, reasons_for, stuck, verify};
 use crate::journal::Entry;
 use crate::model::{
     Claim, Gap, Lease, LoopState, Phase, Plan, ResourceIdentity, Snapshot, SnapshotDepth, Step, StepResult,
@@ -24,13 +25,26 @@ use crate::worker::{ClaimQuery, WorkerError};
 const ROUND_LIMIT: u32 = 16;
 /// Waits between second looks for what the kernel frees late: a detach at the last close, while
 /// udev or blkid has the device open for a moment.
-const SECOND_LOOKS: [Duration; 4] =
-    [Duration::ZERO, Duration::from_millis(20), Duration::from_millis(100), Duration::from_millis(300)];
+const SECOND_LOOKS: [Duration; 4] = [
+    Duration::from_millis(5),
+    Duration::from_millis(20),
+    Duration::from_millis(100),
+    Duration::from_millis(300),
+];
 /// The wait before something is read again that could not be read.
 const DOUBT_WAIT: Duration = Duration::from_millis(100);
 /// Waits before what is pinned is tried again.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LAST: Duration = Duration::from_secs(60);
+
+/// Why an attempt ended before it could say anything.
+#[derive(Debug, thiserror::Error)]
+enum AttemptFailed {
+    #[error(transparent)]
+    Look(#[from] LookFailed),
+    #[error("doing a step failed")]
+    Act(#[from] WorkerError),
+}
 
 impl Engine {
     /// Ends a lease after `grace`, and has all it left taken back. Does nothing when that is under
@@ -106,31 +120,35 @@ impl Engine {
     }
 
     /// One attempt: rounds for as long as each frees something. Says whether nothing is left.
-    async fn attempt(&self, id: LeaseId) -> Result<bool, WorkerError> {
+    async fn attempt(&self, id: LeaseId) -> Result<bool, AttemptFailed> {
         let mut left_before: Option<BTreeSet<ResourceIdentity>> = None;
         let mut doubted_before = false;
+        // The look after a round is as good as one before the next, when nothing was left.
+        let mut last_look = None;
         for round in 0..ROUND_LIMIT {
-            let (before, ownership) = self.look(SnapshotDepth::Ownership).await?;
-            self.remember(&before, &ownership).await;
+            let look = match last_look.take() {
+                Some(look) => look,
+                None => self.look(SnapshotDepth::Ownership).await?,
+            };
+            let Look { snapshot: before, ownership } = &*look;
             let Some(lease) = self.shared.state.borrow().get(id).map(|record| record.lease.clone()) else {
                 return Ok(true);
             };
-            if !lease.evidence_closed && is_settled(&lease, &before, &ownership) {
+            if !lease.evidence_closed && is_settled(&lease, before, ownership) {
                 // All that the lease did is seen and remembered: what comes later is somebody else's.
                 self.change(id, |lease| lease.evidence_closed = true).await;
             }
-            let settings = self.plan_settings();
-            let plan = plan(&lease, &before, &ownership, settings);
-            let owned = everything_of(id, &before, &ownership);
+            let plan = plan(&lease, before, ownership, &self.plan_settings(id));
+            let owned = everything_of(id, before, ownership);
             if owned.is_empty() && plan.steps.is_empty() {
-                let doubts = doubts(&lease, &before);
+                let doubts = doubts(&lease, before);
                 if doubts.is_empty() {
                     self.settle(id);
                     self.tell(id, true);
                     return Ok(true);
                 }
                 if doubted_before {
-                    self.note_doubts(&lease, &before, &doubts);
+                    self.note_doubts(&lease, before, &doubts);
                     break;
                 }
                 // A table that changed while it was read is read whole a moment later.
@@ -140,10 +158,11 @@ impl Engine {
             }
             self.record(vec![Entry::Planned { lease: id, round, plan: plan.clone() }]).await;
             let results = self.act(&lease, round, &plan).await?;
-            let left = self.second_look(id, &owned, &plan, &results).await?;
+            let (left, look) = self.second_look(id, &owned, &plan, &results).await?;
             if left.is_empty() {
-                // What was born while we acted is seen by the next round's first look.
+                // What was born while we acted is in that look too, and makes another round.
                 left_before = None;
+                last_look = Some(look);
                 continue;
             }
             if left_before.as_ref() == Some(&left) {
@@ -155,9 +174,15 @@ impl Engine {
         Ok(false)
     }
 
-    pub(super) fn plan_settings(&self) -> PlanSettings {
-        let term_timeout = self.shared.config.borrow().reclaim.term_timeout;
-        PlanSettings { term_timeout_ms: u64::try_from(term_timeout.as_millis()).unwrap_or(u64::MAX) }
+    pub(super) fn plan_settings(&self, id: LeaseId) -> PlanSettings {
+        let config = self.shared.config.borrow();
+        let state = self.shared.state.borrow();
+        let is_due = |since: Instant| config.reclaim.lazy_after.is_some_and(|after| since.elapsed() >= after);
+        let record = state.get(id).filter(|record| record.over_since.is_some_and(is_due));
+        PlanSettings {
+            term_timeout_ms: u64::try_from(config.reclaim.term_timeout.as_millis()).unwrap_or(u64::MAX),
+            lazily: record.map(|record| record.stuck.clone()).unwrap_or_default(),
+        }
     }
 
     async fn act(&self, lease: &Lease, round: u32, plan: &Plan) -> Result<Vec<StepResult>, WorkerError> {
@@ -169,8 +194,13 @@ impl Engine {
             let result = self.shared.pool.act(step, claim, &descriptors, limit).await?;
             let (id, sentence, said) = (lease.id, step.sentence(), result.sentence());
             tracing::info!(lease = id.0, step = sentence, result = said, "lease {id}: {sentence}: {said}");
-            self.record(vec![Entry::Stepped { lease: lease.id, round, step: index, result: result.clone() }])
-                .await;
+            // It tells the story; what has to be done is durable already.
+            self.record_meanwhile(Entry::Stepped {
+                lease: lease.id,
+                round,
+                step: index,
+                result: result.clone(),
+            });
             results.push(result);
         }
         Ok(results)
@@ -206,20 +236,21 @@ impl Engine {
     }
 
     /// Looks until all of `owned` is gone or the waits are over; notes what became of each, and
-    /// returns what is left.
+    /// returns what is left, and the last look.
     async fn second_look(
         &self,
         id: LeaseId,
         owned: &BTreeSet<ResourceIdentity>,
         plan: &Plan,
         results: &[StepResult],
-    ) -> Result<BTreeSet<ResourceIdentity>, WorkerError> {
+    ) -> Result<(BTreeSet<ResourceIdentity>, Rc<Look>), LookFailed> {
         let mut left = owned.clone();
-        for wait in SECOND_LOOKS {
-            tokio::time::sleep(wait).await;
-            let (after, _) = self.look(SnapshotDepth::Ownership).await?;
+        let mut waits = SECOND_LOOKS.iter();
+        let look = loop {
+            let look = self.look(SnapshotDepth::Ownership).await?;
+            let after = &look.snapshot;
             for resource in std::mem::take(&mut left) {
-                let outcome = verify(resource, plan, results, &after);
+                let outcome = verify(resource, plan, results, after);
                 match outcome {
                     Outcome::Reclaimed | Outcome::AlreadyGone | Outcome::Replaced => {
                         self.note(id, resource, outcome, plan, Vec::new(), String::new());
@@ -229,17 +260,24 @@ impl Engine {
                     }
                 }
             }
-            if left.is_empty() || !may_still_go(&left, plan, results) {
-                break;
+            match waits.next() {
+                Some(wait) if !left.is_empty() && may_still_go(&left, plan, results) => {
+                    tokio::time::sleep(*wait).await;
+                }
+                Some(_) | None => break look,
             }
-        }
+        };
         if !left.is_empty() {
-            let (after, ownership) = self.look(SnapshotDepth::Holders).await?;
+            let look = self.look(SnapshotDepth::Holders).await?;
+            let Look { snapshot: after, ownership } = &*look;
             for resource in &left {
-                self.note_left(id, *resource, plan, results, &after, &ownership);
+                self.note_left(id, *resource, plan, results, after, ownership);
+            }
+            if let Some(record) = self.shared.state.borrow_mut().get_mut(id) {
+                record.stuck = stuck(id, after, ownership);
             }
         }
-        Ok(left)
+        Ok((left, look))
     }
 
     fn note_left(
@@ -252,11 +290,21 @@ impl Engine {
         ownership: &Ownership,
     ) {
         let outcome = verify(resource, plan, results, after);
-        let (reasons, mut detail) = match (resource, Target::of(resource, after)) {
-            (_, Some(target)) => reasons_for(target, after, ownership),
-            (ResourceIdentity::Directory(_), None) => strangers_below(id, after, ownership),
-            (_, None) => (Vec::new(), String::new()),
+        let (mut reasons, mut detail) = match resource {
+            ResourceIdentity::Directory(_) => strangers_below(id, after, ownership),
+            _ => reasons_for(resource, after, ownership),
         };
+        let can_be_held_unseen = matches!(
+            resource,
+            ResourceIdentity::Mount(_)
+                | ResourceIdentity::Loop(_)
+                | ResourceIdentity::Map(_)
+                | ResourceIdentity::Nbd(_)
+        );
+        if reasons.is_empty() && can_be_held_unseen {
+            // Something holds it that no look can show: a descriptor on its way over a socket, for one.
+            reasons.push(Reason::Unknown);
+        }
         if detail.is_empty() {
             let said = plan.steps.iter().zip(results).find(|(step, _)| step.resources().contains(&resource));
             detail = match said {
@@ -409,6 +457,9 @@ impl Engine {
                     | ResourceIdentity::Cgroup(_) => {}
                 }
             }
+            let of_lease = |(_, owner): &(&u64, &LeaseId)| **owner == record.lease.id;
+            let namespaces = ownership.namespaces.iter().filter(of_lease).map(|(namespace, _)| *namespace);
+            record.lease.namespaces.extend(namespaces.collect::<Vec<_>>());
             forget_what_is_gone(&mut record.lease, snapshot);
             if record.lease != before {
                 entries.push(Entry::Lease { lease: Box::new(record.lease.clone()) });
@@ -439,8 +490,16 @@ fn forget_what_is_gone(lease: &mut Lease, snapshot: &Snapshot) {
             })
         });
     }
-    if !has_gap(|gap| matches!(gap, Gap::Mounts(_))) {
-        lease.mounts.retain(|identity| snapshot.mounts.iter().any(|mount| mount.identity == *identity));
+    if !has_gap(|gap| matches!(gap, Gap::Mounts(_) | Gap::Namespaces(_) | Gap::Namespace(..))) {
+        let there: HashSet<_> = snapshot.mounts.iter().map(|mount| mount.identity).collect();
+        lease.mounts.retain(|identity| there.contains(identity));
+    }
+    if !has_gap(|gap| matches!(gap, Gap::Blocks(_))) {
+        lease.maps.retain(|identity| snapshot.maps.iter().any(|map| map.identity == *identity));
+    }
+    if !has_gap(|gap| matches!(gap, Gap::Namespaces(_))) {
+        let is_there = |unique: &u64| snapshot.namespaces.iter().any(|other| other.unique == Some(*unique));
+        lease.namespaces.retain(is_there);
     }
     if !has_gap(|gap| matches!(gap, Gap::Processes(_))) {
         lease.processes.retain(|identity| {

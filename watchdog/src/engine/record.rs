@@ -1,6 +1,6 @@
 //! Leases in memory.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
@@ -9,7 +9,7 @@ use hostler_protocol::resource::ResourceView;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::model::{Lease, ResourceIdentity};
+use crate::model::{Lease, MountIdentity, ResourceIdentity};
 use hostler_protocol::lease::ResourceOutcome;
 
 /// How many ended leases are kept to be shown.
@@ -31,6 +31,8 @@ pub(super) struct Record {
     pub(super) report: watch::Sender<Option<Report>>,
     /// Somebody takes it back already.
     pub(super) is_reclaiming: bool,
+    /// Mounts that the last attempt left although no bystander holds them.
+    pub(super) stuck: BTreeSet<MountIdentity>,
 }
 
 impl Record {
@@ -43,6 +45,7 @@ impl Record {
             outcomes: BTreeMap::new(),
             report: watch::Sender::new(None),
             is_reclaiming: false,
+            stuck: BTreeSet::new(),
         }
     }
 

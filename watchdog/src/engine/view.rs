@@ -9,9 +9,10 @@ use hostler_protocol::resource::{ResourceView, Verdict};
 use hostler_protocol::text::printable;
 use tokio::time::Instant;
 
+use super::look::Look;
 use super::{Engine, now_ms};
 use crate::causes::chain;
-use crate::decide::{Ownership, Target, everything_of, explain, plan};
+use crate::decide::{Ownership, everything_of, explain, plan};
 use crate::kernel::loops;
 use crate::metrics::LEASE_STATES;
 use crate::model::{Gap, Lease, LoopState, ResourceIdentity, Snapshot, SnapshotDepth};
@@ -22,15 +23,16 @@ impl Engine {
     /// # Errors
     /// When looking gives nothing.
     pub async fn status(&self) -> Result<HostStatus, CallError> {
-        let (snapshot, ownership) = self.look(SnapshotDepth::Ownership).await.map_err(unavailable)?;
+        let look = self.look(SnapshotDepth::Ownership).await.map_err(unavailable)?;
+        let Look { snapshot, ownership } = &*look;
         let now = now_ms();
         let state = self.shared.state.borrow();
         let mut leases: Vec<LeaseView> = state.ended().cloned().collect();
         for record in state.records() {
             let verdict = verdict_of(record.state);
-            let resources = everything_of(record.lease.id, &snapshot, &ownership)
+            let resources = everything_of(record.lease.id, snapshot, ownership)
                 .into_iter()
-                .map(|identity| show(identity, &snapshot, verdict, Some(&record.lease)))
+                .map(|identity| show(identity, snapshot, verdict, Some(&record.lease)))
                 .collect();
             leases.push(record.view(now, resources));
         }
@@ -40,7 +42,7 @@ impl Engine {
             loops_in_use: snapshot.loops.len() as u64,
             loops_limit: loops::limit(),
             leases,
-            others: others(&snapshot, &ownership),
+            others: others(snapshot, ownership),
             gaps: snapshot.gaps.iter().map(Gap::sentence).collect(),
         })
     }
@@ -50,14 +52,12 @@ impl Engine {
     /// # Errors
     /// When nothing has that name, or looking gives nothing.
     pub async fn why(&self, target: &str) -> Result<Explanation, CallError> {
-        let (snapshot, ownership) = self.look(SnapshotDepth::Holders).await.map_err(unavailable)?;
-        let Some(found) = Target::find(target, &snapshot) else {
-            return Err(CallError::NoSuchTarget { target: printable(target.as_bytes()) });
-        };
-        Ok(Explanation {
-            tree: explain(found, &snapshot, &ownership),
-            gaps: snapshot.gaps.iter().map(Gap::sentence).collect(),
-        })
+        let look = self.look(SnapshotDepth::Holders).await.map_err(unavailable)?;
+        let Look { snapshot, ownership } = &*look;
+        match explain(target, snapshot, ownership) {
+            Some(tree) => Ok(Explanation { tree, gaps: snapshot.gaps.iter().map(Gap::sentence).collect() }),
+            None => Err(CallError::NoSuchTarget { target: printable(target.as_bytes()) }),
+        }
     }
 
     /// What would be done now.
@@ -65,11 +65,11 @@ impl Engine {
     /// # Errors
     /// When looking gives nothing.
     pub async fn planned(&self) -> Result<Planned, CallError> {
-        let (snapshot, ownership) = self.look(SnapshotDepth::Ownership).await.map_err(unavailable)?;
-        let settings = self.plan_settings();
+        let look = self.look(SnapshotDepth::Ownership).await.map_err(unavailable)?;
+        let Look { snapshot, ownership } = &*look;
         let state = self.shared.state.borrow();
         let steps = state.leases().flat_map(|lease| {
-            let steps = plan(lease, &snapshot, &ownership, settings).steps;
+            let steps = plan(lease, snapshot, ownership, &self.plan_settings(lease.id)).steps;
             steps.into_iter().map(|step| PlannedStep { lease: lease.id, does: step.sentence() })
         });
         Ok(Planned { steps: steps.collect() })

@@ -1,67 +1,10 @@
-//! The system calls that no library wraps safely. `unsafe` is here and in `namespace_calls` only.
-#![expect(unsafe_code, reason = "ioctls and system calls without a safe wrapper")]
+//! The system calls that no library wraps safely, but for those on block devices and on namespaces and
+//! mounts, which are in `block_calls` and `namespace_calls`. These three are the only files of this
+//! crate with `unsafe` in them.
+#![expect(unsafe_code, reason = "system calls without a safe wrapper")]
 
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-
-use linux_raw_sys::ioctl::BLKGETDISKSEQ;
-use linux_raw_sys::loop_device::{LOOP_CLR_FD, LOOP_GET_STATUS64, loop_info64};
-
-mod generated {
-    use super::{BLKGETDISKSEQ, LOOP_CLR_FD, LOOP_GET_STATUS64, loop_info64};
-    nix::ioctl_read_bad!(loop_get_status64, LOOP_GET_STATUS64, loop_info64);
-    nix::ioctl_none_bad!(loop_clr_fd, LOOP_CLR_FD);
-    nix::ioctl_read_bad!(blkgetdiskseq, BLKGETDISKSEQ, u64);
-}
-
-/// What a loop device says of itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LoopStatus {
-    /// `lo_device`: the file system of the backing file, encoded as `stat(2)` does.
-    pub device: u64,
-    /// `lo_inode`: the backing file's inode number.
-    pub inode: u64,
-    /// `lo_flags`.
-    pub flags: u32,
-}
-
-/// `LOOP_GET_STATUS64`. May hang when the backing file's file system does.
-///
-/// # Errors
-/// `ENXIO` when the device is not bound.
-pub fn loop_status(device: impl AsFd) -> io::Result<LoopStatus> {
-    let mut info = MaybeUninit::<loop_info64>::zeroed();
-    // SAFETY: the descriptor is borrowed for the call, and the kernel writes one loop_info64 at
-    // most to a pointer that is valid for it.
-    unsafe { generated::loop_get_status64(device.as_fd().as_raw_fd(), info.as_mut_ptr()) }?;
-    // SAFETY: loop_info64 is plain integers and bytes, so all zeroes, with or without what the
-    // kernel wrote over them, is a value of it.
-    let info = unsafe { info.assume_init() };
-    Ok(LoopStatus { device: info.lo_device, inode: info.lo_inode, flags: info.lo_flags })
-}
-
-/// `LOOP_CLR_FD`. Success is no proof: with another opener it only asks for a detach at the last
-/// close.
-///
-/// # Errors
-/// `ENXIO` when the device is not bound, `EBUSY` on kernels before 5.3 when it is in use.
-pub fn loop_clear(device: impl AsFd) -> io::Result<()> {
-    // SAFETY: the request takes no argument; the descriptor is borrowed for the call.
-    unsafe { generated::loop_clr_fd(device.as_fd().as_raw_fd()) }?;
-    Ok(())
-}
-
-/// `BLKGETDISKSEQ` (Linux 5.15): the sequence number of what is attached now.
-///
-/// # Errors
-/// `ENOTTY` on older kernels.
-pub fn disk_sequence(device: impl AsFd) -> io::Result<u64> {
-    let mut sequence = 0u64;
-    // SAFETY: the kernel writes one u64 to a pointer that is valid for it.
-    unsafe { generated::blkgetdiskseq(device.as_fd().as_raw_fd(), &raw mut sequence) }?;
-    Ok(sequence)
-}
 
 /// Largest file handle the kernel makes (`MAX_HANDLE_SZ`).
 const HANDLE_LIMIT: usize = 128;

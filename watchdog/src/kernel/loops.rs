@@ -6,33 +6,29 @@ use std::path::Path;
 
 use hostler_protocol::text::printable;
 use linux_raw_sys::loop_device::LO_FLAGS_AUTOCLEAR;
-use rustix::fs::{FileType, Mode, OFlags, fstat, open};
+use rustix::fs::{Mode, OFlags, open};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
-use super::calls;
-use crate::model::{BackingFile, DeviceNumber, DiskSequence, LoopDevice, LoopIdentity, LoopState, Partition};
+use super::{Acted, Found, block, block_calls as calls};
+use crate::model::{BackingFile, DeviceNumber, DiskSequence, LoopDevice, LoopIdentity, LoopState};
 
 /// The major number of loop devices (the kernel's `devices.txt`).
 const LOOP_MAJOR: u32 = 7;
 
-/// The loop devices that sysfs shows as bound, not yet asked. `sys` is where sysfs is mounted.
+/// The loop devices that sysfs shows as bound, not yet asked, and those that are not bound and have
+/// partitions left. `sys` is where sysfs is mounted.
 ///
 /// # Errors
 /// When sysfs cannot be read.
 pub fn list(sys: &Path) -> io::Result<Vec<LoopDevice>> {
     let mut devices = Vec::new();
-    for entry in fs::read_dir(sys.join("block"))? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let Some(number) = name.to_str().and_then(|name| name.strip_prefix("loop")?.parse().ok()) else {
-            continue;
-        };
-        match describe(&entry.path(), number) {
-            Ok(Some(device)) => devices.push(device),
-            Ok(None) => {}
+    for (name, directory) in block::disks(sys)? {
+        let Some(number) = number_in(&name) else { continue };
+        match describe(&directory, number) {
+            Ok(device) => devices.extend(device),
             // Loop devices come and go; a node that went while it was read is not there.
-            Err(error) if is_gone(&error) => {}
+            Err(error) if block::is_gone(&error) => {}
             Err(error) => return Err(error),
         }
     }
@@ -40,50 +36,32 @@ pub fn list(sys: &Path) -> io::Result<Vec<LoopDevice>> {
     Ok(devices)
 }
 
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ENXIO))
+fn number_in(name: &str) -> Option<u32> {
+    name.strip_prefix("loop")?.parse().ok()
 }
 
 fn describe(directory: &Path, number: u32) -> io::Result<Option<LoopDevice>> {
     // The `loop` folder is there only while the device is bound.
-    let backing = match fs::read(directory.join("loop/backing_file")) {
-        Ok(text) => text,
-        Err(error) if is_gone(&error) => return Ok(None),
-        Err(error) => return Err(error),
+    let backing = block::read_if_there(&directory.join("loop/backing_file"))?;
+    let partitions = block::partitions(directory)?;
+    // Partitions that `partx` made (BLKPG_ADD_PARTITION) outlive the detach unless the device was
+    // attached with LO_FLAGS_PARTSCAN: `__loop_clr_fd` drops them only then.
+    let state = match backing {
+        Some(_) => LoopState::Unread,
+        None if partitions.is_empty() => return Ok(None),
+        None => LoopState::Leftover,
     };
-    let device = read_device(&directory.join("dev"))?;
-    let sequence = match fs::read_to_string(directory.join("diskseq")) {
-        Ok(text) => text.trim().parse().ok().map(DiskSequence),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(error),
-    };
+    let backing = backing.unwrap_or_default();
     let autoclear = fs::read_to_string(directory.join("loop/autoclear")).is_ok_and(|text| text.trim() == "1");
-    let mut partitions = Vec::new();
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        if path.join("partition").exists() {
-            let number = fs::read_to_string(path.join("partition"))?;
-            let number = number.trim().parse().map_err(io::Error::other)?;
-            partitions.push(Partition { number, device: read_device(&path.join("dev"))? });
-        }
-    }
-    partitions.sort_unstable();
     Ok(Some(LoopDevice {
         number,
-        device,
-        sequence,
-        state: LoopState::Unread,
+        device: block::device(directory)?,
+        sequence: block::sequence(directory)?,
+        state,
         backing_text: printable(backing.strip_suffix(b"\n").unwrap_or(&backing)),
         autoclear,
         partitions,
     }))
-}
-
-fn read_device(path: &Path) -> io::Result<DeviceNumber> {
-    let text = fs::read_to_string(path)?;
-    DeviceNumber::parse(&text).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("{} is no device number", text.trim()))
-    })
 }
 
 /// How many loop devices the host can have; `None` when the kernel makes them on demand without
@@ -160,16 +138,12 @@ fn open_node(number: u32) -> io::Result<OwnedFd> {
 /// # Errors
 /// What `fstat(2)` says.
 pub fn is_loop_device(node: impl AsFd) -> io::Result<Option<u32>> {
-    let status = fstat(node)?;
-    let is_block = FileType::from_raw_mode(status.st_mode) == FileType::BlockDevice;
-    let (major, minor) = (rustix::fs::major(status.st_rdev), rustix::fs::minor(status.st_rdev));
-    if !is_block || major != LOOP_MAJOR {
+    let Some(device) = block::node_device(node)?.filter(|device| device.major == LOOP_MAJOR) else {
         return Ok(None);
-    }
+    };
     // With `max_part` a device has several minor numbers, so its own is not its number: sysfs knows.
-    let link = fs::read_link(format!("/sys/dev/block/{major}:{minor}"))?;
-    let name = link.file_name().and_then(|name| name.to_str());
-    Ok(name.and_then(|name| name.strip_prefix("loop")?.parse().ok()))
+    let name = block::name(Path::new("/sys"), device)?;
+    Ok(number_in(&name))
 }
 
 fn status(node: impl AsFd) -> io::Result<(BackingFile, bool)> {
@@ -181,42 +155,69 @@ fn status(node: impl AsFd) -> io::Result<(BackingFile, bool)> {
     Ok((BackingFile { device, inode: status.inode }, autoclear))
 }
 
-/// How an attempt to detach went, as the calls said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Detached {
-    /// `LOOP_CLR_FD` succeeded.
-    Done,
-    /// Nothing was attached any more.
-    Gone,
-    /// Something else was.
-    Replaced,
+/// The number of `/dev/loopN`'s device.
+///
+/// # Errors
+/// `NotFound` when there is none.
+pub fn device(sys: &Path, number: u32) -> io::Result<DeviceNumber> {
+    block::device(&sys.join(format!("block/loop{number}")))
 }
 
-/// Detaches exactly this attachment.
+/// Opens exactly this attachment, and holds it.
 ///
 /// The order is what makes it exact: once the device is held open and has answered that it is
 /// bound, it cannot be bound to anything else, so a sequence number that is right then stays right
-/// for the call that follows.
+/// for as long as the descriptor is open.
 ///
 /// # Errors
 /// What opening or the calls say.
-pub fn detach(identity: &LoopIdentity) -> io::Result<Detached> {
+pub fn hold(identity: &LoopIdentity) -> io::Result<Found> {
     let node = match open_node(identity.number) {
         Ok(node) => node,
-        Err(error) if is_gone(&error) => return Ok(Detached::Gone),
+        Err(error) if block::is_gone(&error) => return Ok(Found::Gone),
         Err(error) => return Err(error),
     };
     let backing = match status(&node) {
         Ok((backing, _)) => backing,
-        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(Detached::Gone),
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(Found::Gone),
         Err(error) => return Err(error),
     };
     if DiskSequence(calls::disk_sequence(&node)?) != identity.sequence || backing != identity.backing {
-        return Ok(Detached::Replaced);
+        return Ok(Found::Replaced);
+    }
+    Ok(Found::It(node))
+}
+
+/// Detaches exactly this attachment, once these partitions of it are removed.
+///
+/// The kernel forgets partitions at a detach only when it made them itself. Those of `partx` would
+/// stay and lie about the next image, and nobody could remove them from that image without harm.
+/// So they go first, while the device is held; and one that is still open keeps the device attached,
+/// because a detach would only be put off until its last close.
+///
+/// # Errors
+/// What opening or the calls say, and which partition could not be removed.
+pub fn detach(identity: &LoopIdentity, partitions: &[u32]) -> io::Result<Acted> {
+    let node = match hold(identity)? {
+        Found::It(node) => node,
+        Found::Gone => return Ok(Acted::Gone),
+        Found::Replaced => return Ok(Acted::Replaced),
+    };
+    for number in partitions {
+        match calls::delete_partition(&node, *number) {
+            Ok(()) => {}
+            // Somebody else removed it, or the kernel read the table again.
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {}
+            Err(error) => {
+                let device = identity.number;
+                let message = format!("removing partition {number} of /dev/loop{device}: {error}");
+                return Err(io::Error::new(error.kind(), message));
+            }
+        }
     }
     match calls::loop_clear(&node) {
-        Ok(()) => Ok(Detached::Done),
-        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(Detached::Gone),
+        Ok(()) => Ok(Acted::Done),
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(Acted::Gone),
         Err(error) => Err(error),
     }
 }
@@ -232,7 +233,47 @@ pub fn backing_hint(sys: &Path, number: u32) -> Option<std::path::PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fixture::{Tree, device_number as number};
     use super::*;
+    use crate::model::Partition;
+
+    #[test]
+    fn lists_what_is_bound_and_what_has_partitions_left() {
+        // A 6.18 kernel: loop0 as always, loop1 attached with AUTOCLEAR, loop2 detached after
+        // `partx -a`, vda no loop device.
+        let tree = Tree::new()
+            .file("block/loop0/dev", "7:0\n")
+            .file("block/loop0/diskseq", "1\n")
+            .file("block/loop1/dev", "7:1\n")
+            .file("block/loop1/diskseq", "65\n")
+            .file("block/loop1/loop/backing_file", "/srv/an image\n")
+            .file("block/loop1/loop/autoclear", "1\n")
+            .file("block/loop2/dev", "7:2\n")
+            .file("block/loop2/diskseq", "66\n")
+            .file("block/loop2/loop2p1/dev", "259:0\n")
+            .file("block/loop2/loop2p1/partition", "1\n")
+            .file("block/vda/dev", "254:0\n")
+            .file("block/vda/vda1/partition", "1\n");
+        let bound = LoopDevice {
+            number: 1,
+            device: number(7, 1),
+            sequence: Some(DiskSequence(65)),
+            state: LoopState::Unread,
+            backing_text: "/srv/an image".to_owned(),
+            autoclear: true,
+            partitions: Vec::new(),
+        };
+        let left = LoopDevice {
+            number: 2,
+            device: number(7, 2),
+            sequence: Some(DiskSequence(66)),
+            state: LoopState::Leftover,
+            backing_text: String::new(),
+            autoclear: false,
+            partitions: vec![Partition { number: 1, device: number(259, 0) }],
+        };
+        assert_eq!(list(tree.path()).expect("readable"), [bound, left]);
+    }
 
     #[test]
     fn only_a_limit_that_was_set_is_one() {

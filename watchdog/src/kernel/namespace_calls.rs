@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use linux_raw_sys::general::{LSMT_ROOT, mnt_id_req};
-use linux_raw_sys::ioctl::{FITHAW, NS_GET_USERNS};
+use linux_raw_sys::ioctl::NS_GET_USERNS;
 
 const STATMOUNT: libc::c_long = 457;
 const LISTMOUNT: libc::c_long = 458;
@@ -131,16 +131,6 @@ pub fn user_namespace(namespace: impl AsFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just returned this descriptor to us, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(result) })
-}
-
-/// `FITHAW`.
-///
-/// # Errors
-/// `EINVAL` when the file system is not frozen.
-pub fn thaw(directory: impl AsFd) -> io::Result<()> {
-    // SAFETY: the kernel ignores the argument; the descriptor is borrowed for the call.
-    let result = unsafe { libc::ioctl(directory.as_fd().as_raw_fd(), libc::c_ulong::from(FITHAW), 0) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// What `fanotify_init(2)` is asked for: events about mounts (`FAN_REPORT_MNT`, Linux 6.14), each with a

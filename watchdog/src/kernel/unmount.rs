@@ -160,8 +160,7 @@ fn thaw(reached: &Reached, mount: &Mount) -> io::Result<()> {
         return Err(io::Error::new(io::ErrorKind::ResourceBusy, "something else was mounted over it"));
     }
     match freeze::thaw(&root) {
-        // It is not frozen.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        Err(error) if freeze::is_not_frozen(&error) => Ok(()),
         result => result,
     }
 }

@@ -77,8 +77,8 @@ pub struct Lease {
     /// seen, and which were made after the lease was opened.
     #[serde(default)]
     pub namespaces: BTreeSet<u64>,
-    /// Mount namespaces with this number or a lower one were there before the lease was opened.
-    #[serde(default)]
+    /// Mount namespaces with this number or a lower one were there before the lease claimed anything.
+    #[serde(default = "none_is_later")]
     pub namespaces_before: u64,
     /// Attachments with this number or a lower one were there before the lease claimed anything,
     /// so they are never its own unless it proves them.
@@ -94,6 +94,12 @@ pub struct Lease {
     pub opened_at_ms: u64,
     /// When it ends even if its owner lives, in milliseconds since 1970.
     pub deadline_ms: Option<u64>,
+}
+
+/// Before anything is claimed, no namespace counts as one that came later.
+#[must_use]
+pub const fn none_is_later() -> u64 {
+    u64::MAX
 }
 
 impl Lease {

@@ -13,7 +13,7 @@ pub use identity::{
     MapIdentity, MapKind, MountIdentity, MountNamespace, MountNumber, NbdIdentity, ProcessIdentity,
     ResourceIdentity, StartTime, SwapIdentity,
 };
-pub use lease::{Claim, Lease, Phase};
+pub use lease::{Claim, Lease, Phase, none_is_later};
 pub use plan::{Plan, Step, StepResult, UnmountHow};
 pub use snapshot::{
     FileHold, Filesystem, FuseConnection, Gap, LoopDevice, LoopState, Map, Mount, Namespace, Nbd, Partition,

@@ -9,13 +9,16 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::message::ClaimQuery;
+use super::release;
 use crate::kernel::unmount::{self, Unmounted};
-use crate::kernel::{cgroups, directories, loops, mounts, signals};
-use crate::model::{CgroupIdentity, DirectoryIdentity, ProcessIdentity, Step, StepResult};
+use crate::kernel::{Acted, cgroups, directories, fuse, loops, maps, mounts, nbd, signals, swaps};
+use crate::model::{CgroupIdentity, DirectoryIdentity, MountIdentity, ProcessIdentity, Step, StepResult};
 
 /// How long killed processes have to be gone. A process in uninterruptible sleep takes as long as
 /// it takes; the second look reports it.
 const KILL_WAIT: Duration = Duration::from_secs(3);
+const SYS: &str = "/sys";
+const PROC: &str = "/proc";
 
 pub(super) fn act(step: &Step, claim: Option<&ClaimQuery>, passed: &[OwnedFd]) -> StepResult {
     let result = match step {
@@ -26,20 +29,33 @@ pub(super) fn act(step: &Step, claim: Option<&ClaimQuery>, passed: &[OwnedFd]) -
             .map_or(Ok(()), |parent| unmount::part_from_peers(&parent))
             .and_then(|()| unmount::unmount(mount, *short_number, point, *how))
             .map(unmounted),
-        Step::AbortFuse { .. }
-        | Step::SwapOff { .. }
-        | Step::ReleaseFilesystem { .. }
-        | Step::RemoveMap { .. }
-        | Step::DisconnectNbd { .. } => Err(io::Error::from(io::ErrorKind::Unsupported)),
-        Step::DetachLoop { identity, .. } => loops::detach(identity).map(|detached| match detached {
-            loops::Detached::Done => StepResult::Done,
-            loops::Detached::Gone => StepResult::Gone,
-            loops::Detached::Replaced => StepResult::Replaced,
-        }),
+        Step::AbortFuse { mount } => {
+            fuse::abort(Path::new(SYS), mount.device, || is_mounted(mount)).map(acted)
+        }
+        Step::SwapOff { swap, path } => swaps::off(Path::new(PROC), *swap, path).map(acted),
+        Step::ReleaseFilesystem { kind, device, resource, swap_files } => {
+            release::release(kind, *device, resource, swap_files)
+        }
+        Step::RemoveMap { map, .. } => maps::remove(Path::new(SYS), map).map(acted),
+        Step::DisconnectNbd { nbd } => nbd::disconnect(Path::new(SYS), Path::new(PROC), nbd).map(acted),
+        Step::DetachLoop { identity, partitions } => loops::detach(identity, partitions).map(acted),
         Step::RemoveDirectory { directory, .. } => remove_directory(*directory, claim, passed),
         Step::RemoveCgroup { cgroup, path } => remove_cgroup(*cgroup, Path::new(path)),
     };
     result.unwrap_or_else(|error| StepResult::Failed { cause: error.to_string() })
+}
+
+fn acted(acted: Acted) -> StepResult {
+    match acted {
+        Acted::Done => StepResult::Done,
+        Acted::Gone => StepResult::Gone,
+        Acted::Replaced => StepResult::Replaced,
+    }
+}
+
+fn is_mounted(wanted: &MountIdentity) -> io::Result<bool> {
+    let (_, mounts) = mounts::own()?;
+    Ok(mounts.iter().any(|mount| mount.identity == *wanted))
 }
 
 fn unmounted(unmounted: Unmounted) -> StepResult {

@@ -56,7 +56,7 @@ fn answer(
     socket: std::os::fd::BorrowedFd<'_>,
 ) -> Result<(), WorkerFailure> {
     let response = match request {
-        Request::Observe(query) => {
+        Request::Observe { query, skip } => {
             let mut failure = None;
             let mut touching = |device, what: &str| {
                 let breadcrumb = Response::Touching { device, what: what.to_owned() };
@@ -64,7 +64,7 @@ fn answer(
                     failure.get_or_insert(error);
                 }
             };
-            let snapshot = observe::observe(&query, passed, &mut touching);
+            let snapshot = observe::observe(&query, &skip, passed, &mut touching);
             if let Some(failure) = failure {
                 return Err(failure);
             }

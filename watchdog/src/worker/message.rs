@@ -41,7 +41,12 @@ pub struct Query {
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     /// Look.
-    Observe(Query),
+    Observe {
+        /// At what.
+        query: Query,
+        /// What is not to be touched, in the words of [`Response::Touching`], because it hung before.
+        skip: Vec<String>,
+    },
     /// Do one step of a plan.
     Act {
         /// The step.

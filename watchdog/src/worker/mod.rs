@@ -6,12 +6,14 @@
 //! hung, and starts another. A worker decides nothing and keeps nothing between requests.
 
 mod act;
+mod blocks;
 mod child;
 mod descriptors;
 mod message;
 mod observe;
 mod observe_mounts;
 mod pool;
+mod release;
 
 pub use child::serve;
 pub use descriptors::{receive, send};

@@ -3,21 +3,26 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use super::blocks::{self, Careful};
 use super::message::{ClaimQuery, LeaseQuery, Query};
 use super::observe_mounts;
 use crate::kernel::claimed::MountPoints;
 use crate::kernel::{cgroups, directories, loops, processes};
 use crate::model::{Gap, LoopState, ProcessIdentity, Snapshot, UnderClaim};
 
-/// Looks. `touching` is told each loop device before it is asked.
+/// Looks. `touching` is told each loop device before it is asked, and all else that may hang; `skip` is
+/// what it was told of at a look that did hang.
 pub(super) fn observe(
     query: &Query,
+    skip: &[String],
     passed: &[OwnedFd],
     touching: &mut dyn FnMut(Option<u32>, &str),
 ) -> Snapshot {
     let mut snapshot = Snapshot::default();
     read_loops(query, touching, &mut snapshot);
-    observe_mounts::read(touching, &mut snapshot);
+    blocks::read(Careful { avoid: &query.avoid, skip, touching }, &mut snapshot);
+    observe_mounts::read_own(touching, &mut snapshot);
+    observe_mounts::read_others(touching, &mut snapshot);
     touching(None, "processes");
     match processes::list(Path::new("/proc"), query.depth) {
         Ok((processes, unreadable)) => {
@@ -45,7 +50,9 @@ fn read_loops(query: &Query, touching: &mut dyn FnMut(Option<u32>, &str), snapsh
         }
     };
     for mut device in listed {
-        if query.avoid.contains(&device.number) {
+        if device.state == LoopState::Leftover {
+            // There is nothing to ask it.
+        } else if query.avoid.contains(&device.number) {
             let cause = "it did not answer before; its backing file's file system may be stuck";
             snapshot.gaps.push(Gap::Loop(device.number, cause.to_owned()));
         } else {

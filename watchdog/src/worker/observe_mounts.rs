@@ -7,8 +7,8 @@ use crate::kernel::mounts::{self, Wanted};
 use crate::kernel::namespaces;
 use crate::model::{DeviceNumber, Gap, Snapshot};
 
-/// Reads into a snapshot that has its block devices and file systems already.
-pub(super) fn read(touching: &mut dyn FnMut(Option<u32>, &str), snapshot: &mut Snapshot) {
+/// Reads the mounts of the own namespace.
+pub(super) fn read_own(touching: &mut dyn FnMut(Option<u32>, &str), snapshot: &mut Snapshot) {
     touching(None, "mounts");
     match mounts::own() {
         Ok((namespace, mounts)) => {
@@ -17,6 +17,10 @@ pub(super) fn read(touching: &mut dyn FnMut(Option<u32>, &str), snapshot: &mut S
         }
         Err(error) => snapshot.gaps.push(Gap::Mounts(error.to_string())),
     }
+}
+
+/// Reads those of all others into a snapshot that has its block devices and file systems already.
+pub(super) fn read_others(touching: &mut dyn FnMut(Option<u32>, &str), snapshot: &mut Snapshot) {
     // Each is left again before the next, and may end with that, which ends the mounts in it.
     touching(None, "mount namespaces");
     match namespaces::others(&snapshot.mounts, &wanted(snapshot)) {

@@ -18,9 +18,12 @@ use super::descriptors::{receive, send};
 use super::message::{Query, Request, Response};
 use crate::model::{Snapshot, Step, StepResult};
 
-/// How many workers may run at once. Each waits more than it works, and each lease being taken
-/// back has one.
-const WORKER_LIMIT: usize = 8;
+/// How many workers may do steps at once: each lease being taken back has one, which mostly waits for
+/// the kernel.
+const ACTING_LIMIT: usize = 64;
+/// How many workers may look at once. Apart from those that act: steps that hang must not keep anybody
+/// from looking.
+const LOOKING_LIMIT: usize = 4;
 /// How many idle workers are kept, so that the next reclaim need not wait for one to start.
 const IDLE_LIMIT: usize = 1;
 /// How many hangs one look survives before it is given up.
@@ -77,7 +80,8 @@ struct Inner {
     idle: RefCell<Vec<Worker>>,
     /// Killed, and not yet gone: a process in uninterruptible sleep takes its time.
     given_up: RefCell<Vec<Child>>,
-    permits: Semaphore,
+    acting: Semaphore,
+    looking: Semaphore,
 }
 
 #[derive(Debug)]
@@ -95,13 +99,14 @@ impl Pool {
                 program,
                 idle: RefCell::default(),
                 given_up: RefCell::default(),
-                permits: Semaphore::new(WORKER_LIMIT),
+                acting: Semaphore::new(ACTING_LIMIT),
+                looking: Semaphore::new(LOOKING_LIMIT),
             }),
         }
     }
 
-    /// Looks at the host. A loop device that hangs is left out of the next try, which then reports
-    /// it as a gap.
+    /// Looks at the host. What hangs, a loop device or whatever can be left out, is left out of the
+    /// next try, which then reports it as a gap.
     ///
     /// # Errors
     /// When no worker can be had, or too many things hang.
@@ -112,13 +117,22 @@ impl Pool {
         silence: Duration,
     ) -> Result<Snapshot, WorkerError> {
         let mut hangs = 0;
+        let mut skip = Vec::new();
         loop {
-            match self.call(&Request::Observe(query.clone()), descriptors, silence).await {
+            let request = Request::Observe { query: query.clone(), skip: skip.clone() };
+            match self.call(&request, descriptors, silence).await {
                 Ok(Response::Seen(snapshot)) => return Ok(*snapshot),
                 Ok(other) => return Err(WorkerError::Nonsense { cause: format!("{other:?}") }),
                 Err(WorkerError::Hung { device: Some(device), .. }) if hangs < HANG_LIMIT => {
                     hangs += 1;
                     query.avoid.push(device);
+                }
+                // The same thing twice is one that cannot be left out.
+                Err(WorkerError::Hung { device: None, doing, .. })
+                    if hangs < HANG_LIMIT && !skip.contains(&doing) =>
+                {
+                    hangs += 1;
+                    skip.push(doing);
                 }
                 Err(error) => return Err(error),
             }
@@ -150,7 +164,11 @@ impl Pool {
         descriptors: &[BorrowedFd<'_>],
         silence: Duration,
     ) -> Result<Response, WorkerError> {
-        let permit = self.inner.permits.acquire().await;
+        let permits = match request {
+            Request::Observe { .. } => &self.inner.looking,
+            Request::Act { .. } => &self.inner.acting,
+        };
+        let permit = permits.acquire().await;
         let _permit = permit.expect("the semaphore is never closed");
         let mut worker = self.take()?;
         let result = worker.converse(request, descriptors, silence).await;

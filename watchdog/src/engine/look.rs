@@ -1,0 +1,135 @@
+//! Looks at the host, shared by all who want one at the same time.
+//!
+//! When a host's builders die together, each lease wants to look before and after each round. One look
+//! tells all of them: whoever asks while a look is under way waits for the next one, which begins after
+//! all of them have asked.
+
+use std::cell::RefCell;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+use tokio::sync::watch;
+
+use super::{Engine, query};
+use crate::decide::{Ownership, attribute};
+use crate::model::{Claim, Snapshot, SnapshotDepth};
+use crate::worker::{ClaimQuery, LeaseQuery, Query, WorkerError};
+use hostler_protocol::lease::LeaseId;
+
+/// What a look saw, and whose it is.
+#[derive(Debug)]
+pub(super) struct Look {
+    pub(super) snapshot: Snapshot,
+    pub(super) ownership: Ownership,
+}
+
+/// A look that gave nothing.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("looking at the host failed")]
+pub(super) struct LookFailed(#[source] Rc<WorkerError>);
+
+type Outcome = Option<Result<Rc<Look>, LookFailed>>;
+
+/// The looks that have been asked for and have not begun, one of each depth.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    ownership: Slot,
+    holders: Slot,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    pending: RefCell<Option<watch::Receiver<Outcome>>>,
+    running: tokio::sync::Mutex<()>,
+}
+
+impl Waiting {
+    fn slot(&self, depth: SnapshotDepth) -> &Slot {
+        match depth {
+            SnapshotDepth::Ownership => &self.ownership,
+            SnapshotDepth::Holders => &self.holders,
+        }
+    }
+}
+
+impl Engine {
+    /// Looks, says whose everything is, and remembers it. The look begins after this is called.
+    pub(super) async fn look(&self, depth: SnapshotDepth) -> Result<Rc<Look>, LookFailed> {
+        let mut outcome = self.join_or_start(depth);
+        let done = outcome.wait_for(Option::is_some).await;
+        let ended =
+            || LookFailed(Rc::new(WorkerError::Ended { doing: "the daemon was stopping".to_owned() }));
+        done.map_err(|_| ended())?.clone().ok_or_else(ended)?
+    }
+
+    fn join_or_start(&self, depth: SnapshotDepth) -> watch::Receiver<Outcome> {
+        let slot = self.shared.looks.slot(depth);
+        if let Some(pending) = slot.pending.borrow().as_ref() {
+            return pending.clone();
+        }
+        let (tell, outcome) = watch::channel(None);
+        *slot.pending.borrow_mut() = Some(outcome.clone());
+        let engine = self.clone();
+        tokio::task::spawn_local(async move {
+            let slot = engine.shared.looks.slot(depth);
+            let _one_at_a_time = slot.running.lock().await;
+            // From here on the look has begun: who asks now waits for the next.
+            slot.pending.borrow_mut().take();
+            // Nobody may wait any more.
+            let _ = tell.send(Some(engine.look_now(depth).await));
+        });
+        outcome
+    }
+
+    async fn look_now(&self, depth: SnapshotDepth) -> Result<Rc<Look>, LookFailed> {
+        let result = self.observe(depth).await;
+        match &result {
+            Ok(snapshot) => {
+                self.shared.metrics.gaps.set(i64::try_from(snapshot.gaps.len()).unwrap_or(i64::MAX));
+            }
+            Err(_) => self.shared.metrics.observation_failures.inc(),
+        }
+        let snapshot = result.map_err(|error| LookFailed(Rc::new(error)))?;
+        let ownership = attribute(&snapshot, self.shared.state.borrow().leases());
+        self.measure(&snapshot, &ownership);
+        self.remember(&snapshot, &ownership).await;
+        Ok(Rc::new(Look { snapshot, ownership }))
+    }
+
+    async fn observe(&self, depth: SnapshotDepth) -> Result<Snapshot, WorkerError> {
+        let mut held = Vec::new();
+        let queries = {
+            let state = self.shared.state.borrow();
+            state
+                .records()
+                .map(|record| {
+                    query(&record.lease, |index| {
+                        let descriptor = record.descriptors.get(&index)?;
+                        held.push(Rc::clone(descriptor));
+                        Some(held.len() - 1)
+                    })
+                })
+                .collect()
+        };
+        let descriptors: Vec<BorrowedFd<'_>> = held.iter().map(|descriptor| descriptor.as_fd()).collect();
+        let silence = self.shared.config.borrow().reclaim.step_timeout;
+        let query = Query { depth, leases: queries, avoid: Vec::new() };
+        self.shared.pool.observe(query, &descriptors, silence).await
+    }
+
+    /// Looks at what lies below a directory that a lease is about to claim, and at nothing of other
+    /// leases.
+    pub(super) async fn observe_claim(
+        &self,
+        lease: LeaseId,
+        claim: &Claim,
+        kept: Option<&Rc<OwnedFd>>,
+    ) -> Result<Snapshot, WorkerError> {
+        let descriptors: Vec<BorrowedFd<'_>> = kept.into_iter().map(|directory| directory.as_fd()).collect();
+        let claim = ClaimQuery { claim: claim.clone(), descriptor: kept.map(|_| 0) };
+        let leases = vec![LeaseQuery { lease, cgroup: None, claims: vec![claim] }];
+        let query = Query { depth: SnapshotDepth::Ownership, leases, avoid: Vec::new() };
+        let silence = self.shared.config.borrow().reclaim.step_timeout;
+        self.shared.pool.observe(query, &descriptors, silence).await
+    }
+}
