@@ -6,7 +6,8 @@
 //!
 //! Deliberately absent: any code of the programs under test. What the daemon says is checked by
 //! readers of `/proc` and `/sys` that were written here, and by `loopdev-3`. Only the protocol's
-//! types are shared, because they are the contract.
+//! types are shared, because they are the contract. (The tests of the watchdog's kernel modules call
+//! those, and check them with what is here.)
 //!
 //! A test fails by panicking, so the helpers panic too, each with what it was about.
 
@@ -14,6 +15,7 @@ pub mod bystander;
 pub mod daemon;
 pub mod failure;
 pub mod leak;
+pub mod namespace;
 #[cfg(feature = "privileged")]
 pub mod oracle;
 pub mod place;

@@ -33,7 +33,16 @@ pub struct MountSeen {
 /// When mountinfo is not as `proc_pid_mountinfo(5)` says.
 #[must_use]
 pub fn mounts() -> Vec<MountSeen> {
-    let bytes = fs::read("/proc/thread-self/mountinfo").or_fail("reading mountinfo");
+    mounts_of("thread-self")
+}
+
+/// The mounts of a process's namespace, by its number.
+///
+/// # Panics
+/// As [`mounts`].
+#[must_use]
+pub fn mounts_of(process: &str) -> Vec<MountSeen> {
+    let bytes = fs::read(format!("/proc/{process}/mountinfo")).or_fail("reading mountinfo");
     bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(mount).collect()
 }
 

@@ -8,12 +8,22 @@ mod control_groups;
 mod deeper_shapes;
 #[path = "privileged/identity.rs"]
 mod identity;
+#[path = "privileged/kernel_claims.rs"]
+mod kernel_claims;
 #[path = "privileged/kernel_filesystems.rs"]
 mod kernel_filesystems;
 #[path = "privileged/kernel_fuse.rs"]
 mod kernel_fuse;
+#[path = "privileged/kernel_made.rs"]
+mod kernel_made;
+#[path = "privileged/kernel_mounts.rs"]
+mod kernel_mounts;
+#[path = "privileged/kernel_namespaces.rs"]
+mod kernel_namespaces;
 #[path = "privileged/kernel_partitions.rs"]
 mod kernel_partitions;
+#[path = "privileged/kernel_peers.rs"]
+mod kernel_peers;
 #[path = "privileged/kernel_processes.rs"]
 mod kernel_processes;
 #[path = "privileged/kernel_swaps.rs"]

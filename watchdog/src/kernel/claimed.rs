@@ -73,7 +73,8 @@ impl<'mounts> MountPoints<'mounts> {
 
     /// Those mounted right on the directory. They hide it, but not from its descriptor, and they are in
     /// the way of whoever wants to remove it. When the directory is the root of a mount, that mount is
-    /// not on it: it was there first, and only what is mounted on its root counts.
+    /// not on it: it was there first, and only what is mounted on its root counts. Not found where the
+    /// directory above is covered too, since `..` leads onto what covers it.
     fn on(&self, directory: impl AsFd, base: &[u8]) -> io::Result<Vec<usize>> {
         let Some(name) = Path::new(OsStr::from_bytes(base)).file_name() else { return Ok(Vec::new()) };
         let Some(own) = self.by_number.get(&directories::mount_of(&directory)?) else {

@@ -53,21 +53,28 @@ pub enum MountEvents {
 }
 
 impl MountEvents {
-    /// Begins with what happens from now on.
+    /// Of the own namespace, beginning with what happens from now on.
     ///
     /// # Errors
     /// When neither way is to be had.
     pub fn start() -> io::Result<Self> {
-        let namespace = open("/proc/self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        match namespace_calls::watch_mounts(namespace) {
-            Ok(group) => Ok(Self::Told(group)),
+        let own = open("/proc/thread-self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        match Self::of(own) {
             // Unknown to this kernel, or built without it; also where a service's system call filter
             // forbids it, it is not missed.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EPERM)) => {
                 Self::start_noticing()
             }
-            Err(error) => Err(error),
+            result => result,
         }
+    }
+
+    /// Of any namespace, one by one (Linux 6.14). It may be closed afterwards, and ends when it would.
+    ///
+    /// # Errors
+    /// `EINVAL` on older kernels.
+    pub fn of(namespace: impl AsFd) -> io::Result<Self> {
+        namespace_calls::watch_mounts(namespace).map(Self::Told)
     }
 
     /// The way of older kernels.
@@ -75,7 +82,7 @@ impl MountEvents {
     /// # Errors
     /// What opening mountinfo says.
     pub fn start_noticing() -> io::Result<Self> {
-        Ok(Self::Noticed(File::open("/proc/self/mountinfo")?))
+        Ok(Self::Noticed(File::open("/proc/thread-self/mountinfo")?))
     }
 
     /// What the descriptor is to be polled for. What only notices is to be polled once for each change:
