@@ -6,6 +6,8 @@
 mod control_groups;
 #[path = "privileged/deeper_shapes.rs"]
 mod deeper_shapes;
+#[path = "privileged/hangs.rs"]
+mod hangs;
 #[path = "privileged/identity.rs"]
 mod identity;
 #[path = "privileged/kernel_claims.rs"]

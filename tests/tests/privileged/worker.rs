@@ -14,7 +14,7 @@ use hostler_watchdog::model::{
     DeviceNumber, LoopDevice, LoopIdentity, LoopState, ResourceIdentity, Snapshot, SnapshotDepth, Step,
     StepResult,
 };
-use hostler_watchdog::worker::{Query, Request, Response};
+use hostler_watchdog::worker::{Extent, Query, Request, Response};
 
 /// How long a look or a step may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -64,7 +64,7 @@ impl Worker {
 
     /// A look that leaves out what an earlier one said that it touches.
     pub(crate) fn look_without(&mut self, depth: SnapshotDepth, skip: &[String]) -> (Snapshot, Vec<String>) {
-        let query = Query { depth, leases: Vec::new(), avoid: Vec::new() };
+        let query = Query { extent: Extent::Host, depth, leases: Vec::new(), avoid: Vec::new() };
         let (seen, touched) = self.ask(&Request::Observe { query, skip: skip.to_vec() });
         match seen {
             Response::Seen(snapshot) => (*snapshot, touched),

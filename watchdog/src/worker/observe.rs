@@ -19,7 +19,7 @@ pub(super) fn observe(
     touching: &mut dyn FnMut(Option<u32>, &str),
 ) -> Snapshot {
     if let Extent::Only { loops, mounts } = &query.extent {
-        return glance::glance((loops, mounts), query, passed, touching);
+        return glance::glance((loops, mounts), query, skip, passed, touching);
     }
     let mut snapshot = Snapshot::default();
     read_loops(query, touching, &mut snapshot);
@@ -38,7 +38,7 @@ pub(super) fn observe(
     let mounts = std::mem::take(&mut snapshot.mounts);
     let points = MountPoints::new(&mounts, snapshot.namespace);
     for lease in &query.leases {
-        read_lease(lease, passed, &points, touching, &mut snapshot);
+        read_lease(lease, skip, passed, &points, touching, &mut snapshot);
     }
     snapshot.mounts = mounts;
     snapshot
@@ -73,6 +73,7 @@ fn read_loops(query: &Query, touching: &mut dyn FnMut(Option<u32>, &str), snapsh
 
 fn read_lease(
     lease: &LeaseQuery,
+    skip: &[String],
     passed: &[OwnedFd],
     points: &MountPoints<'_>,
     touching: &mut dyn FnMut(Option<u32>, &str),
@@ -103,19 +104,27 @@ fn read_lease(
             Err(error) => snapshot.gaps.push(Gap::Cgroup(lease.lease, error.to_string())),
         }
     }
-    read_claims(lease, passed, points, touching, snapshot);
+    read_claims(lease, skip, passed, points, touching, snapshot);
 }
 
 /// What lies below a lease's claims, of what the snapshot has.
 pub(super) fn read_claims(
     lease: &LeaseQuery,
+    skip: &[String],
     passed: &[OwnedFd],
     points: &MountPoints<'_>,
     touching: &mut dyn FnMut(Option<u32>, &str),
     snapshot: &mut Snapshot,
 ) {
     for query in &lease.claims {
-        touching(None, "a claimed directory");
+        let what = format!("the directory {} that lease {} claimed", query.claim.path, lease.lease);
+        if skip.contains(&what) {
+            // For the others, the look goes on.
+            let cause = format!("{what} did not answer before; its file system may be stuck");
+            snapshot.gaps.push(Gap::Claim(lease.lease, cause));
+            continue;
+        }
+        touching(None, &what);
         if let Err(error) = read_claim(lease, query, passed, points, snapshot) {
             snapshot.gaps.push(Gap::Claim(lease.lease, error.to_string()));
         }
