@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::cache::{FetchError, StoreError};
 use crate::debian::SelectError;
@@ -93,10 +94,15 @@ pub enum BuildError {
     #[error(transparent)]
     Image(#[from] ImageError),
     /// The recipe's total limit was over.
-    #[error("the build was not done within its total limit; it was in stage {stage}")]
+    #[error(
+        "the build was not done within its total limit of {}; it was in stage {stage}: raise limits.total in the recipe, or find out what is slow",
+        humantime::format_duration(*limit)
+    )]
     TimedOut {
         /// In which stage.
         stage: Stage,
+        /// The limit.
+        limit: Duration,
     },
     /// Someone wanted to stop.
     #[error("the build was told to stop")]
@@ -126,10 +132,7 @@ impl BuildError {
         if let Self::Guest(guest) = self {
             return guest.failure == Failure::Cancelled;
         }
-        matches!(
-            self,
-            Self::Cancelled | Self::Canary(CanaryError::Cancelled) | Self::Image(ImageError::Cancelled)
-        )
+        matches!(self, Self::Cancelled)
     }
 
     /// The class in one word.

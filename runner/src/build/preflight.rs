@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::child::find_program;
+use crate::stop::Stop;
 use crate::vm::argv::{Accelerator, Boot, CONTROL_PORT, Network, VmSpec};
 use crate::vm::launch::{LaunchError, Programs, launch};
-use crate::vm::qemu::{find_program, version};
+use crate::vm::qemu::version;
 
 /// What qemu itself takes beside the guest's memory, in bytes.
 const QEMU_OVERHEAD: u64 = 640 * 1024 * 1024;
@@ -102,8 +104,8 @@ pub struct Needs {
 
 /// Looks at everything. The host's programs, if they are all there.
 #[must_use]
-pub fn examine(shim: &Path, output: &Path, needs: Needs) -> (Vec<Finding>, Option<Host>) {
-    let (finding, host) = qemu(shim);
+pub fn examine(shim: &Path, output: &Path, needs: Needs, stop: &Stop) -> (Vec<Finding>, Option<Host>) {
+    let (finding, host) = qemu(shim, stop);
     let mut findings = vec![finding];
     for (program, package) in
         [("mke2fs", "e2fsprogs"), ("debugfs", "e2fsprogs"), ("e2fsck", "e2fsprogs"), ("gpgv", "gpgv")]
@@ -116,7 +118,7 @@ pub fn examine(shim: &Path, output: &Path, needs: Needs) -> (Vec<Finding>, Optio
     (findings, host)
 }
 
-fn qemu(shim: &Path) -> (Finding, Option<Host>) {
+fn qemu(shim: &Path, stop: &Stop) -> (Finding, Option<Host>) {
     let missing = |name: &str| {
         let found = format!("{name} is not installed");
         let advice = "install qemu-system-x86, qemu-utils and seabios, all of the same version: \
@@ -129,7 +131,7 @@ fn qemu(shim: &Path) -> (Finding, Option<Host>) {
     let Some(qemu_img) = find_program("qemu-img") else {
         return missing("qemu-img");
     };
-    let versions = [&qemu, &qemu_img].map(|program| match version(program) {
+    let versions = [&qemu, &qemu_img].map(|program| match version(program, stop) {
         Ok(Some(version)) => Ok(version),
         Ok(None) => Err(format!("{} does not tell its version", program.display())),
         Err(error) => Err(error.to_string()),

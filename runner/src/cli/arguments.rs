@@ -1,6 +1,7 @@
 //! What was typed, without what it means.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -101,6 +102,9 @@ pub(crate) struct Unprivileged {
     pub(crate) recipe: Option<PathBuf>,
     #[arg(long)]
     pub(crate) output: PathBuf,
+    /// `hostler doctor`'s, which is what this is without a recipe.
+    #[arg(long, value_parser = humantime::parse_duration)]
+    pub(crate) limit: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -111,4 +115,7 @@ pub(crate) struct Doctor {
     /// The download cache [default: $HOSTLER_CACHE, else hostler in the user's cache directory].
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
+    /// How long to try which accelerator runs a guest, with the downloads that this needs.
+    #[arg(long, value_name = "TIME", default_value = "5min", value_parser = humantime::parse_duration)]
+    pub(crate) limit: Duration,
 }

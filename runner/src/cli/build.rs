@@ -28,6 +28,7 @@ pub(crate) fn main(global: &Global, wanted: &Build) -> Exit {
             recipe: Some(&wanted.recipe),
             output: &wanted.output,
             cache: wanted.cache.as_deref(),
+            limit: None,
         };
         return privileges::main(global, &delegated);
     }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hostler_runner::build::fetch_options;
 use hostler_runner::build::preflight::{Finding, Fitness, Host, Needs, Subject, examine};
@@ -11,6 +12,7 @@ use hostler_runner::cancel::Cancel;
 use hostler_runner::disk::builder_tools;
 use hostler_runner::event::Silent;
 use hostler_runner::recipe::Recipe;
+use hostler_runner::stop::{Stop, Stopped};
 use hostler_runner::vm::argv::Accelerator;
 use hostler_runner::vm::canary::Canary;
 use serde_json::json;
@@ -31,16 +33,17 @@ const RECIPE: &str = include_str!("../../examples/debian-12.toml");
 pub(crate) fn main(global: &Global, wanted: &Doctor) -> Exit {
     if rustix::process::geteuid().is_root() {
         let cache = wanted.cache.as_deref();
-        return privileges::main(global, &Delegated { recipe: None, output: &wanted.output, cache });
+        let delegated = Delegated { recipe: None, output: &wanted.output, cache, limit: Some(wanted.limit) };
+        return privileges::main(global, &delegated);
     }
     match cache_directory(wanted.cache.as_deref()) {
-        Ok(cache) => examine_host(global, &wanted.output, &cache),
+        Ok(cache) => examine_host(global, &wanted.output, &cache, wanted.limit),
         Err(error) => fail(&error, Exit::Usage),
     }
 }
 
 /// Examines the host as the user that this process is.
-pub(crate) fn examine_host(global: &Global, output: &Path, cache: &Path) -> Exit {
+pub(crate) fn examine_host(global: &Global, output: &Path, cache: &Path, limit: Duration) -> Exit {
     let cancel = match Cancel::new().map(Arc::new) {
         Ok(cancel) => cancel,
         Err(error) => return fail(&error, Exit::Failed),
@@ -49,9 +52,10 @@ pub(crate) fn examine_host(global: &Global, output: &Path, cache: &Path) -> Exit
     if let Err(error) = signals::watch(move |_| asked.cancel()) {
         return fail(&error, Exit::Failed);
     }
-    let (mut findings, host) = examine(Path::new("/proc/self/exe"), output, NEEDS);
+    let stop = Stop::new(cancel);
+    let (mut findings, host) = examine(Path::new("/proc/self/exe"), output, NEEDS, &stop);
     if let Some(host) = host {
-        findings.push(acceleration(&host, output, cache, &cancel));
+        findings.push(acceleration(&host, output, cache, &stop.within(limit)));
     }
     findings.push(watchdog(&global.socket));
     show(global, &findings);
@@ -80,15 +84,19 @@ fn show(global: &Global, findings: &[Finding]) {
     }
 }
 
-fn acceleration(host: &Host, output: &Path, cache: &Path, cancel: &Cancel) -> Finding {
-    match judge(host, output, cache, cancel) {
+fn acceleration(host: &Host, output: &Path, cache: &Path, stop: &Stop) -> Finding {
+    match judge(host, output, cache, stop) {
         Ok(finding) => finding,
-        Err(error) => Finding::bad(
-            Subject::Acceleration,
-            Fitness::Poor,
-            format!("no canary could be booted: {}", chain(error.as_ref())),
-            "mend this first, then run hostler doctor again",
-        ),
+        Err(error) => {
+            let advice = match Stopped::cause_of(error.as_ref()) {
+                Some(Stopped::Late) => {
+                    "see whether the archive can be reached, or give this more time with --limit"
+                }
+                Some(Stopped::Asked) | None => "mend this first, then run hostler doctor again",
+            };
+            let found = format!("no canary could be booted: {}", chain(error.as_ref()));
+            Finding::bad(Subject::Acceleration, Fitness::Poor, found, advice)
+        }
     }
 }
 
@@ -96,11 +104,11 @@ fn judge(
     host: &Host,
     output: &Path,
     cache: &Path,
-    cancel: &Cancel,
+    stop: &Stop,
 ) -> Result<Finding, Box<dyn std::error::Error>> {
     let recipe = Recipe::parse(RECIPE, Path::new("debian-12.toml"))?;
     let scratch = Scratch::create(output)?;
-    let fetcher = Fetcher::new(Arc::new(Cache::open(cache)?), fetch_options())?;
+    let fetcher = Fetcher::new(Arc::new(Cache::open(cache)?), fetch_options(stop))?;
     let selection = hostler_runner::debian::select(&recipe, &fetcher, Path::new("/"), &Silent)?;
     let tools = builder_tools(&selection, &fetcher, scratch.path(), &Silent)?;
     let canary = Canary {
@@ -110,7 +118,7 @@ fn judge(
         busybox: &tools.busybox,
         scratch: scratch.path(),
         register: &|_| Ok(()),
-        cancel,
+        stop,
     };
     let verdicts = canary.judge(Some(&cache.join("acceleration")))?;
     scratch.remove()?;

@@ -14,6 +14,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as 
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use hostler_runner::build::registrar::Registrar as _;
 use hostler_runner::build::scratch::{Scratch, sweep};
@@ -92,6 +93,8 @@ pub(crate) struct Delegated<'a> {
     pub(crate) output: &'a Path,
     /// The cache that was asked for.
     pub(crate) cache: Option<&'a Path>,
+    /// How long the host may be examined.
+    pub(crate) limit: Option<Duration>,
 }
 
 /// Runs a command of root's as the build user.
@@ -147,6 +150,9 @@ fn supervise(global: &Global, wanted: &Delegated<'_>) -> Result<Exit, PrivilegeE
         command.arg("--recipe").arg(recipe);
     }
     command.arg("--output").arg(wanted.output);
+    if let Some(limit) = wanted.limit {
+        command.arg(format!("--limit={}", humantime::format_duration(limit)));
+    }
     command.current_dir(&folder).stdin(cache);
     let mut child = command.spawn().map_err(start)?;
     let pidfd = i32::try_from(child.id())
@@ -209,7 +215,8 @@ pub(crate) fn unprivileged(global: &Global, wanted: &Unprivileged) -> Exit {
     // By the number of this process, so that its children can follow it as well.
     let cache = PathBuf::from(format!("/proc/{}/fd/0", std::process::id()));
     let Some(recipe) = &wanted.recipe else {
-        return doctor::examine_host(global, Path::new("."), &cache);
+        let limit = wanted.limit.unwrap_or(Duration::MAX);
+        return doctor::examine_host(global, Path::new("."), &cache, limit);
     };
     let text = match fs::read_to_string(STAGED_RECIPE) {
         Ok(text) => text,

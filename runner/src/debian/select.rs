@@ -377,7 +377,7 @@ fn read_suite(
     }
     let read = |bytes: &[u8]| -> Result<Release, SelectError> {
         let scratch = fetcher.cache().scratch()?;
-        let text = signature::verify(bytes, keyring, scratch.path())
+        let text = signature::verify(bytes, keyring, scratch.path(), fetcher.stop())
             .map_err(|source| SelectError::Signature { name: name.clone(), source })?;
         let unusable = |source| SelectError::Release { name: name.clone(), source };
         let release = Release::parse(&text).map_err(unusable)?;

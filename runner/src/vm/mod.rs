@@ -23,5 +23,4 @@ pub mod qemu;
 pub mod qmp;
 pub mod run;
 pub mod shim;
-mod spawner;
 pub mod watch;

@@ -1,0 +1,65 @@
+//! SIGKILL of `hostler` leaves no tool of the host running. No network, no guest, no privileges: the
+//! tools are scripts of the test's own, which hang.
+
+#![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+const RECIPE: &str = "kind = \"debian\"\n[image]\nname = \"x\"\nsize = \"256MiB\"\n[debian]\nsource = \"http://127.0.0.1:9/debian\"\nsuite = \"bookworm\"\narchitecture = \"amd64\"\npackages = []\n";
+
+fn script(path: &Path, text: &str) {
+    fs::write(path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn wait_for<T>(what: &str, mut answer: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(answer) = answer() {
+            return answer;
+        }
+        assert!(started.elapsed() < Duration::from_secs(20), "{what}: not within 20 s");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Whether a process runs; one that only waits to be reaped does not.
+fn runs(pid: &str) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+#[test]
+fn a_killed_build_leaves_no_tool_running() {
+    let folder = tempfile::tempdir().unwrap();
+    // Started by root, the tools run as another user.
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let programs = folder.path().join("bin");
+    fs::create_dir(&programs).unwrap();
+    script(&programs.join("qemu-system-x86_64"), "echo QEMU emulator version 1.0");
+    let note = folder.path().join("pid");
+    script(
+        &programs.join("qemu-img"),
+        &format!("echo $$ >{0}.new; mv {0}.new {0}; exec sleep 600", note.display()),
+    );
+    fs::write(folder.path().join("x.toml"), RECIPE).unwrap();
+    let mut hostler = Command::new(env!("CARGO_BIN_EXE_hostler"))
+        .args(["build", "x.toml", "--output", "out", "--cache", "cache"])
+        .current_dir(folder.path())
+        .env("PATH", &programs)
+        .env("HOSTLER_SOCKET", "/nonexistent/hostler.sock")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let tool = wait_for("the tool", || fs::read_to_string(&note).ok());
+    let tool = tool.trim();
+    assert!(runs(tool));
+    hostler.kill().unwrap();
+    hostler.wait().unwrap();
+    wait_for("the end of the tool", || (!runs(tool)).then_some(()));
+}
