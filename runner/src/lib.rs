@@ -4,6 +4,7 @@ pub mod build;
 pub mod cache;
 pub mod calls;
 pub mod cancel;
+pub mod causes;
 pub mod child;
 pub mod command;
 pub mod debian;

@@ -10,6 +10,7 @@ use hostler_runner::build::registrar::{Registrar, Unregistered};
 use hostler_runner::build::{BuildError, Built, Environment, GuestError, Request, build};
 use hostler_runner::cache::default_directory;
 use hostler_runner::cancel::Cancel;
+use hostler_runner::causes::in_one_line;
 use hostler_runner::event::Event;
 use hostler_runner::recipe::Recipe;
 use hostler_runner::watchdog::WatchdogError;
@@ -106,7 +107,7 @@ pub(crate) fn run(
     let result = build(&request, &environment);
     drop(environment);
     if let Some(Err(error)) = registration.map(|registration| registration.close()) {
-        eprintln!("hostler: the build's lease could not be closed: {}", chain(&error));
+        eprintln!("hostler: the build's lease could not be closed: {}", in_one_line(&error));
     }
     let moved = |path: &Path| match (shown, path.file_name()) {
         (Some(shown), Some(name)) => shown.folder.join(name),
@@ -198,7 +199,7 @@ fn show_failure(global: &Global, error: &BuildError) -> Exit {
             eprintln!("the console's log is {}", log.display());
         }
     }
-    tell(&format!("hostler: [{}] {}", error.class(), chain(error)));
+    tell(&format!("hostler: [{}] {}", error.class(), in_one_line(error)));
     exit
 }
 
@@ -206,7 +207,7 @@ fn failure_document(error: &BuildError) -> serde_json::Value {
     let mut document = json!({
         "result": "failed",
         "class": error.class(),
-        "message": chain(error),
+        "message": in_one_line(error),
     });
     match error {
         BuildError::Guest(guest) => {
@@ -225,21 +226,6 @@ fn failure_document(error: &BuildError) -> serde_json::Value {
     document
 }
 
-/// An error with its causes, each of which says something new.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        cause = error.source();
-    }
-    text
-}
-
 /// Shows text that may hold what a recipe, an index or a program said: line by line, and nothing in it
 /// acts on a terminal.
 pub(crate) fn tell(text: &str) {
@@ -250,6 +236,6 @@ pub(crate) fn tell(text: &str) {
 
 /// Shows an error and gives its exit.
 pub(crate) fn fail(error: &dyn std::error::Error, exit: Exit) -> Exit {
-    tell(&format!("hostler: {}", chain(error)));
+    tell(&format!("hostler: {}", in_one_line(error)));
     exit
 }

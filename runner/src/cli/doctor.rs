@@ -9,6 +9,7 @@ use hostler_runner::build::preflight::{Finding, Fitness, Host, Needs, Subject, e
 use hostler_runner::build::scratch::Scratch;
 use hostler_runner::cache::{Cache, Fetcher};
 use hostler_runner::cancel::Cancel;
+use hostler_runner::causes::in_one_line;
 use hostler_runner::disk::builder_tools;
 use hostler_runner::event::Silent;
 use hostler_runner::recipe::Recipe;
@@ -18,7 +19,7 @@ use hostler_runner::vm::canary::Canary;
 use serde_json::json;
 
 use super::arguments::{Doctor, Global};
-use super::build::{cache_directory, chain, fail};
+use super::build::{cache_directory, fail};
 use super::exit::Exit;
 use super::privileges::{self, Delegated};
 use super::signals;
@@ -94,7 +95,7 @@ fn acceleration(host: &Host, output: &Path, cache: &Path, stop: &Stop) -> Findin
                 }
                 Some(Stopped::Asked) | None => "mend this first, then run hostler doctor again",
             };
-            let found = format!("no canary could be booted: {}", chain(error.as_ref()));
+            let found = format!("no canary could be booted: {}", in_one_line(error.as_ref()));
             Finding::bad(Subject::Acceleration, Fitness::Poor, found, advice)
         }
     }

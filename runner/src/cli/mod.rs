@@ -23,6 +23,7 @@ use clap::Parser as _;
 
 use arguments::{Arguments, Command};
 use exit::Exit;
+use hostler_runner::causes::in_one_line;
 use hostler_runner::watchdog::WatchdogError;
 
 /// Runs the program.
@@ -85,7 +86,7 @@ impl From<io::Error> for Failure {
 /// Shows a failure once, with its causes.
 fn shown(result: Result<Exit, Failure>) -> Exit {
     result.unwrap_or_else(|failure| {
-        build::tell(&format!("hostler: {}", build::chain(failure.cause.as_ref())));
+        build::tell(&format!("hostler: {}", in_one_line(failure.cause.as_ref())));
         failure.exit
     })
 }

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use hostler_runner::build::registrar::Registrar as _;
 use hostler_runner::build::scratch::{Scratch, sweep};
+use hostler_runner::causes::in_one_line;
 use hostler_runner::recipe::Recipe;
 use hostler_runner::watchdog::WatchdogError;
 use nix::unistd::{Gid, Uid, User, setgid, setgroups, setsid, setuid};
@@ -28,7 +29,7 @@ use rustix::process::{
 };
 
 use super::arguments::{Global, Unprivileged};
-use super::build::{Shown, chain, fail, run};
+use super::build::{Shown, fail, run};
 use super::exit::Exit;
 use super::registration::Registration;
 use super::{doctor, signals};
@@ -115,9 +116,9 @@ fn supervise(global: &Global, wanted: &Delegated<'_>) -> Result<Exit, PrivilegeE
         move |source| PrivilegeError::Prepare { path, source }
     };
     fs::create_dir_all(wanted.output).map_err(prepare(wanted.output))?;
-    sweep(wanted.output).map_err(|error| prepare(wanted.output)(io::Error::other(chain(&error))))?;
+    sweep(wanted.output).map_err(|error| prepare(wanted.output)(io::Error::other(in_one_line(&error))))?;
     let staging = Scratch::create(wanted.output)
-        .map_err(|error| prepare(wanted.output)(io::Error::other(chain(&error))))?;
+        .map_err(|error| prepare(wanted.output)(io::Error::other(in_one_line(&error))))?;
     let registration = match wanted.recipe {
         Some(recipe) => register(global, recipe, &staging)?,
         None => None,
@@ -176,7 +177,7 @@ fn supervise(global: &Global, wanted: &Delegated<'_>) -> Result<Exit, PrivilegeE
     let status = child.wait().map_err(start)?;
     take_over(&folder, wanted.output, user, status.success())?;
     let removed = staging.remove();
-    removed.map_err(|error| prepare(wanted.output)(io::Error::other(chain(&error))))?;
+    removed.map_err(|error| prepare(wanted.output)(io::Error::other(in_one_line(&error))))?;
     if let Some(registration) = registration {
         registration.close().map_err(PrivilegeError::Watchdog)?;
     }

@@ -21,7 +21,9 @@ pub enum Distrust {
     #[error("its signature by key {0} is BAD: the file was altered on its way")]
     Bad(String),
     /// None of the signers is in the keyring.
-    #[error("none of its signers ({0}) is in the keyring: is it the right keyring for this archive?")]
+    #[error(
+        "none of its signers ({0}) is in the keyring: if it is not Debian's, name its own keyring as debian.keyring in the recipe"
+    )]
     UnknownSigner(String),
     /// The key has expired or is revoked, or the signature has expired.
     #[error(
