@@ -35,6 +35,9 @@ use hostler_runner::vm::qemu;
 use hostler_runner::vm::run::{Report, Run, run};
 use hostler_runner::vm::watch::Limits;
 
+#[path = "guest/builder.rs"]
+mod builder;
+
 struct Tools {
     _folder: tempfile::TempDir,
     kernel: PathBuf,
