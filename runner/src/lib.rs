@@ -10,6 +10,7 @@ pub mod command;
 pub mod debian;
 pub mod disk;
 pub mod event;
+pub mod passing;
 pub mod recipe;
 pub mod stop;
 pub mod vm;

@@ -27,9 +27,14 @@ fn wait_for<T>(what: &str, mut answer: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Whether a process runs; one that only waits to be reaped does not.
-fn runs(pid: &str) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+/// Whether a program of that name runs with that argument: its number would be of no use, as it is
+/// another one outside of a namespace.
+fn runs(program: &str, argument: &str) -> bool {
+    let wanted = format!("{program}\0{argument}\0");
+    fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(Result::ok)
+        .any(|process| fs::read(process.path().join("cmdline")).is_ok_and(|line| line == wanted.as_bytes()))
 }
 
 #[test]
@@ -40,11 +45,8 @@ fn a_killed_build_leaves_no_tool_running() {
     let programs = folder.path().join("bin");
     fs::create_dir(&programs).unwrap();
     script(&programs.join("qemu-system-x86_64"), "echo QEMU emulator version 1.0");
-    let note = folder.path().join("pid");
-    script(
-        &programs.join("qemu-img"),
-        &format!("echo $$ >{0}.new; mv {0}.new {0}; exec sleep 600", note.display()),
-    );
+    let seconds = format!("600.{}", std::process::id());
+    script(&programs.join("qemu-img"), &format!("exec sleep {seconds}"));
     fs::write(folder.path().join("x.toml"), RECIPE).unwrap();
     let mut hostler = Command::new(env!("CARGO_BIN_EXE_hostler"))
         .args(["build", "x.toml", "--output", "out", "--cache", "cache"])
@@ -56,10 +58,8 @@ fn a_killed_build_leaves_no_tool_running() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let tool = wait_for("the tool", || fs::read_to_string(&note).ok());
-    let tool = tool.trim();
-    assert!(runs(tool));
+    wait_for("the tool", || runs("sleep", &seconds).then_some(()));
     hostler.kill().unwrap();
     hostler.wait().unwrap();
-    wait_for("the end of the tool", || (!runs(tool)).then_some(()));
+    wait_for("the end of the tool", || (!runs("sleep", &seconds)).then_some(()));
 }

@@ -12,6 +12,7 @@ use crate::vm::canary::{CanaryError, Verdicts};
 use crate::vm::outcome::Failure;
 use crate::vm::run::RunError;
 
+use super::delivery::DeliveryError;
 use super::finish::FinishError;
 use super::image::ImageError;
 use super::preflight::{Finding, Fitness};
@@ -27,9 +28,11 @@ pub enum BuildError {
     /// No accelerator runs a guest.
     #[error("no guest runs on this host: {0}; reinstall qemu-system-x86 and seabios, or try another host")]
     NoAccelerator(Verdicts),
-    /// The output directory could not be made.
-    #[error("could not make the output directory {path}")]
-    Output {
+    /// The directory for the scratch directory could not be made.
+    #[error("could not make the directory {}; choose another with {option}", path.display())]
+    Workspace {
+        /// The option that chooses another.
+        option: &'static str,
         /// It.
         path: PathBuf,
         /// Why.
@@ -90,9 +93,12 @@ pub enum BuildError {
     /// A guest failed.
     #[error(transparent)]
     Guest(Box<GuestError>),
-    /// An image file could not be converted or delivered.
+    /// An image file could not be converted.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// A finished file could not be delivered.
+    #[error(transparent)]
+    Delivery(#[from] DeliveryError),
     /// The recipe's total limit was over.
     #[error(
         "the build was not done within its total limit of {}; it was in stage {stage}: raise limits.total in the recipe, or find out what is slow",
@@ -141,7 +147,9 @@ impl BuildError {
         match self {
             _ if self.is_cancelled() => "cancelled",
             Self::Unfit(_) | Self::NoAccelerator(_) => "unfit_host",
-            Self::Output { .. } | Self::Scratch(_) | Self::Write { .. } => "host_files",
+            Self::Workspace { .. } | Self::Scratch(_) | Self::Write { .. } | Self::Delivery(_) => {
+                "host_files"
+            }
             Self::Claim(_) => "watchdog",
             Self::Cache(_) => "cache",
             Self::Fetch(_) => "download",

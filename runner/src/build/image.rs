@@ -1,8 +1,8 @@
-//! What is done to image files on the host: conversion, overlay, digest, delivery.
+//! What is done to image files on the host: conversion, overlay, digest.
 //!
 //! `qemu-img` reads a disk that a guest wrote, so it never guesses a format and has a deadline. Deliberately absent: any look into the file system of an image.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -110,27 +110,10 @@ pub fn write_digest(file: &Path, target: &Path, stop: &Stop) -> Result<String, I
     Ok(digest)
 }
 
-/// Moves finished files into `folder`, each after it is on the disk for good.
-///
-/// # Errors
-/// When one cannot be moved; those before it are in place then.
-pub fn deliver(files: &[PathBuf], folder: &Path) -> Result<Vec<PathBuf>, ImageError> {
-    let mut delivered = Vec::new();
-    for file in files {
-        let synced = File::open(file).and_then(|file| file.sync_all());
-        synced.map_err(file_error("write", file))?;
-        let target = folder.join(file.file_name().unwrap_or_default());
-        fs::rename(file, &target).map_err(file_error("move to the output directory", file))?;
-        delivered.push(target);
-    }
-    // The names have to last as well.
-    let directory = File::open(folder).map_err(file_error("open", folder))?;
-    directory.sync_all().map_err(file_error("write", folder))?;
-    Ok(delivered)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -167,16 +150,5 @@ mod tests {
             assert_eq!(Stopped::cause_of(&error), Some(Stopped::Late), "{error}");
         }
         assert!(started.elapsed() < Duration::from_secs(20));
-    }
-
-    #[test]
-    fn files_move_under_their_own_names() {
-        let from = tempfile::tempdir().unwrap();
-        let to = tempfile::tempdir_in(from.path()).unwrap();
-        let file = from.path().join("a");
-        fs::write(&file, "x").unwrap();
-        let moved = deliver(std::slice::from_ref(&file), to.path()).unwrap();
-        assert_eq!(moved, [to.path().join("a")]);
-        assert!(!file.exists());
     }
 }

@@ -98,13 +98,29 @@ pub struct Host {
 pub struct Needs {
     /// The guest's memory in bytes.
     pub memory: u64,
-    /// Space in the output directory in bytes.
+    /// Space in the workspace in bytes.
     pub space: u64,
+}
+
+/// The directory in which a build makes its scratch directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workspace {
+    /// It, as this process reaches it.
+    pub folder: PathBuf,
+    /// It, as people know it.
+    pub shown: PathBuf,
+    /// The option that chooses another.
+    pub option: &'static str,
 }
 
 /// Looks at everything. The host's programs, if they are all there.
 #[must_use]
-pub fn examine(shim: &Path, output: &Path, needs: Needs, stop: &Stop) -> (Vec<Finding>, Option<Host>) {
+pub fn examine(
+    shim: &Path,
+    workspace: &Workspace,
+    needs: Needs,
+    stop: &Stop,
+) -> (Vec<Finding>, Option<Host>) {
     let (finding, host) = qemu(shim, stop);
     let mut findings = vec![finding];
     for (program, package) in
@@ -113,7 +129,7 @@ pub fn examine(shim: &Path, output: &Path, needs: Needs, stop: &Stop) -> (Vec<Fi
         findings.push(tool(program, package));
     }
     findings.push(user_namespaces(shim));
-    findings.push(space(output, needs.space));
+    findings.push(space(workspace, needs.space));
     findings.push(memory(needs.memory));
     (findings, host)
 }
@@ -228,29 +244,29 @@ fn denial(error: &io::Error) -> String {
     }
 }
 
-fn space(folder: &Path, needed: u64) -> Finding {
-    match rustix::fs::statvfs(folder) {
-        Ok(state) => judge_space(folder, state.f_bavail.saturating_mul(state.f_frsize), needed),
+fn space(workspace: &Workspace, needed: u64) -> Finding {
+    match rustix::fs::statvfs(&workspace.folder) {
+        Ok(state) => judge_space(workspace, state.f_bavail.saturating_mul(state.f_frsize), needed),
         Err(error) => Finding::bad(
             Subject::Space,
             Fitness::Unfit,
-            format!("{} cannot be looked at: {}", folder.display(), io::Error::from(error)),
-            "choose another directory with --output",
+            format!("{} cannot be looked at: {}", workspace.shown.display(), io::Error::from(error)),
+            format!("choose another directory with {}", workspace.option),
         ),
     }
 }
 
-fn judge_space(folder: &Path, free: u64, needed: u64) -> Finding {
+fn judge_space(workspace: &Workspace, free: u64, needed: u64) -> Finding {
     let found = format!(
         "{} free in {}, {} needed at most",
         bytesize::ByteSize(free),
-        folder.display(),
+        workspace.shown.display(),
         bytesize::ByteSize(needed)
     );
     if free >= needed {
         Finding::fit(Subject::Space, found)
     } else {
-        let advice = "free some space, or choose another directory with --output";
+        let advice = format!("free some space, or choose another directory with {}", workspace.option);
         Finding::bad(Subject::Space, Fitness::Unfit, found, advice)
     }
 }
@@ -317,9 +333,12 @@ mod tests {
 
     #[test]
     fn too_little_of_anything_is_unfit() {
-        let folder = Path::new("out");
-        assert_eq!(judge_space(folder, 10, 10).fitness, Fitness::Fit);
-        assert_eq!(judge_space(folder, 9, 10).fitness, Fitness::Unfit);
+        let workspace = Workspace { folder: ".".into(), shown: "/var/cache/x".into(), option: "--cache" };
+        assert_eq!(judge_space(&workspace, 10, 10).fitness, Fitness::Fit);
+        let finding = judge_space(&workspace, 9, 10);
+        assert_eq!(finding.fitness, Fitness::Unfit);
+        assert_eq!(finding.found, "9 B free in /var/cache/x, 10 B needed at most");
+        assert!(finding.advice.is_some_and(|advice| advice.contains("--cache")));
         assert_eq!(judge_memory(QEMU_OVERHEAD + 5, 5).fitness, Fitness::Fit);
         assert_eq!(judge_memory(QEMU_OVERHEAD, 5).fitness, Fitness::Unfit);
         assert_eq!(judge_memory(0, u64::MAX).fitness, Fitness::Unfit);

@@ -93,18 +93,18 @@ pub(crate) struct Unprivileged {
     pub(crate) group: u32,
     #[arg(long)]
     pub(crate) kvm_group: Option<u32>,
-    #[arg(long)]
-    pub(crate) parent: u32,
     /// Root's process has a lease already, which covers this one.
     #[arg(long)]
     pub(crate) registered: bool,
+    /// The path of the working directory, for people.
+    #[arg(long)]
+    pub(crate) cache: PathBuf,
+    /// The recipe's path, for people; without one, the host is examined.
     #[arg(long)]
     pub(crate) recipe: Option<PathBuf>,
-    #[arg(long)]
-    pub(crate) output: PathBuf,
-    /// `hostler doctor`'s, which is what this is without a recipe.
-    #[arg(long, value_parser = humantime::parse_duration)]
-    pub(crate) limit: Option<Duration>,
+    /// How long the host may be examined.
+    #[arg(long, value_parser = humantime::parse_duration, default_value = "5min")]
+    pub(crate) limit: Duration,
 }
 
 #[derive(Debug, Args)]

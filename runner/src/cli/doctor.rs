@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hostler_runner::build::fetch_options;
-use hostler_runner::build::preflight::{Finding, Fitness, Host, Needs, Subject, examine};
+use hostler_runner::build::preflight::{Finding, Fitness, Host, Needs, Subject, Workspace, examine};
 use hostler_runner::build::scratch::Scratch;
 use hostler_runner::cache::{Cache, Fetcher};
 use hostler_runner::cancel::Cancel;
@@ -19,9 +19,9 @@ use hostler_runner::vm::canary::Canary;
 use serde_json::json;
 
 use super::arguments::{Doctor, Global};
-use super::build::{cache_directory, fail};
+use super::build::{cache_directory, fail, output_workspace};
+use super::delegate::{self, Delegated, Task};
 use super::exit::Exit;
-use super::privileges::{self, Delegated};
 use super::signals;
 
 /// What the example recipe needs.
@@ -33,18 +33,13 @@ const RECIPE: &str = include_str!("../../examples/debian-12.toml");
 /// Runs the command.
 pub(crate) fn main(global: &Global, wanted: &Doctor) -> Exit {
     if rustix::process::geteuid().is_root() {
-        let cache = wanted.cache.as_deref();
-        let delegated = Delegated { recipe: None, output: &wanted.output, cache, limit: Some(wanted.limit) };
-        return privileges::main(global, &delegated);
+        let task = Task::Examine { limit: wanted.limit };
+        return delegate::main(global, &Delegated { task, cache: wanted.cache.as_deref() });
     }
-    match cache_directory(wanted.cache.as_deref()) {
-        Ok(cache) => examine_host(global, &wanted.output, &cache, wanted.limit),
-        Err(error) => fail(&error, Exit::Usage),
-    }
-}
-
-/// Examines the host as the user that this process is.
-pub(crate) fn examine_host(global: &Global, output: &Path, cache: &Path, limit: Duration) -> Exit {
+    let cache = match cache_directory(wanted.cache.as_deref()) {
+        Ok(cache) => cache,
+        Err(error) => return fail(&error, Exit::Usage),
+    };
     let cancel = match Cancel::new().map(Arc::new) {
         Ok(cancel) => cancel,
         Err(error) => return fail(&error, Exit::Failed),
@@ -53,10 +48,21 @@ pub(crate) fn examine_host(global: &Global, output: &Path, cache: &Path, limit: 
     if let Err(error) = signals::watch(move |_| asked.cancel()) {
         return fail(&error, Exit::Failed);
     }
+    examine_host(global, &output_workspace(&wanted.output), &cache, wanted.limit, cancel)
+}
+
+/// Examines the host as the user that this process is.
+pub(crate) fn examine_host(
+    global: &Global,
+    workspace: &Workspace,
+    cache: &Path,
+    limit: Duration,
+    cancel: Arc<Cancel>,
+) -> Exit {
     let stop = Stop::new(cancel);
-    let (mut findings, host) = examine(Path::new("/proc/self/exe"), output, NEEDS, &stop);
+    let (mut findings, host) = examine(Path::new("/proc/self/exe"), workspace, NEEDS, &stop);
     if let Some(host) = host {
-        findings.push(acceleration(&host, output, cache, &stop.within(limit)));
+        findings.push(acceleration(&host, &workspace.folder, cache, &stop.within(limit)));
     }
     findings.push(watchdog(&global.socket));
     show(global, &findings);
@@ -85,8 +91,8 @@ fn show(global: &Global, findings: &[Finding]) {
     }
 }
 
-fn acceleration(host: &Host, output: &Path, cache: &Path, stop: &Stop) -> Finding {
-    match judge(host, output, cache, stop) {
+fn acceleration(host: &Host, scratch: &Path, cache: &Path, stop: &Stop) -> Finding {
+    match judge(host, scratch, cache, stop) {
         Ok(finding) => finding,
         Err(error) => {
             let advice = match Stopped::cause_of(error.as_ref()) {
@@ -103,12 +109,12 @@ fn acceleration(host: &Host, output: &Path, cache: &Path, stop: &Stop) -> Findin
 
 fn judge(
     host: &Host,
-    output: &Path,
+    scratch: &Path,
     cache: &Path,
     stop: &Stop,
 ) -> Result<Finding, Box<dyn std::error::Error>> {
     let recipe = Recipe::parse(RECIPE, Path::new("debian-12.toml"))?;
-    let scratch = Scratch::create(output)?;
+    let scratch = Scratch::create(scratch)?;
     let fetcher = Fetcher::new(Arc::new(Cache::open(cache)?), fetch_options(stop))?;
     let selection = hostler_runner::debian::select(&recipe, &fetcher, Path::new("/"), &Silent)?;
     let tools = builder_tools(&selection, &fetcher, scratch.path(), &Silent)?;

@@ -5,10 +5,10 @@
 
 mod arguments;
 mod build;
+mod delegate;
 mod doctor;
 mod exit;
 mod lease;
-mod privileges;
 mod progress;
 mod registration;
 mod run;
@@ -39,7 +39,7 @@ pub(crate) fn main() -> ExitCode {
     };
     let exit = match arguments.command {
         Command::Build(wanted) => build::main(&arguments.global, &wanted),
-        Command::Unprivileged(wanted) => privileges::unprivileged(&arguments.global, &wanted),
+        Command::Unprivileged(wanted) => delegate::go_on_as_builder(&arguments.global, &wanted),
         Command::Doctor(wanted) => doctor::main(&arguments.global, &wanted),
         Command::Run(wanted) => shown(run::run(&arguments.global, &wanted)),
         Command::Lease(command) => shown(lease::lease(&arguments.global, &command)),

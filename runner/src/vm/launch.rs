@@ -18,9 +18,9 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::child::spawner;
+use crate::passing;
 
 use super::argv::{Network, VmSpec, arguments};
-use super::passing;
 use super::shim::{Isolation, Operation, Order, Reply};
 
 /// How long the shim may take for its few system calls.

@@ -18,7 +18,6 @@ mod loopback;
 pub mod modules;
 pub mod nonce;
 pub mod outcome;
-mod passing;
 pub mod qemu;
 pub mod qmp;
 pub mod run;
