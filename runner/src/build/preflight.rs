@@ -224,7 +224,8 @@ fn judge_namespaces(result: Result<(), LaunchError>) -> Finding {
             Fitness::Unfit,
             format!("this user may not make user namespaces: {}", denial(&source)),
             "an administrator can allow them: sysctl user.max_user_namespaces=15000, and where it \
-             exists kernel.unprivileged_userns_clone=1 or an AppArmor profile for hostler",
+             exists kernel.unprivileged_userns_clone=1 or an AppArmor profile for hostler; a container \
+             needs a seccomp profile that allows them",
         ),
         Err(error) => Finding::bad(
             Subject::UserNamespaces,
@@ -245,7 +246,9 @@ fn denial(error: &io::Error) -> String {
 }
 
 fn space(workspace: &Workspace, needed: u64) -> Finding {
-    match rustix::fs::statvfs(&workspace.folder) {
+    // A build makes it where it is missing.
+    let there = workspace.folder.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("."));
+    match rustix::fs::statvfs(there) {
         Ok(state) => judge_space(workspace, state.f_bavail.saturating_mul(state.f_frsize), needed),
         Err(error) => Finding::bad(
             Subject::Space,
@@ -342,6 +345,16 @@ mod tests {
         assert_eq!(judge_memory(QEMU_OVERHEAD + 5, 5).fitness, Fitness::Fit);
         assert_eq!(judge_memory(QEMU_OVERHEAD, 5).fitness, Fitness::Unfit);
         assert_eq!(judge_memory(0, u64::MAX).fitness, Fitness::Unfit);
+    }
+
+    #[test]
+    fn a_directory_that_a_build_would_make_is_looked_at_where_it_would_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("a/b");
+        let workspace = Workspace { folder: missing.clone(), shown: missing, option: "--output" };
+        assert_eq!(space(&workspace, 0).fitness, Fitness::Fit);
+        let relative = Workspace { folder: "no-such-folder".into(), ..workspace };
+        assert_eq!(space(&relative, 0).fitness, Fitness::Fit);
     }
 
     #[test]

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use hostler_runner::build::fetch_options;
 use hostler_runner::build::preflight::{Finding, Fitness, Host, Needs, Subject, Workspace, examine};
-use hostler_runner::build::scratch::Scratch;
 use hostler_runner::cache::{Cache, Fetcher};
 use hostler_runner::cancel::Cancel;
 use hostler_runner::causes::in_one_line;
@@ -62,7 +61,7 @@ pub(crate) fn examine_host(
     let stop = Stop::new(cancel);
     let (mut findings, host) = examine(Path::new("/proc/self/exe"), workspace, NEEDS, &stop);
     if let Some(host) = host {
-        findings.push(acceleration(&host, &workspace.folder, cache, &stop.within(limit)));
+        findings.push(acceleration(&host, cache, &stop.within(limit)));
     }
     findings.push(watchdog(&global.socket));
     show(global, &findings);
@@ -91,8 +90,8 @@ fn show(global: &Global, findings: &[Finding]) {
     }
 }
 
-fn acceleration(host: &Host, scratch: &Path, cache: &Path, stop: &Stop) -> Finding {
-    match judge(host, scratch, cache, stop) {
+fn acceleration(host: &Host, cache: &Path, stop: &Stop) -> Finding {
+    match judge(host, cache, stop) {
         Ok(finding) => finding,
         Err(error) => {
             let advice = match Stopped::cause_of(error.as_ref()) {
@@ -107,15 +106,10 @@ fn acceleration(host: &Host, scratch: &Path, cache: &Path, stop: &Stop) -> Findi
     }
 }
 
-fn judge(
-    host: &Host,
-    scratch: &Path,
-    cache: &Path,
-    stop: &Stop,
-) -> Result<Finding, Box<dyn std::error::Error>> {
+fn judge(host: &Host, cache: &Path, stop: &Stop) -> Result<Finding, Box<dyn std::error::Error>> {
     let recipe = Recipe::parse(RECIPE, Path::new("debian-12.toml"))?;
-    let scratch = Scratch::create(scratch)?;
     let fetcher = Fetcher::new(Arc::new(Cache::open(cache)?), fetch_options(stop))?;
+    let scratch = fetcher.cache().scratch()?;
     let selection = hostler_runner::debian::select(&recipe, &fetcher, Path::new("/"), &Silent)?;
     let tools = builder_tools(&selection, &fetcher, scratch.path(), &Silent)?;
     let canary = Canary {
@@ -128,14 +122,13 @@ fn judge(
         stop,
     };
     let verdicts = canary.judge(Some(&cache.join("acceleration")))?;
-    scratch.remove()?;
     Ok(match verdicts.best() {
         Some(Accelerator::Kvm) => Finding::fit(Subject::Acceleration, verdicts.to_string()),
         Some(Accelerator::Tcg) => Finding::bad(
             Subject::Acceleration,
             Fitness::Poor,
             verdicts.to_string(),
-            "builds work and take some minutes; for fast ones use a host that lends out its virtualization",
+            "emulated builds take some minutes; for fast ones use a host that lends out its virtualization",
         ),
         None => Finding::bad(
             Subject::Acceleration,
