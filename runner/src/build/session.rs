@@ -130,8 +130,8 @@ impl<'a> Session<'a> {
             source,
         })?;
         for swept in sweep(folder)? {
-            let path = swept.display();
-            environment.sink.event(Event::Note(format!("removed {path}, whose build is dead")));
+            let path = shown.join(swept.file_name().unwrap_or_default());
+            environment.sink.event(Event::Note(format!("removed {}, whose build is dead", path.display())));
         }
         let preflight = Instant::now();
         environment.sink.event(Event::Started(Stage::Preflight));
