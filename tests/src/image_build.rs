@@ -192,7 +192,7 @@ impl Drop for Running {
 }
 
 /// A process, and what it may do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Confined {
     /// Which.
     pub process: ProcessSeen,
@@ -204,6 +204,12 @@ pub struct Confined {
     pub network: PathBuf,
     /// The user namespace.
     pub users: PathBuf,
+}
+
+impl std::fmt::Debug for Confined {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} {:?}", self.process.pid, self.command)
+    }
 }
 
 impl Confined {

@@ -3,13 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hostler_tests::daemon::{Daemon, Settings};
 use hostler_tests::failure::{OrFail, wait_until};
-use hostler_tests::image_build::{Confined, Running, recipe, shared_cache, unfinished};
+use hostler_tests::image_build::{
+    Confined, PLAYED_QEMU, Running, own_cache, recipe, shared_cache, stand_ins, unfinished,
+};
 use hostler_tests::place::{Place, USER};
 use hostler_tests::{probe, program, scenario};
 
@@ -142,5 +145,95 @@ fn runs_without_roots_rights_and_a_kill_leaves_nothing_with_a_watchdog() {
         check(place, Some(&daemon));
         daemon.wait_until_idle(SOON);
         assert!(place.lease_groups().is_empty(), "{:?}", place.lease_groups());
+    });
+}
+
+/// The host as if nobody had ever installed the watchdog: without its user, who would build otherwise.
+fn without_hostlers_user(place: &Place) {
+    let text = fs::read_to_string("/etc/passwd").or_fail("reading the host's users");
+    let others: String =
+        text.lines().filter(|line| !line.starts_with("hostler:")).map(|line| format!("{line}\n")).collect();
+    let file = place.path("passwd");
+    fs::write(&file, others).or_fail("writing the other users");
+    let bind = nix::mount::MsFlags::MS_BIND;
+    // Only in this test's mount namespace.
+    nix::mount::mount(Some(&file), "/etc/passwd", None::<&str>, bind, None::<&str>).or_fail("hiding a user");
+}
+
+#[test]
+fn the_result_is_roots_own_copy_and_nothing_survives_the_build() {
+    scenario::build("copied", |place| {
+        without_hostlers_user(place);
+        // What a subverted machine might leave behind, out of the reach of whoever ends it.
+        let escaping = PLAYED_QEMU.replace("sleep 0.5\n", "setsid -f sleep 601\nsleep 0.5\n");
+        assert_ne!(escaping, PLAYED_QEMU);
+        let folder = stand_ins(place, &[("qemu-system-x86_64", &escaping)]);
+        let base = place.directory("roots-cache");
+        fs::rename(own_cache(place), base.join(USER.to_string())).or_fail("a filled cache");
+        let output = place.directory_of_user("out");
+        let recipe = recipe(place, "copied", "[verify]\nboot = false\n");
+        let mut command = place.command(program::path("hostler"));
+        command
+            .arg("--json")
+            .arg("build")
+            .arg(&recipe)
+            .arg("--output")
+            .arg(&output)
+            .arg("--cache")
+            .arg(&base);
+        command.env("HOSTLER_SOCKET", "/nonexistent/hostler.sock");
+        command.env("SUDO_UID", USER.to_string()).env("SUDO_GID", USER.to_string());
+        command.env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", folder.display()));
+        let mut running = Running::start(place, command);
+        running.wait_for("what escapes", |_| {
+            Confined::all(place).iter().any(|one| one.program() == "sleep" && one.mentions("601"))
+        });
+        let status = running.finish(Duration::from_secs(100));
+        let (said, there) = (running.said(), Confined::all(place));
+        assert_eq!(status.code(), Some(0), "{said}");
+        assert_eq!(there, [], "something of the build is still there when root's process has ended");
+        let image = output.join("copied.qcow2");
+        assert!(said.contains(&format!("\"image\":\"{}\"", image.display())), "{said}");
+        let mut names: Vec<String> = Vec::new();
+        for entry in fs::read_dir(&output).or_fail("the output directory") {
+            let entry = entry.or_fail("an entry");
+            let data = entry.metadata().or_fail("its data");
+            let name = entry.file_name().to_string_lossy().into_owned();
+            assert_eq!((data.uid(), data.nlink(), data.mode() & 0o7777), (0, 1, 0o644), "{name}");
+            names.push(name);
+        }
+        names.sort();
+        assert_eq!(names, ["copied.console.log", "copied.qcow2", "copied.qcow2.sha256"]);
+        let mut check = Command::new("sha256sum");
+        program::finish(check.args(["--check", "copied.qcow2.sha256"]).current_dir(&output)).succeeded();
+        assert_eq!(unfinished(&base.join(USER.to_string())), Vec::<PathBuf>::new());
+    });
+}
+
+#[test]
+fn each_user_that_builds_for_root_has_a_cache_of_its_own() {
+    scenario::privileged("caches", |place| {
+        without_hostlers_user(place);
+        let base = place.path("roots-cache");
+        for user in [USER, USER + 1] {
+            let mut command = place.command(program::path("hostler"));
+            command.args(["doctor", "--limit", "1s", "--cache"]).arg(&base);
+            command.env("HOSTLER_SOCKET", "/nonexistent/hostler.sock");
+            command.env("SUDO_UID", user.to_string()).env("SUDO_GID", user.to_string());
+            let told = program::finish(&mut command);
+            assert_eq!(told.status, 0, "{told:?}");
+            let own = base.join(user.to_string());
+            assert!(told.stdout.contains(&format!(" free in {}", own.display())), "{told:?}");
+            assert_eq!(fs::metadata(&own).or_fail("the user's cache").uid(), user);
+            assert_eq!(fs::metadata(own.join("sha256")).or_fail("a directory in it").uid(), user);
+        }
+        assert_eq!(fs::metadata(&base).or_fail("root's cache").uid(), 0);
+        // One that belongs to the first is of no use to the second, who is told what to do.
+        let mut command = place.command(program::path("hostler"));
+        command.args(["doctor", "--limit", "1s", "--cache"]).arg(base.join(USER.to_string()));
+        command.env("SUDO_UID", (USER + 1).to_string()).env("SUDO_GID", (USER + 1).to_string());
+        let told = program::finish(&mut command);
+        assert_eq!(told.status, 1, "{told:?}");
+        assert!(told.stderr.contains("chown 0:0") && told.stderr.contains("--cache"), "{told:?}");
     });
 }
