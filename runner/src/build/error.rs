@@ -111,13 +111,16 @@ pub enum BuildError {
         limit: Duration,
     },
     /// Someone wanted to stop.
-    #[error("the build was told to stop")]
-    Cancelled,
+    #[error("the build was told to stop; it was in stage {stage}")]
+    Cancelled {
+        /// In which stage.
+        stage: Stage,
+    },
 }
 
 /// A guest that failed, and what is known of it.
 #[derive(Debug, thiserror::Error)]
-#[error("{} failed: {failure}", machine(*.stage))]
+#[error("{}", told(*.stage, .failure))]
 pub struct GuestError {
     /// In which stage.
     pub stage: Stage,
@@ -138,7 +141,7 @@ impl BuildError {
         if let Self::Guest(guest) = self {
             return guest.failure == Failure::Cancelled;
         }
-        matches!(self, Self::Cancelled)
+        matches!(self, Self::Cancelled { .. })
     }
 
     /// The class in one word.
@@ -161,15 +164,17 @@ impl BuildError {
             Self::Guest(guest) => guest.failure.class(),
             Self::Image(_) => "image",
             Self::TimedOut { .. } => "timeout",
-            Self::Cancelled => "cancelled",
+            Self::Cancelled { .. } => "cancelled",
         }
     }
 }
 
-fn machine(stage: Stage) -> &'static str {
-    match stage {
-        Stage::Verify => "the boot of the finished image",
-        _ => "the builder guest",
+fn told(stage: Stage, failure: &Failure) -> String {
+    match (failure, stage) {
+        // Nothing failed.
+        (Failure::Cancelled, _) => BuildError::Cancelled { stage }.to_string(),
+        (_, Stage::Verify) => format!("the boot of the finished image failed: {failure}"),
+        _ => format!("the builder guest failed: {failure}"),
     }
 }
 

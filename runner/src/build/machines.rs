@@ -1,6 +1,6 @@
 //! The stages that boot a machine: the builder guest, and the finished image.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufWriter};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -153,7 +153,9 @@ impl Session<'_> {
         let Outcome::Failed(failure) = report.outcome else {
             return Ok((report, log));
         };
-        let log = self.environment.delivery.deliver(&log).ok();
+        // An empty one tells nothing.
+        let has_text = fs::metadata(&log).is_ok_and(|data| data.len() > 0);
+        let log = if has_text { self.environment.delivery.deliver(&log).ok() } else { None };
         Err(BuildError::Guest(Box::new(GuestError { stage, failure, screen: report.screen, log, missing })))
     }
 }

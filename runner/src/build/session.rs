@@ -299,7 +299,7 @@ impl<'a> Session<'a> {
 /// The build's ending, when it was given up.
 fn ending(request: &Request, stage: Stage, stopped: Stopped) -> BuildError {
     match stopped {
-        Stopped::Asked => BuildError::Cancelled,
+        Stopped::Asked => BuildError::Cancelled { stage },
         Stopped::Late => BuildError::TimedOut { stage, limit: request.recipe.limits.total },
     }
 }
@@ -367,7 +367,9 @@ mod tests {
     #[test]
     fn what_was_given_up_on_request_is_a_cancellation_and_a_failure_stays_one() {
         let asked = BuildError::Image(ImageError::Stopped(Stopped::Asked));
-        assert!(given_up(&request(), Stage::Convert, asked).is_cancelled());
+        let error = given_up(&request(), Stage::Convert, asked);
+        assert!(error.is_cancelled());
+        assert_eq!(error.to_string(), "the build was told to stop; it was in stage convert");
         let failed = BuildError::Thread(io::Error::other("x"));
         assert_eq!(given_up(&request(), Stage::Convert, failed).class(), "machine");
     }

@@ -158,9 +158,14 @@ pub fn select(
             let name = format!("dists/{}/{}", suite.name, index.path);
             sink.event(Event::Progress {
                 stage: Stage::Select,
-                doing: format!("package index {}/{}", suite.name, index.path),
+                doing: format!(
+                    "package index {}/{}, {}",
+                    suite.name,
+                    index.path,
+                    bytesize::ByteSize(index.size)
+                ),
                 bytes: 0,
-                total: Some(index.size),
+                total: None,
             });
             let compressed = fetcher.fetch(&index.wanted(&one.uris, &suite))?;
             let text = decompress(&name, &compressed, index.plain_size)?;
