@@ -35,7 +35,7 @@ fn a_guest_is_ended_with_its_last_screen() {
         let (took, said) = (begun.elapsed(), running.said());
         println!("a build with a limit of 60 s ended after {:.1} s", took.as_secs_f64());
         assert_eq!(status.code(), Some(1), "{said}");
-        assert!(took > Duration::from_secs(58) && took < Duration::from_secs(75), "{took:?}");
+        assert!(took > Duration::from_secs(58) && took < Duration::from_secs(90), "{took:?}");
         let last = said.lines().last().or_fail("a last line");
         assert!(last.starts_with("hostler: [timeout] the builder guest failed: "), "{said}");
         assert!(last.contains("not done within the build's total limit of 1m; it was in step "), "{said}");

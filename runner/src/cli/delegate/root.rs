@@ -113,7 +113,9 @@ fn command(
     registered: bool,
 ) -> Command {
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("hostler").arg("__unprivileged").arg("--socket").arg(&global.socket);
+    // It works in another directory.
+    let socket = std::path::absolute(&global.socket).unwrap_or_else(|_| global.socket.clone());
+    command.arg0("hostler").arg("__unprivileged").arg("--socket").arg(socket);
     if global.json {
         command.arg("--json");
     }

@@ -1,11 +1,12 @@
-//! SIGKILL of `hostler` leaves no tool of the host running. No network, no guest, no privileges: the
-//! tools are scripts of the test's own, which hang.
+//! Tools of the host that hang, and an archive that hangs: neither outlasts `hostler`, nor holds it up.
+//! No network, no guest, no privileges: the tools are scripts of the test's own.
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -37,14 +38,44 @@ fn runs(program: &str, argument: &str) -> bool {
         .any(|process| fs::read(process.path().join("cmdline")).is_ok_and(|line| line == wanted.as_bytes()))
 }
 
-#[test]
-fn a_killed_build_leaves_no_tool_running() {
+/// A folder with a `bin` in it, in which there is a qemu that tells its version.
+fn folder() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     // Started by root, the tools run as another user.
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let programs = folder.path().join("bin");
     fs::create_dir(&programs).unwrap();
     script(&programs.join("qemu-system-x86_64"), "echo QEMU emulator version 1.0");
+    (folder, programs)
+}
+
+#[test]
+fn a_doctor_gives_up_an_archive_that_never_answers() {
+    let (folder, programs) = folder();
+    script(&programs.join("qemu-img"), "echo qemu-img version 1.0");
+    let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", proxy.local_addr().unwrap());
+    // It takes connections and keeps them; ends with the test's process.
+    std::thread::spawn(move || proxy.incoming().collect::<Vec<_>>());
+    let started = Instant::now();
+    let told = Command::new(env!("CARGO_BIN_EXE_hostler"))
+        .args(["doctor", "--limit", "2s", "--cache", "cache"])
+        .current_dir(folder.path())
+        .env("PATH", &programs)
+        .env("http_proxy", &address)
+        .env("https_proxy", &address)
+        .env("HOSTLER_SOCKET", "/nonexistent/hostler.sock")
+        .output()
+        .unwrap();
+    let text = String::from_utf8(told.stdout).unwrap();
+    assert!(started.elapsed() < Duration::from_secs(20), "{text}");
+    assert!(text.contains("was given up: the time for it is over"), "{text}");
+    assert!(text.contains("give this more time with --limit"), "{text}");
+}
+
+#[test]
+fn a_killed_build_leaves_no_tool_running() {
+    let (folder, programs) = folder();
     let seconds = format!("600.{}", std::process::id());
     script(&programs.join("qemu-img"), &format!("exec sleep {seconds}"));
     fs::write(folder.path().join("x.toml"), RECIPE).unwrap();
