@@ -2,7 +2,8 @@
 //!
 //! A test runs the real programs against the real kernel: [`scenario`] gives it a mount namespace of
 //! its own, a deadline and a [`place::Place`] that removes whatever is left; [`daemon`] starts
-//! `hostlerd`; [`bystander`] makes what must survive; [`probe`] looks at the host.
+//! `hostlerd`; [`bystander`] makes what must survive; [`image_build`] builds images; [`probe`] looks at
+//! the host.
 //!
 //! Deliberately absent: any code of the programs under test. What the daemon says is checked by
 //! readers of `/proc` and `/sys` that were written here, and by `loopdev-3`. Only the protocol's
@@ -14,6 +15,7 @@
 pub mod bystander;
 pub mod daemon;
 pub mod failure;
+pub mod image_build;
 pub mod leak;
 pub mod namespace;
 #[cfg(feature = "privileged")]

@@ -1,6 +1,7 @@
 //! What was typed, without what it means.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -92,15 +93,18 @@ pub(crate) struct Unprivileged {
     pub(crate) group: u32,
     #[arg(long)]
     pub(crate) kvm_group: Option<u32>,
-    #[arg(long)]
-    pub(crate) parent: u32,
     /// Root's process has a lease already, which covers this one.
     #[arg(long)]
     pub(crate) registered: bool,
+    /// The path of the working directory, for people.
+    #[arg(long)]
+    pub(crate) cache: PathBuf,
+    /// The recipe's path, for people; without one, the host is examined.
     #[arg(long)]
     pub(crate) recipe: Option<PathBuf>,
-    #[arg(long)]
-    pub(crate) output: PathBuf,
+    /// How long the host may be examined.
+    #[arg(long, value_parser = humantime::parse_duration, default_value = "5min")]
+    pub(crate) limit: Duration,
 }
 
 #[derive(Debug, Args)]
@@ -111,4 +115,7 @@ pub(crate) struct Doctor {
     /// The download cache [default: $HOSTLER_CACHE, else hostler in the user's cache directory].
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
+    /// How long to try which accelerator runs a guest, with the downloads that this needs.
+    #[arg(long, value_name = "TIME", default_value = "5min", value_parser = humantime::parse_duration)]
+    pub(crate) limit: Duration,
 }
