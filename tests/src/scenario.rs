@@ -22,6 +22,14 @@ pub fn privileged(name: &str, test: impl FnOnce(&Place) + Send) {
     run(name, LIMIT, test);
 }
 
+/// The same, for what takes longer than a test may: a measurement.
+///
+/// # Panics
+/// As [`privileged`].
+pub fn privileged_within(limit: Duration, name: &str, test: impl FnOnce(&Place) + Send) {
+    run(name, limit, test);
+}
+
 fn run(name: &str, limit: Duration, test: impl FnOnce(&Place) + Send) {
     assert!(
         nix::unistd::geteuid().is_root(),

@@ -2,6 +2,8 @@
 //! with a bystander that must survive. They fail where they cannot run;
 //! `make test PRIVILEGED=no` leaves the whole target out.
 
+#[path = "privileged/bench.rs"]
+mod bench;
 #[path = "privileged/control_groups.rs"]
 mod control_groups;
 #[path = "privileged/deeper_shapes.rs"]
