@@ -19,4 +19,5 @@ mod release;
 pub use child::serve;
 pub use descriptors::{receive, send};
 pub use message::{ClaimQuery, Extent, LeaseQuery, Query, Request, Response};
+pub use observe::look;
 pub use pool::{Pool, WorkerError};
