@@ -171,7 +171,7 @@ pub fn number_of_living(sys: &Path, kind: &str, device: DeviceNumber) -> io::Res
     Ok(locked_device(&text))
 }
 
-/// The device in `lock:	1: OFDLCK ADVISORY  READ -1 00:27:256 …`, the super block's own in hexadecimal
+/// The device in `lock: 1: OFDLCK ADVISORY  READ -1 00:27:256 …`, the super block's own in hexadecimal
 /// (`lock_get_status` in `fs/locks.c`).
 fn locked_device(fdinfo: &str) -> Option<DeviceNumber> {
     let lock = fdinfo.lines().find_map(|line| line.strip_prefix("lock:"))?;
