@@ -32,6 +32,8 @@ mod kernel_partitions;
 mod kernel_peers;
 #[path = "privileged/kernel_processes.rs"]
 mod kernel_processes;
+#[path = "privileged/kernel_seen.rs"]
+mod kernel_seen;
 #[path = "privileged/kernel_swaps.rs"]
 mod kernel_swaps;
 #[path = "privileged/leases.rs"]

@@ -9,10 +9,9 @@ use std::time::Duration;
 use hostler_protocol::frame::{Decoder, REPLY_LIMIT, encode};
 use hostler_tests::failure::OrFail;
 use hostler_tests::place::Place;
-use hostler_tests::{probe, program};
+use hostler_tests::program;
 use hostler_watchdog::model::{
-    DeviceNumber, LoopDevice, LoopIdentity, LoopState, ResourceIdentity, Snapshot, SnapshotDepth, Step,
-    StepResult,
+    LoopDevice, LoopIdentity, LoopState, Snapshot, SnapshotDepth, Step, StepResult,
 };
 use hostler_watchdog::worker::{Extent, Query, Request, Response};
 
@@ -100,16 +99,4 @@ pub(crate) fn loop_at<'a>(snapshot: &'a Snapshot, node: &str) -> &'a LoopDevice 
 pub(crate) fn identity(device: &LoopDevice) -> LoopIdentity {
     let LoopState::Bound(backing) = device.state else { panic!("{device:?} is not bound") };
     LoopIdentity { number: device.number, sequence: device.sequence.or_fail("its sequence"), backing }
-}
-
-pub(crate) fn resource(device: &LoopDevice) -> Box<ResourceIdentity> {
-    Box::new(ResourceIdentity::Loop(identity(device)))
-}
-
-/// The device that a mount of the test shows.
-#[track_caller]
-pub(crate) fn shown_at(point: &std::path::Path) -> DeviceNumber {
-    let mount = probe::mounts().into_iter().rfind(|mount| mount.point == point);
-    let mount = mount.or_fail(format_args!("a mount on {}", point.display()));
-    DeviceNumber::parse(&mount.device).or_fail("a device number")
 }
