@@ -113,7 +113,8 @@ impl Engine {
         };
         let descriptors: Vec<BorrowedFd<'_>> = held.iter().map(|descriptor| descriptor.as_fd()).collect();
         let silence = self.shared.config.borrow().reclaim.step_timeout;
-        let query = Query { depth, leases: queries, avoid: Vec::new() };
+        let (criteria, protected) = self.criteria();
+        let query = Query { depth, leases: queries, criteria, protected, avoid: Vec::new() };
         self.shared.pool.observe(query, &descriptors, silence).await
     }
 
@@ -128,7 +129,13 @@ impl Engine {
         let descriptors: Vec<BorrowedFd<'_>> = kept.into_iter().map(|directory| directory.as_fd()).collect();
         let claim = ClaimQuery { claim: claim.clone(), descriptor: kept.map(|_| 0) };
         let leases = vec![LeaseQuery { lease, cgroup: None, claims: vec![claim] }];
-        let query = Query { depth: SnapshotDepth::Ownership, leases, avoid: Vec::new() };
+        let query = Query {
+            depth: SnapshotDepth::Ownership,
+            leases,
+            criteria: Vec::new(),
+            protected: Vec::new(),
+            avoid: Vec::new(),
+        };
         let silence = self.shared.config.borrow().reclaim.step_timeout;
         self.shared.pool.observe(query, &descriptors, silence).await
     }

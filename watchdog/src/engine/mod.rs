@@ -7,11 +7,15 @@
 //! Deliberately absent: decisions (they are in [`crate::decide`]) and system calls that free something
 //! (they are in workers); making a lease's control group and putting a process into it is done here.
 
+mod foresee;
 mod lifecycle;
 mod look;
 mod reclaim;
 mod record;
 mod restart;
+mod stray;
+mod sweep;
+mod takings;
 mod view;
 
 use std::cell::{Cell, RefCell};
@@ -53,6 +57,8 @@ struct Shared {
     changed: Notify,
     /// Something changed that may belong to a lease.
     news: Notify,
+    /// What is known of what no lease has.
+    sweeps: sweep::Sweeps,
     /// When the resource gauges were last set.
     measured: Cell<Option<tokio::time::Instant>>,
 }
@@ -95,6 +101,7 @@ impl Engine {
                 looks: look::Waiting::default(),
                 changed: Notify::new(),
                 news: Notify::new(),
+                sweeps: sweep::Sweeps::new(),
                 measured: Cell::new(None),
             }),
         }
@@ -116,6 +123,7 @@ impl Engine {
     /// stay as they were at the start.
     pub fn set_config(&self, config: Config) {
         *self.shared.config.borrow_mut() = config;
+        self.shared.sweeps.set_again();
     }
 
     /// Takes an event of the kernel.

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use super::blocks::{self, Careful};
 use super::message::{ClaimQuery, LeaseQuery, Query};
-use super::observe_mounts;
+use super::{criteria, observe_mounts};
 use crate::kernel::claimed::MountPoints;
-use crate::kernel::{cgroups, directories, loops, processes};
+use crate::kernel::{cgroups, directories, loops, processes, qemu};
 use crate::model::{Gap, LoopState, ProcessIdentity, Snapshot, UnderClaim};
 
 /// Looks. `touching` is told each loop device before it is asked, and all else that may hang; `skip` is
@@ -20,7 +20,7 @@ pub(super) fn observe(
 ) -> Snapshot {
     let mut snapshot = Snapshot::default();
     read_loops(query, touching, &mut snapshot);
-    blocks::read(Careful { avoid: &query.avoid, skip, touching }, &mut snapshot);
+    blocks::read(&mut Careful { avoid: &query.avoid, skip, touching }, &mut snapshot);
     observe_mounts::read_own(touching, &mut snapshot);
     observe_mounts::read_others(touching, &mut snapshot);
     touching(None, "processes");
@@ -37,6 +37,8 @@ pub(super) fn observe(
     for lease in &query.leases {
         read_lease(lease, passed, &points, touching, &mut snapshot);
     }
+    criteria::read(query, &points, &mut Careful { avoid: &query.avoid, skip, touching }, &mut snapshot);
+    snapshot.qemus = qemu::list(Path::new("/proc"), &snapshot.processes);
     snapshot.mounts = mounts;
     snapshot
 }
