@@ -46,6 +46,8 @@ mod metrics;
 mod owner_death;
 #[path = "privileged/pinned.rs"]
 mod pinned;
+#[path = "privileged/policy.rs"]
+mod policy;
 #[path = "privileged/reasons.rs"]
 mod reasons;
 #[path = "privileged/refusals.rs"]
@@ -58,6 +60,8 @@ mod scratch;
 mod service;
 #[path = "privileged/shapes.rs"]
 mod shapes;
+#[path = "privileged/stray.rs"]
+mod stray;
 #[path = "privileged/wire.rs"]
 mod wire;
 #[path = "privileged/worker.rs"]

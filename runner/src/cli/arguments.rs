@@ -53,23 +53,32 @@ pub(crate) enum Command {
     /// Open, close and list leases, for jobs that are no single process.
     #[command(subcommand)]
     Lease(LeaseCommand),
-    /// Show leases, what belongs to them, and loop devices that belong to none.
+    /// Show leases, what belongs to them, and loop devices and qemu processes that belong to none.
     Status(StatusArguments),
     /// Show what holds a loop device, a mount point or a process.
     Why {
         /// A loop device (/dev/loop3), a mount point as findmnt shows it, or a process number.
         target: String,
     },
-    /// Show what the watchdog would do now for leases that are over.
+    /// Show what the watchdog would do: now for leases that are over, later for those in their grace,
+    /// and at the next sweep for what a rule of its configuration takes for leaked.
     Plan,
-    /// End a lease and take back all of it now (root only).
-    Reclaim {
-        /// The lease's number, as `hostler status` shows it.
-        #[arg(long, value_name = "ID")]
-        lease: u64,
-    },
+    /// Take something back now (root only): what no lease has, or a whole lease.
+    Reclaim(Reclaim),
     /// Is this host fit, and what to do where it is not.
     Doctor(Doctor),
+}
+
+#[derive(Debug, Args)]
+#[group(id = "wanted", required = true, multiple = false)]
+pub(crate) struct Reclaim {
+    /// A device (/dev/loop3) or a mount point as findmnt shows it, with all that lies on it. It is left
+    /// when a lease has it, when [protect] protects it, and when somebody uses it.
+    #[arg(group = "wanted")]
+    pub(crate) target: Option<String>,
+    /// End this lease; its number is as `hostler status` shows it.
+    #[arg(long, value_name = "ID", group = "wanted")]
+    pub(crate) lease: Option<u64>,
 }
 
 #[derive(Debug, Args)]

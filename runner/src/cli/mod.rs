@@ -46,7 +46,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Status(wanted) => shown(status::status(&arguments.global, &wanted)),
         Command::Why { target } => shown(show::why(&arguments.global, &target)),
         Command::Plan => shown(show::plan(&arguments.global)),
-        Command::Reclaim { lease } => shown(lease::reclaim(&arguments.global, lease)),
+        Command::Reclaim(wanted) => shown(lease::reclaim(&arguments.global, &wanted)),
     };
     exit.into()
 }

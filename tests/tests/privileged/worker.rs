@@ -63,7 +63,14 @@ impl Worker {
 
     /// A look that leaves out what an earlier one said that it touches.
     pub(crate) fn look_without(&mut self, depth: SnapshotDepth, skip: &[String]) -> (Snapshot, Vec<String>) {
-        let query = Query { extent: Extent::Host, depth, leases: Vec::new(), avoid: Vec::new() };
+        let query = Query {
+            extent: Extent::Host,
+            depth,
+            leases: Vec::new(),
+            criteria: Vec::new(),
+            protected: Vec::new(),
+            avoid: Vec::new(),
+        };
         let (seen, touched) = self.ask(&Request::Observe { query, skip: skip.to_vec() });
         match seen {
             Response::Seen(snapshot) => (*snapshot, touched),

@@ -53,7 +53,7 @@ pub(super) fn read(directory: BorrowedFd<'_>, process: &mut Process, buffer: &mu
 }
 
 /// The path in version 2's hierarchy (`0::/…`), or in systemd's own one of version 1.
-fn unit(cgroup: &[u8]) -> String {
+pub(super) fn unit(cgroup: &[u8]) -> String {
     let mut named = cgroup.split(|byte| *byte == b'\n').filter_map(|line| {
         let mut fields = line.splitn(3, |byte| *byte == b':').skip(1);
         Some((fields.next()?, fields.next()?))

@@ -21,7 +21,7 @@ pub(super) struct Careful<'a> {
 
 impl Careful<'_> {
     /// Whether this may be touched now; if so, that has been said.
-    fn may_touch(&mut self, of_loop: Option<u32>, what: &str) -> bool {
+    pub(super) fn may_touch(&mut self, of_loop: Option<u32>, what: &str) -> bool {
         let hung_before = of_loop.is_some_and(|number| self.avoid.contains(&number))
             || self.skip.iter().any(|one| one == what);
         if !hung_before {
@@ -33,7 +33,7 @@ impl Careful<'_> {
 
 /// Reads maps, network block devices, swap, file systems and FUSE connections into a snapshot that has
 /// its loop devices already.
-pub(super) fn read(mut careful: Careful<'_>, snapshot: &mut Snapshot) {
+pub(super) fn read(careful: &mut Careful<'_>, snapshot: &mut Snapshot) {
     let (sys, proc) = (Path::new("/sys"), Path::new("/proc"));
     let gaps = &mut snapshot.gaps;
     snapshot.maps = list("maps and arrays", maps::list(sys), gaps);
@@ -51,8 +51,8 @@ pub(super) fn read(mut careful: Careful<'_>, snapshot: &mut Snapshot) {
     let mut listed = list("file systems", filesystems::list(sys), gaps);
     for filesystem in &mut listed {
         match filesystem.kind.as_str() {
-            "ext4" => read_freeze(sys, proc, filesystem, &mut careful, snapshot),
-            "btrfs" => read_number(sys, filesystem, &mut careful, snapshot),
+            "ext4" => read_freeze(sys, proc, filesystem, careful, snapshot),
+            "btrfs" => read_number(sys, filesystem, careful, snapshot),
             _ => {}
         }
     }

@@ -8,6 +8,7 @@
 mod act;
 mod blocks;
 mod child;
+mod criteria;
 mod descriptors;
 mod glance;
 mod message;

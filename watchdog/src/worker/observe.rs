@@ -5,9 +5,9 @@ use std::path::Path;
 
 use super::blocks::{self, Careful};
 use super::message::{ClaimQuery, Extent, LeaseQuery, Query};
-use super::{glance, observe_mounts};
+use super::{criteria, glance, observe_mounts};
 use crate::kernel::claimed::MountPoints;
-use crate::kernel::{cgroups, directories, loops, processes};
+use crate::kernel::{cgroups, directories, loops, processes, qemu};
 use crate::model::{Gap, LoopState, ProcessIdentity, Snapshot, SnapshotDepth, UnderClaim};
 
 /// Looks. `touching` is told each loop device before it is asked, and all else that may hang; `skip` is
@@ -23,7 +23,7 @@ pub(super) fn observe(
     }
     let mut snapshot = Snapshot::default();
     read_loops(query, touching, &mut snapshot);
-    blocks::read(Careful { avoid: &query.avoid, skip, touching }, &mut snapshot);
+    blocks::read(&mut Careful { avoid: &query.avoid, skip, touching }, &mut snapshot);
     observe_mounts::read_own(touching, &mut snapshot);
     observe_mounts::read_others(touching, &mut snapshot);
     touching(None, "processes");
@@ -40,6 +40,8 @@ pub(super) fn observe(
     for lease in &query.leases {
         read_lease(lease, skip, passed, &points, touching, &mut snapshot);
     }
+    criteria::read(query, &points, &mut Careful { avoid: &query.avoid, skip, touching }, &mut snapshot);
+    snapshot.qemus = qemu::list(Path::new("/proc"), &snapshot.processes);
     snapshot.mounts = mounts;
     snapshot
 }
@@ -49,7 +51,14 @@ pub(super) fn observe(
 /// namespaces, which takes a process with one thread.
 #[must_use]
 pub fn look(depth: SnapshotDepth) -> Snapshot {
-    let query = Query { extent: Extent::Host, depth, leases: Vec::new(), avoid: Vec::new() };
+    let query = Query {
+        extent: Extent::Host,
+        depth,
+        leases: Vec::new(),
+        criteria: Vec::new(),
+        protected: Vec::new(),
+        avoid: Vec::new(),
+    };
     observe(&query, &[], &[], &mut |_, _| {})
 }
 
