@@ -4,12 +4,13 @@ CARGO ?= cargo
 # What needs root and real kernel objects; `make test PRIVILEGED=no` leaves it out on purpose.
 PRIVILEGED ?= yes
 
-.PHONY: help demo build test test-vm lint setup setup-tests install uninstall clean
+.PHONY: help demo build test test-vm bench lint setup setup-tests install uninstall clean
 
 help:
 	@echo "make demo      see Hostler work: builds an image, boots it, kills builders, cleans up (< 20 min)"
 	@echo "make test      run every test (root for the privileged ones; PRIVILEGED=no leaves them out)"
 	@echo "make test-vm   the watchdog under systemd in a virtual machine (about 5 min)"
+	@echo "make bench     what Hostler costs, against goals, as a table (root; a quiet machine; about 15 min)"
 	@echo "make lint      formatting, clippy with warnings denied, dependencies, units, scripts"
 	@echo "make build     both programs, optimised: target/release/hostler, target/release/hostlerd"
 	@echo "make install   both programs, units and configuration into DESTDIR (default /)"
@@ -45,6 +46,13 @@ test-vm:
 	@tests/setup.sh run
 	@$(MAKE) --no-print-directory build
 	tests/vm.sh target/release $(IMAGE)
+
+# OUT=FILE says where the table goes too; BENCH="--only reclaim,burst" measures less, --help tells more.
+OUT ?= target/bench.md
+bench:
+	@tests/setup.sh bench
+	@$(MAKE) --no-print-directory build
+	$(CARGO) bench --locked --package hostler-tests --bench goals -- --output "$(abspath $(OUT))" $(BENCH)
 
 lint:
 	@tests/setup.sh lint
