@@ -1,6 +1,8 @@
 //! `make bench`: measures what Hostler promises about time, and prints it as a table. Needs root and a
 //! machine that does nothing else meanwhile.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -46,6 +48,15 @@ fn main() -> ExitCode {
     sizes.rounds = arguments.rounds.unwrap_or(sizes.rounds);
     let all = if arguments.only.is_empty() { Measurement::ALL.to_vec() } else { arguments.only };
 
+    // Where it cannot be written is to be known before minutes have passed.
+    let mut output = match arguments.output.map(|path| (File::create(&path), path)) {
+        Some((Err(error), path)) => {
+            eprintln!("writing {} failed: {error}", path.display());
+            return ExitCode::FAILURE;
+        }
+        Some((Ok(file), _)) => Some(file),
+        None => None,
+    };
     let load = report::load();
     let mut text = String::new();
     for measurement in all {
@@ -63,11 +74,11 @@ fn main() -> ExitCode {
             report::load()
         ),
     );
-    if let Some(path) = arguments.output
-        && let Err(error) = std::fs::write(&path, text)
-    {
-        eprintln!("writing {} failed: {error}", path.display());
-        return ExitCode::FAILURE;
+    match output.as_mut().map(|file| file.write_all(text.as_bytes())) {
+        Some(Err(error)) => {
+            eprintln!("writing the table failed: {error}");
+            ExitCode::FAILURE
+        }
+        Some(Ok(())) | None => ExitCode::SUCCESS,
     }
-    ExitCode::SUCCESS
 }

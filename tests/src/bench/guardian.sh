@@ -4,7 +4,7 @@
 # bench, however that ends; the word "done" means that nothing is to be done.
 directory=$1
 shift
-if read -r word && [ "$word" = done ]; then
+if read -r word && [ "$word" = "done" ]; then
     exit 0
 fi
 

@@ -10,6 +10,8 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
 };
 
+use serde_json::json;
+
 use super::cost;
 use super::host::Crowd;
 use super::report::{Goal, Row, Sample, Section};
@@ -53,6 +55,8 @@ pub fn measure(place: &Place, size: Size) -> Section {
     cost::wait_until_quiet(&daemon);
     let mut rows = idle(&daemon, size.idle);
     rows.extend(events(place, &daemon, &claimed, size));
+    let close = json!({ "lease": lease.lease, "epoch": lease.epoch });
+    client.call("CloseLease", &close, &[]).or_fail("closing a lease");
     Section {
         title: "At rest, and one event".to_owned(),
         how: format!(

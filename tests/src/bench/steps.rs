@@ -51,12 +51,14 @@ fn parse(line: &str) -> Option<(Duration, &str, &str)> {
 }
 
 fn kind(text: &str) -> Option<&'static str> {
-    const KINDS: [(&str, &str); 6] = [
+    const KINDS: [(&str, &str); 8] = [
         ("its owner ended", BEGIN),
-        ("end ", "processes are ended (a look, a plan, the journal)"),
-        ("unmount ", "each unmount is done"),
-        ("detach ", "the loop device is detached"),
-        ("remove the control group", "the control group is removed"),
+        ("end process", "processes are ended (a look, a plan, the journal)"),
+        ("unmount /", "each unmount is done"),
+        ("thaw and unmount /", "each unmount is done that thaws, if need be"),
+        ("detach /", "the loop device is detached"),
+        ("remove directory", "a scratch directory is removed"),
+        ("remove control group", "the control group is removed"),
         ("ended after", "it is seen that nothing is left (looks, the journal)"),
     ];
     KINDS.iter().find(|(begin, _)| text.starts_with(begin)).map(|(_, kind)| *kind)
