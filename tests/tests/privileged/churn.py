@@ -14,12 +14,15 @@ files = [(os.open(ours, os.O_RDONLY), False), (os.open(theirs, os.O_RDONLY), Tru
 def bind(file):
     """Binds the device, and returns it open: from then on it is this process's binding."""
     while True:
-        device = os.open(node, os.O_RDONLY)
+        device = None
         try:
+            # While a detach is under way the device can be neither opened nor bound.
+            device = os.open(node, os.O_RDONLY)
             fcntl.ioctl(device, CONFIGURE, struct.pack("II", file, 0) + bytes(232 + 64))
             return device
         except OSError as error:
-            os.close(device)
+            if device is not None:
+                os.close(device)
             if error.errno not in (errno.EBUSY, errno.ENXIO):
                 raise
             time.sleep(0)

@@ -131,14 +131,14 @@ fn an_area_that_no_path_leads_to_ends_with_its_file_system() {
         assert_eq!(worker.act(step), StepResult::Done);
         assert_eq!(probe::mounts(), mounts);
         // The looks of other tests have the device open for a moment.
-        wait_until("the end of the file system", Duration::from_secs(3), || {
+        wait_until("the end of the file system", Duration::from_secs(15), || {
             let after = worker.look(SnapshotDepth::Ownership);
             after.filesystems.iter().all(|one| one.blocks != [device.device])
         });
         let step = Step::DetachLoop { identity: identity(device), partitions: Vec::new() };
         assert_eq!(worker.act(step), StepResult::Done);
         let is_free = || probe::loops().iter().all(|one| format!("/dev/loop{}", one.number) != node);
-        wait_until("the device to be free", Duration::from_secs(3), is_free);
+        wait_until("the device to be free", Duration::from_secs(15), is_free);
         drop(area_there);
     });
 }
