@@ -2,7 +2,7 @@
 //!
 //! A test runs the real programs against the real kernel: [`scenario`] gives it a mount namespace of
 //! its own, a deadline and a [`place::Place`] that removes whatever is left; [`daemon`] starts
-//! `hostlerd`; [`bystander`] makes what must survive; [`image_build`] builds images; [`probe`] looks at
+//! `hostlerd`; [`bystander`] makes what must survive; [`builds`] builds images; [`probe`] looks at
 //! the host.
 //!
 //! Deliberately absent: any code of the programs under test. What the daemon says is checked by
@@ -11,10 +11,10 @@
 //!
 //! A test fails by panicking, so the helpers panic too, each with what it was about.
 
+pub mod builds;
 pub mod bystander;
 pub mod daemon;
 pub mod failure;
-pub mod image_build;
 #[cfg(feature = "privileged")]
 pub mod oracle;
 pub mod place;

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use hostler_tests::daemon::{Daemon, Settings};
-use hostler_tests::failure::{OrFail, wait_until};
-use hostler_tests::image_build::{
+use hostler_tests::builds::{
     Confined, PLAYED_QEMU, Running, own_cache, recipe, shared_cache, stand_ins, unfinished,
 };
+use hostler_tests::daemon::{Daemon, Settings};
+use hostler_tests::failure::{OrFail, wait_until};
 use hostler_tests::place::{Place, USER};
 use hostler_tests::{probe, program, scenario};
 
