@@ -24,6 +24,7 @@ use hostler_runner::disk::builder_tools;
 use hostler_runner::event::{Silent, Stage};
 use hostler_runner::recipe::Recipe;
 use hostler_runner::stop::Stop;
+use hostler_runner::vm::NO_TIMER_CHECK;
 use hostler_runner::vm::argv::{Accelerator, Boot, CONTROL_PORT, Network, VmSpec};
 use hostler_runner::vm::canary::{Canary, Verdict};
 use hostler_runner::vm::initramfs::Initramfs;
@@ -133,7 +134,7 @@ impl<'a> Guest<'a> {
             boot: Boot::Kernel {
                 kernel: tools.kernel.clone(),
                 initramfs: path,
-                command_line: "console=ttyS0 panic=-1 mitigations=off".into(),
+                command_line: format!("console=ttyS0 panic=-1 mitigations=off {NO_TIMER_CHECK}"),
             },
             disks: Vec::new(),
             network: self.network,

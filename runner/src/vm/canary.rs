@@ -21,6 +21,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::stop::{Stop, Stopped};
 
+use super::NO_TIMER_CHECK;
 use super::argv::{Accelerator, Boot, CONTROL_PORT, Network, VmSpec};
 use super::console::Console;
 use super::initramfs::Initramfs;
@@ -197,7 +198,7 @@ impl Canary<'_> {
             boot: Boot::Kernel {
                 kernel: self.kernel.to_owned(),
                 initramfs,
-                command_line: "console=ttyS0 panic=-1 mitigations=off".to_owned(),
+                command_line: format!("console=ttyS0 panic=-1 mitigations=off {NO_TIMER_CHECK}"),
             },
             disks: Vec::new(),
             network: Network::None,

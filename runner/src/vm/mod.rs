@@ -23,3 +23,7 @@ pub mod qmp;
 pub mod run;
 pub mod shim;
 pub mod watch;
+
+/// For the command line of a guest's kernel: without it, the kernel waits some milliseconds for a tick
+/// of its clock and panics if none comes, as happens to an emulated one on a busy host.
+pub const NO_TIMER_CHECK: &str = "no_timer_check";

@@ -13,6 +13,7 @@ use hostler_runner::cancel::Cancel;
 use hostler_runner::child::find_program;
 use hostler_runner::disk::Partition;
 use hostler_runner::event::{Silent, Stage};
+use hostler_runner::vm::NO_TIMER_CHECK;
 use hostler_runner::vm::argv::{Accelerator, Boot, CONTROL_PORT, Disk, DiskFormat, Network, VmSpec};
 use hostler_runner::vm::nonce::nonce;
 use hostler_runner::vm::outcome::Outcome;
@@ -102,7 +103,7 @@ fn build(nonce: &str, commands: &[String]) -> Report {
         boot: Boot::Kernel {
             kernel: tools().kernel.clone(),
             initramfs: path,
-            command_line: "console=ttyS0 panic=-1 mitigations=off".into(),
+            command_line: format!("console=ttyS0 panic=-1 mitigations=off {NO_TIMER_CHECK}"),
         },
         disks: vec![Disk { path: image, format: DiskFormat::Raw }],
         network: Network::None,

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use hostler_tests::builds::{Confined, PLAYED_QEMU, Running, own_cache, recipe, stand_ins, users_cache};
 use hostler_tests::daemon::{Daemon, Settings};
 use hostler_tests::failure::{OrFail, wait_until};
-use hostler_tests::image_build::{Confined, PLAYED_QEMU, Running, own_cache, recipe, stand_ins, users_cache};
 use hostler_tests::place::Place;
 use hostler_tests::scenario;
 

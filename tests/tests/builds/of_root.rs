@@ -1,18 +1,18 @@
 //! A build that root starts: nothing that reads what the network or a guest sends has any of root's
 //! rights, and SIGKILL of root's process leaves nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use hostler_tests::daemon::{Daemon, Settings};
-use hostler_tests::failure::{OrFail, wait_until};
-use hostler_tests::image_build::{
+use hostler_tests::builds::{
     Confined, PLAYED_QEMU, Running, own_cache, recipe, shared_cache, stand_ins, unfinished,
 };
+use hostler_tests::daemon::{Daemon, Settings};
+use hostler_tests::failure::{OrFail, wait_until};
 use hostler_tests::place::{Place, USER};
 use hostler_tests::{probe, program, scenario};
 
@@ -71,6 +71,7 @@ fn check(place: &Place, daemon: Option<&Daemon<'_>>) {
             command
         }
     };
+    let sockets_before = sockets(place);
     let mut running = Running::start(place, build(place, command));
     let seen = watch_until_the_guest_works(place, &mut running);
     let own = |kind: &str| fs::read_link(format!("/proc/self/ns/{kind}")).or_fail("a namespace");
@@ -103,7 +104,6 @@ fn check(place: &Place, daemon: Option<&Daemon<'_>>) {
 
     let all: Vec<probe::ProcessSeen> = seen.values().map(|one| one.process).collect();
     let cache = shared_cache().join(user.to_string());
-    let sockets_before = sockets(place);
     let killed = Instant::now();
     running.kill();
     wait_until("everything to be gone", SOON, || {
@@ -113,7 +113,7 @@ fn check(place: &Place, daemon: Option<&Daemon<'_>>) {
     println!("every process was gone {} ms after the kill", killed.elapsed().as_millis());
     wait_until("the scratch directory to be gone", SOON, || !has_scratch_of(&cache, builder.process));
     assert_eq!(fs::read_dir(place.path("out")).or_fail("the output directory").count(), 0);
-    assert!(sockets(place).iter().all(|socket| sockets_before.contains(socket)));
+    assert!(sockets(place).is_subset(&sockets_before), "{:?}", sockets(place));
     println!("nothing was left {} ms after the kill", killed.elapsed().as_millis());
 }
 
@@ -126,11 +126,12 @@ fn has_scratch_of(cache: &Path, builder: probe::ProcessSeen) -> bool {
     })
 }
 
-/// The names of unix sockets below the place.
-fn sockets(place: &Place) -> Vec<String> {
+/// The paths of unix sockets below the place.
+fn sockets(place: &Place) -> BTreeSet<String> {
     let own = place.path("").to_string_lossy().into_owned();
     let table = fs::read_to_string("/proc/net/unix").or_fail("the table of sockets");
-    table.lines().filter(|line| line.contains(&own)).map(str::to_owned).collect()
+    let paths = table.lines().filter_map(|line| line.split_whitespace().last());
+    paths.filter(|path| path.starts_with(&own)).map(str::to_owned).collect()
 }
 
 #[test]

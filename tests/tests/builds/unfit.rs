@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::fs;
 use std::process::Command;
 
+use hostler_tests::builds::{Confined, recipe};
 use hostler_tests::failure::OrFail;
-use hostler_tests::image_build::{Confined, recipe};
 use hostler_tests::place::{Place, USER};
 use hostler_tests::program::{self, Ended};
 use hostler_tests::scenario;

@@ -42,12 +42,17 @@ pub fn users_cache() -> PathBuf {
 /// When it cannot be made.
 #[must_use]
 pub fn own_cache(place: &Place) -> PathBuf {
-    let cache = place.path("cache");
-    program::succeed(
-        "cp",
-        ["-a".as_ref(), "--reflink=auto".as_ref(), users_cache().as_os_str(), cache.as_os_str()],
-    );
-    let _ = fs::remove_dir_all(cache.join("acceleration"));
+    let (shared, cache) = (users_cache(), place.directory_of_user("cache"));
+    // Not all there is: builds for root work in there, and what is temporary goes meanwhile.
+    for part in ["sha256", "metadata"] {
+        let from = shared.join(part);
+        if from.exists() {
+            program::succeed(
+                "cp",
+                ["-a".as_ref(), "--reflink=auto".as_ref(), from.as_os_str(), cache.as_os_str()],
+            );
+        }
+    }
     cache
 }
 
