@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hostler_tests::failure::{OrFail, wait_until};
+use hostler_tests::namespace::Namespace;
 use hostler_tests::place::Place;
 use hostler_tests::scenario;
-use hostler_watchdog::model::{MountIdentity, MountNumber, Snapshot, SnapshotDepth, Step, StepResult};
+use hostler_watchdog::model::{Mount, MountIdentity, MountNumber, Snapshot, SnapshotDepth, Step, StepResult};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::kernel_seen::shown_at;
@@ -19,7 +20,7 @@ const SOON: Duration = Duration::from_secs(5);
 /// A mount whose server, this test, never reads a request.
 struct Deaf {
     point: PathBuf,
-    _server: File,
+    server: File,
 }
 
 impl Deaf {
@@ -29,7 +30,7 @@ impl Deaf {
         let data = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         mount(Some("deaf"), &point, Some("fuse.deaf"), flags, Some(data.as_str())).or_fail("mounting");
-        Self { point, _server: server }
+        Self { point, server }
     }
 }
 
@@ -42,7 +43,7 @@ impl Drop for Deaf {
 
 #[track_caller]
 fn mount_at(snapshot: &Snapshot, point: &Path) -> MountIdentity {
-    let is_it = |mount: &&hostler_watchdog::model::Mount| {
+    let is_it = |mount: &&Mount| {
         mount.point == point.as_os_str().as_encoded_bytes()
             && Some(mount.identity.namespace) == snapshot.namespace
     };
@@ -97,6 +98,32 @@ fn who_waits_for_a_server_that_does_not_answer_is_freed_by_an_abort() {
             worker.act(Step::AbortFuse { mount: mount_at(&snapshot, &place.path("stuck")) }),
             StepResult::Gone
         );
+    });
+}
+
+#[test]
+fn a_connection_is_aborted_also_when_only_another_namespace_has_its_mount() {
+    scenario::privileged("fuse-elsewhere", |place| {
+        let stuck = Deaf::new(place, "stuck");
+        let elsewhere = Namespace::new(place);
+        umount2(&stuck.point, MntFlags::MNT_DETACH).or_fail("unmounting here");
+        let mut worker = Worker::start(place);
+        let snapshot = worker.look(SnapshotDepth::Ownership);
+        let is_it = |mount: &&Mount| {
+            mount.identity.namespace.0 == elsewhere.inode()
+                && mount.point == stuck.point.as_os_str().as_encoded_bytes()
+        };
+        let mount = snapshot.mounts.iter().find(is_it).or_fail("the mount in the snapshot").identity;
+        let is_connected = |snapshot: &Snapshot| snapshot.fuse.iter().any(|one| one.device == mount.device);
+        assert!(is_connected(&snapshot));
+        assert_eq!(worker.act(Step::AbortFuse { mount }), StepResult::Done);
+        // The server is told so by its descriptor.
+        let error = rustix::io::read(&stuck.server, &mut [0_u8; 8192]).expect_err("an aborted connection");
+        assert!(matches!(error, rustix::io::Errno::NODEV | rustix::io::Errno::CONNABORTED), "{error}");
+        drop(elsewhere);
+        // The mount went with the namespace.
+        let is_gone = || worker.act(Step::AbortFuse { mount }) == StepResult::Gone;
+        wait_until("the mount's end", SOON, is_gone);
     });
 }
 

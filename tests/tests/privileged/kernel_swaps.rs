@@ -9,7 +9,7 @@ use hostler_tests::bystander::attach;
 use hostler_tests::failure::{OrFail, wait_until};
 use hostler_tests::{probe, program, scenario};
 use hostler_watchdog::model::{
-    BackingFile, DeviceNumber, Snapshot, SnapshotDepth, Step, StepResult, Swap, SwapIdentity,
+    BackingFile, DeviceNumber, Gap, Snapshot, SnapshotDepth, Step, StepResult, Swap, SwapIdentity,
 };
 use nix::mount::{MntFlags, umount2};
 
@@ -87,6 +87,18 @@ fn an_area_in_a_file_is_found_by_what_the_file_is() {
         let inode = fs::metadata(&file).or_fail("the file").ino();
         let wanted = SwapIdentity::File(BackingFile { device: shown_at(&point), inode });
         let swap = area(&snapshot, |swap| swap == wanted).or_fail("the area");
+
+        // What hung at an earlier look is not looked up again, and said to be unknown.
+        let touched = worker.look_without(SnapshotDepth::Ownership, &[]).1;
+        let name = place.path("mnt/a swap");
+        let name = name.to_str().or_fail("a path that is text");
+        let what = touched.iter().find(|what| what.starts_with(&format!("swap area {name}")));
+        let what = what.or_fail(format_args!("{name} among {touched:?}")).clone();
+        let (without, touched) = worker.look_without(SnapshotDepth::Ownership, std::slice::from_ref(&what));
+        assert!(!touched.contains(&what), "{touched:?}");
+        assert!(without.gaps.iter().any(|gap| matches!(gap, Gap::Blocks(cause) if cause.starts_with(&what))));
+        let unknown = without.swaps.iter().find(|other| other.path == swap.path).or_fail("the area");
+        assert!(matches!(unknown.identity, SwapIdentity::Unreachable(_)), "{unknown:?}");
 
         let step = Step::SwapOff { swap: wanted, path: swap.path.clone() };
         assert_eq!(worker.act(step), StepResult::Done);

@@ -84,7 +84,7 @@ fn describe(directory: &Path, number: u32) -> io::Result<Option<LoopDevice>> {
 #[must_use]
 pub fn limit() -> Option<u64> {
     let parameter = fs::read_to_string("/sys/module/loop/parameters/max_loop").ok()?;
-    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let command_line = procfs::cmdline().unwrap_or_default();
     let is_device = |entry: io::Result<fs::DirEntry>| {
         entry.is_ok_and(|entry| entry.file_name().as_encoded_bytes().starts_with(b"loop"))
     };
@@ -102,11 +102,10 @@ const MADE_AT_START: u64 = 8;
 /// Only a `max_loop` that somebody set is a limit. Its value cannot be told from the default of the
 /// same size, so then the command line decides; and where there are more devices than it says, it
 /// limits nothing.
-fn limit_from(parameter: &str, command_line: &str, devices: u64) -> Option<u64> {
+fn limit_from(parameter: &str, command_line: &[String], devices: u64) -> Option<u64> {
     let value: u64 = parameter.trim().parse().ok().filter(|value| *value > 0)?;
-    let was_set = command_line
-        .split_whitespace()
-        .any(|word| word.starts_with("max_loop=") || word.starts_with("loop.max_loop="));
+    let was_set =
+        command_line.iter().any(|word| word.starts_with("max_loop=") || word.starts_with("loop.max_loop="));
     (devices <= value && (was_set || value != MADE_AT_START)).then_some(value)
 }
 
@@ -292,11 +291,15 @@ mod tests {
 
     #[test]
     fn only_a_limit_that_was_set_is_one() {
-        assert_eq!(limit_from("0\n", "quiet", 3), None);
-        assert_eq!(limit_from("8\n", "quiet", 3), None);
-        assert_eq!(limit_from("8\n", "quiet max_loop=8", 3), Some(8));
-        assert_eq!(limit_from("64\n", "", 64), Some(64));
-        assert_eq!(limit_from("64\n", "", 65), None);
-        assert_eq!(limit_from("", "", 0), None);
+        let limit = |parameter, command_line: &str, devices| {
+            let words: Vec<String> = command_line.split_whitespace().map(str::to_owned).collect();
+            limit_from(parameter, &words, devices)
+        };
+        assert_eq!(limit("0\n", "quiet", 3), None);
+        assert_eq!(limit("8\n", "quiet", 3), None);
+        assert_eq!(limit("8\n", "quiet max_loop=8", 3), Some(8));
+        assert_eq!(limit("64\n", "", 64), Some(64));
+        assert_eq!(limit("64\n", "", 65), None);
+        assert_eq!(limit("", "", 0), None);
     }
 }

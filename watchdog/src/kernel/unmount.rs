@@ -121,6 +121,15 @@ fn visit(namespace: MountNamespace) -> io::Result<Option<Visit>> {
     namespaces::open_by_inode(namespace)?.map(Visit::to).transpose()
 }
 
+/// Whether exactly the mount with this identity is there.
+///
+/// # Errors
+/// When its namespace cannot be entered.
+pub fn is_there(identity: &MountIdentity) -> io::Result<bool> {
+    let Some(visit) = visit(identity.namespace)? else { return Ok(false) };
+    Ok(find_any(&visit, identity)?.is_some())
+}
+
 /// The mount with this identity, as it is now.
 fn find(
     visit: &Visit,
