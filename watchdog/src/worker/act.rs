@@ -12,7 +12,7 @@ use super::message::ClaimQuery;
 use super::release;
 use crate::kernel::unmount::{self, Unmounted};
 use crate::kernel::{Acted, cgroups, directories, fuse, loops, maps, mounts, nbd, signals, swaps};
-use crate::model::{CgroupIdentity, DirectoryIdentity, MountIdentity, ProcessIdentity, Step, StepResult};
+use crate::model::{CgroupIdentity, DirectoryIdentity, ProcessIdentity, Step, StepResult};
 
 /// How long killed processes have to be gone. A process in uninterruptible sleep takes as long as
 /// it takes; the second look reports it.
@@ -30,7 +30,7 @@ pub(super) fn act(step: &Step, claim: Option<&ClaimQuery>, passed: &[OwnedFd]) -
             .and_then(|()| unmount::unmount(mount, *short_number, point, *how))
             .map(unmounted),
         Step::AbortFuse { mount } => {
-            fuse::abort(Path::new(SYS), mount.device, || is_mounted(mount)).map(acted)
+            fuse::abort(Path::new(SYS), mount.device, || unmount::is_mounted(mount)).map(acted)
         }
         Step::SwapOff { swap, path } => swaps::off(Path::new(PROC), *swap, path).map(acted),
         Step::ReleaseFilesystem { kind, device, resource, swap_files } => {
@@ -51,11 +51,6 @@ fn acted(acted: Acted) -> StepResult {
         Acted::Gone => StepResult::Gone,
         Acted::Replaced => StepResult::Replaced,
     }
-}
-
-fn is_mounted(wanted: &MountIdentity) -> io::Result<bool> {
-    let (_, mounts) = mounts::own()?;
-    Ok(mounts.iter().any(|mount| mount.identity == *wanted))
 }
 
 fn unmounted(unmounted: Unmounted) -> StepResult {
