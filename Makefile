@@ -4,12 +4,14 @@ CARGO ?= cargo
 # What needs root and real kernel objects; `make test PRIVILEGED=no` leaves it out on purpose.
 PRIVILEGED ?= yes
 
-.PHONY: help demo build test test-vm lint setup setup-tests install uninstall clean
+.PHONY: help demo build test test-vm test-churn bench lint setup setup-tests install uninstall clean
 
 help:
 	@echo "make demo      see Hostler work: builds an image, boots it, kills builders, cleans up (< 20 min)"
 	@echo "make test      run every test (root for the privileged ones; PRIVILEGED=no leaves them out)"
 	@echo "make test-vm   the watchdog under systemd in a virtual machine (about 5 min)"
+	@echo "make test-churn 100,000 detaches against a process that binds the same device at full speed"
+	@echo "make bench     what Hostler costs, against goals, as a table (root; a quiet machine; about 15 min)"
 	@echo "make lint      formatting, clippy with warnings denied, dependencies, units, scripts"
 	@echo "make build     both programs, optimised: target/release/hostler, target/release/hostlerd"
 	@echo "make install   both programs, units and configuration into DESTDIR (default /)"
@@ -35,6 +37,7 @@ test: setup-tests
 	$(CARGO) test --locked --package hostler-tests --test unprivileged
 ifeq ($(PRIVILEGED),yes)
 	$(CARGO) test --locked --package hostler-tests --test privileged
+	$(CARGO) test --locked --package hostler-tests --test builds
 else
 	@echo "PRIVILEGED=no: the privileged tests were left out on purpose"
 endif
@@ -45,6 +48,18 @@ test-vm:
 	@tests/setup.sh run
 	@$(MAKE) --no-print-directory build
 	tests/vm.sh target/release $(IMAGE)
+
+# Another process binds a loop device to something else at full speed (about 10 min).
+test-churn: setup-tests
+	HOSTLER_TESTS_CHURN=100000 $(CARGO) test --locked --release --package hostler-tests --test privileged -- churn --nocapture
+
+# What Hostler costs against what the same would cost otherwise, as a table, on a quiet machine.
+# OUT=FILE says where the table goes too; BENCH="--only reclaim,burst" measures less, --help tells more.
+OUT ?= target/bench.md
+bench:
+	@tests/setup.sh bench
+	@$(MAKE) --no-print-directory build
+	$(CARGO) bench --locked --package hostler-tests --bench goals -- --output "$(abspath $(OUT))" $(BENCH)
 
 lint:
 	@tests/setup.sh lint

@@ -3,12 +3,13 @@
 #
 #   setup.sh run    to build images and to run the demo
 #   setup.sh test   also what the tests use as independent parts
+#   setup.sh bench  what `make bench` compares with
 #   setup.sh lint   what `make lint` uses
 #
 # Says what it installs. Without root it installs nothing, and says what is missing.
 set -euo pipefail
 
-what=${1:?run, test or lint}
+what=${1:?run, test, bench or lint}
 # What is there may be where an ordinary user does not look; and apt is to speak English to this.
 export PATH=$PATH:/usr/sbin:/sbin LC_ALL=C.UTF-8
 
@@ -31,12 +32,17 @@ need /usr/include/string.h libc6-dev
 need make make
 need git git
 need /etc/ssl/certs/ca-certificates.crt ca-certificates
-if [ "$what" = run ] || [ "$what" = test ]; then
+if [ "$what" != lint ]; then
     need mke2fs e2fsprogs
     need losetup mount
     need findmnt util-linux
     need setpriv util-linux
     need ps procps
+fi
+if [ "$what" = test ] || [ "$what" = bench ]; then
+    need lsof lsof
+fi
+if [ "$what" = run ] || [ "$what" = test ]; then
     need gpgv gpgv
     need /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
     need /usr/share/seabios/bios-256k.bin seabios
@@ -64,7 +70,7 @@ fi
 
 # qemu and qemu-img must be of one version; on some machines a newer qemu-utils is there already.
 qemu_version() { { "$1" --version 2>/dev/null || true; } | sed -n "1s/.*version \([0-9.]*\).*/\1/p"; }
-if [ "$what" != lint ]; then
+if [ "$what" = run ] || [ "$what" = test ]; then
     machine=$(qemu_version qemu-system-x86_64)
     image=$(qemu_version qemu-img)
     if [ -z "$machine" ] || [ "$machine" != "$image" ]; then

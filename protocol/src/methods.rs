@@ -190,8 +190,28 @@ pub struct HostStatus {
     pub leases: Vec<LeaseView>,
     /// Loop devices, and mounts of loop devices, that no lease has.
     pub others: Vec<ResourceView>,
+    /// qemu processes that belong to no lease. They are listed and never acted on.
+    #[serde(default)]
+    pub stray_qemu: Vec<StrayQemu>,
     /// What could not be read.
     pub gaps: Vec<String>,
+}
+
+/// A qemu process that belongs to no lease.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StrayQemu {
+    /// Its number.
+    pub pid: u32,
+    /// Whose it is.
+    pub uid: u32,
+    /// Its program's name, fit to be printed.
+    pub program: String,
+    /// Who started it, fit to be printed: the parent while that is known, else the control group.
+    pub started_by: String,
+    /// Files of at least 1 MiB and block devices that it has open, fit to be printed.
+    pub disks: Vec<String>,
+    /// Seconds since it started.
+    pub age_seconds: f64,
 }
 
 /// Asks why something is still there.
@@ -212,33 +232,61 @@ pub struct Explanation {
     pub gaps: Vec<String>,
 }
 
-/// Asks what the daemon would do now for every lease that is over.
+/// Asks what the daemon would do: now for every lease that is over, at the end of its grace for one
+/// that is closing, and at the next sweep for what a rule takes for leaked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {}
 
 /// What the daemon would do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Planned {
-    /// Its steps, in order, for a person.
+    /// The steps for leases, in order.
     pub steps: Vec<PlannedStep>,
+    /// The steps for what rules take for leaked, in order.
+    #[serde(default)]
+    pub by_policy: Vec<PolicyStep>,
 }
 
-/// One step of a plan.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// One step of a lease's plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlannedStep {
     /// For which lease.
     pub lease: LeaseId,
-    /// What would be done.
+    /// What would be done, for a person.
     pub does: String,
+    /// Seconds until it is done: what is left of the lease's grace.
+    #[serde(default)]
+    pub in_seconds: f64,
+    /// The step as the journal writes it once it is decided on.
+    #[serde(default)]
+    pub step: Value,
 }
 
-/// Ends a lease as an administrator (root), and waits as [`CloseLease`] does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// One step for what a rule takes for leaked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PolicyStep {
+    /// The rule's name.
+    pub policy: String,
+    /// What would be done, for a person.
+    pub does: String,
+    /// Seconds until the sweep that does it.
+    pub in_seconds: f64,
+    /// The step as the journal writes it once it is decided on.
+    pub step: Value,
+}
+
+/// Takes something back as an administrator (root), and waits as [`CloseLease`] does: a lease, or what no
+/// lease has. Exactly one of the two is named.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reclaim {
     /// The lease.
-    pub lease: LeaseId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<LeaseId>,
+    /// A device or a mount point, as for [`Why`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
 }
 
 /// A lease was taken back.

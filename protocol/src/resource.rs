@@ -65,6 +65,8 @@ pub enum Verdict {
     Leaked,
     /// Its lease is over, and something that must not be touched holds it.
     Pinned,
+    /// No lease has it, and a rule of the administrator's takes it for leaked.
+    Quarantined,
     /// No lease has it; it is left alone.
     Bystander,
     /// Something about it could not be read; it is left alone.
@@ -73,7 +75,8 @@ pub enum Verdict {
 
 impl Verdict {
     /// Every verdict.
-    pub const ALL: [Self; 5] = [Self::Owned, Self::Leaked, Self::Pinned, Self::Bystander, Self::Unknown];
+    pub const ALL: [Self; 6] =
+        [Self::Owned, Self::Leaked, Self::Pinned, Self::Quarantined, Self::Bystander, Self::Unknown];
 
     /// The word for it in messages and metrics.
     #[must_use]
@@ -82,6 +85,7 @@ impl Verdict {
             Self::Owned => "owned",
             Self::Leaked => "leaked",
             Self::Pinned => "pinned",
+            Self::Quarantined => "quarantined",
             Self::Bystander => "bystander",
             Self::Unknown => "unknown",
         }

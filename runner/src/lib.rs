@@ -2,13 +2,16 @@
 
 pub mod build;
 pub mod cache;
+pub mod calls;
 pub mod cancel;
+pub mod causes;
 pub mod child;
 pub mod command;
 pub mod debian;
 pub mod disk;
 pub mod event;
-pub mod host_tool;
+pub mod passing;
 pub mod recipe;
+pub mod stop;
 pub mod vm;
 pub mod watchdog;

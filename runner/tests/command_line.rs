@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -83,8 +84,19 @@ fn a_build_whose_archive_is_away_ends_with_1_and_leaves_nothing() {
 fn a_dead_builds_scratch_directory_is_swept_by_the_next() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("x.toml"), RECIPE).unwrap();
-    let dead = folder.path().join("out/.hostler-build.0123456789ab");
+    // A first build makes the directory that builds work in: the output, or where root builds, the
+    // build user's part of the cache.
+    hostler(folder.path(), &["build", "x.toml", "--output", "out"]);
+    let users = std::fs::read_dir(folder.path().join("cache")).unwrap().map(|entry| entry.unwrap());
+    let is_number = |name: &str| name.parse::<u32>().is_ok();
+    let part = users.into_iter().find(|entry| entry.file_name().to_str().is_some_and(is_number));
+    let workspace = part.map_or_else(|| folder.path().join("out"), |part| part.path());
+    let dead = workspace.join(".hostler-build.0123456789ab");
     std::fs::create_dir_all(dead.join("tree")).unwrap();
+    let owner = std::fs::metadata(&workspace).unwrap().uid();
+    for path in [dead.join("tree"), dead.clone()] {
+        std::os::unix::fs::chown(path, Some(owner), None).unwrap();
+    }
     hostler(folder.path(), &["build", "x.toml", "--output", "out"]);
     assert!(!dead.exists());
 }

@@ -14,6 +14,7 @@ use hostler_runner::debian::{Package, Repository, Selection, Suite};
 use hostler_runner::disk::{self, ComposeError, ComposedDisk};
 use hostler_runner::event::Silent;
 use hostler_runner::recipe::Recipe;
+use hostler_runner::stop::Stop;
 
 /// An entry of a package: path, kind, link target or contents, owner, group and mode.
 struct Entry(&'static str, tar::EntryType, &'static str, u64, u64, u32);
@@ -127,7 +128,7 @@ impl World {
         };
         let scratch = self.directory.path().join("scratch");
         std::fs::create_dir(&scratch).unwrap();
-        disk::compose(&recipe, &selection, &self.cache, &scratch, &Silent)
+        disk::compose(&recipe, &selection, &self.cache, &scratch, &Stop::default(), &Silent)
     }
 
     fn refused(&self) -> String {

@@ -18,10 +18,12 @@ use std::time::{Duration, Instant};
 use hostler_runner::build::fetch_options;
 use hostler_runner::cache::{Cache, Fetcher, default_directory};
 use hostler_runner::cancel::Cancel;
+use hostler_runner::child::find_program;
 use hostler_runner::debian;
 use hostler_runner::disk::builder_tools;
 use hostler_runner::event::{Silent, Stage};
 use hostler_runner::recipe::Recipe;
+use hostler_runner::stop::Stop;
 use hostler_runner::vm::argv::{Accelerator, Boot, CONTROL_PORT, Network, VmSpec};
 use hostler_runner::vm::canary::{Canary, Verdict};
 use hostler_runner::vm::initramfs::Initramfs;
@@ -32,6 +34,9 @@ use hostler_runner::vm::outcome::{Failure, Outcome};
 use hostler_runner::vm::qemu;
 use hostler_runner::vm::run::{Report, Run, run};
 use hostler_runner::vm::watch::Limits;
+
+#[path = "guest/builder.rs"]
+mod builder;
 
 struct Tools {
     _folder: tempfile::TempDir,
@@ -49,7 +54,7 @@ fn tools() -> &'static Tools {
         let recipe = Recipe::parse(example, Path::new("debian-12.toml")).unwrap();
         let directory = default_directory(|name| std::env::var_os(name)).unwrap();
         let cache = Arc::new(Cache::open(&directory).unwrap());
-        let fetcher = Fetcher::new(cache, fetch_options()).unwrap();
+        let fetcher = Fetcher::new(cache, fetch_options(&Stop::default())).unwrap();
         let selection = debian::select(&recipe, &fetcher, Path::new("/"), &Silent).unwrap();
         let tools = builder_tools(&selection, &fetcher, folder.path(), &Silent).unwrap();
         Tools { kernel: tools.kernel, modules: tools.modules, busybox: tools.busybox, _folder: folder }
@@ -59,7 +64,7 @@ fn tools() -> &'static Tools {
 fn programs() -> Programs {
     Programs {
         shim: env!("CARGO_BIN_EXE_hostler").into(),
-        qemu: qemu::find_program("qemu-system-x86_64").expect("qemu-system-x86 is installed"),
+        qemu: find_program("qemu-system-x86_64").expect("qemu-system-x86 is installed"),
     }
 }
 
@@ -78,6 +83,10 @@ exec 3>"$port"
 read -r nonce </nonce
 "#;
 
+fn limits(no_progress: Duration) -> Limits {
+    Limits { total: Duration::from_secs(90), used: Duration::ZERO, no_progress }
+}
+
 struct Guest<'a> {
     script: &'a str,
     network: Network,
@@ -94,7 +103,7 @@ impl<'a> Guest<'a> {
             script,
             network: Network::None,
             expected: None,
-            limits: Limits { total: Duration::from_secs(90), no_progress: Duration::from_secs(60) },
+            limits: limits(Duration::from_secs(60)),
             serve: &|_| Ok(()),
             cancel,
             register: &|_| Ok(()),
@@ -219,7 +228,7 @@ fn a_panic_ends_the_run_with_its_line() {
 fn silence_is_a_stall() {
     let cancel = Cancel::new().unwrap();
     let guest = Guest {
-        limits: Limits { total: Duration::from_secs(90), no_progress: Duration::from_secs(15) },
+        limits: limits(Duration::from_secs(15)),
         ..Guest::new("echo \"stage waiting\" >&3; sleep 1000", &cancel)
     };
     assert_eq!(
@@ -325,9 +334,9 @@ fn the_canary_tells_what_really_runs_a_guest_and_remembers_it() {
     let tools = tools();
     let folder = tempfile::tempdir().unwrap();
     let memory = folder.path().join("memory");
-    let cancel = Cancel::new().unwrap();
     let programs = programs();
-    let version = qemu::version(&programs.qemu).unwrap().unwrap();
+    let stop = Stop::default();
+    let version = qemu::version(&programs.qemu, &stop).unwrap().unwrap();
     let canary = Canary {
         programs: &programs,
         qemu_version: &version,
@@ -335,7 +344,7 @@ fn the_canary_tells_what_really_runs_a_guest_and_remembers_it() {
         busybox: &tools.busybox,
         scratch: folder.path(),
         register: &|_| Ok(()),
-        cancel: &cancel,
+        stop: &stop,
     };
     let verdicts = canary.judge(Some(&memory)).unwrap();
     println!("{verdicts}");

@@ -16,6 +16,7 @@ use hostler_runner::debian::{self, deb};
 use hostler_runner::disk;
 use hostler_runner::event::Silent;
 use hostler_runner::recipe::Recipe;
+use hostler_runner::stop::Stop;
 
 /// What the tar headers of a package say about a path.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,7 +42,9 @@ fn a_real_system_is_composed_with_the_owners_and_modes_of_its_packages() {
     let selected = started.elapsed();
     debian::fetch(&selection, &fetcher, &Silent).unwrap();
     let fetched = started.elapsed() - selected;
-    let composed = disk::compose(&recipe, &selection, fetcher.cache(), scratch.path(), &Silent).unwrap();
+    let stop = Stop::default();
+    let composed =
+        disk::compose(&recipe, &selection, fetcher.cache(), scratch.path(), &stop, &Silent).unwrap();
     let total = started.elapsed();
     println!(
         "select {selected:.1?}, fetch {fetched:.1?}, compose {:.1?}, total {total:.1?}; {} packages, {} bytes, {} paths; {:?}",

@@ -7,9 +7,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use hostler_protocol::lease::{LeaseId, LeaseState, LeaseView};
-use hostler_protocol::methods::HostStatus;
+use hostler_protocol::methods::{HostStatus, Planned};
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::failure::{OrFail, wait_for};
 use crate::place::{self, Place};
@@ -27,11 +27,13 @@ pub struct Settings {
     pub leases: usize,
     /// Whether it serves metrics.
     pub metrics: bool,
+    /// More sections, as the configuration has them: `[sweep]`, `[[policy]]`, `[protect]`.
+    pub more: String,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { grace: "0s", term_timeout: "1s", leases: 256, metrics: false }
+        Self { grace: "0s", term_timeout: "1s", leases: 256, metrics: false, more: String::new() }
     }
 }
 
@@ -53,12 +55,13 @@ impl<'place> Daemon<'place> {
         let metrics = settings.metrics.then(free_port);
         let listen = metrics.map_or_else(String::new, |port| format!("[metrics]\nlisten = \"{port}\"\n"));
         let text = format!(
-            "[api]\nsocket = {:?}\n[state]\ndirectory = {:?}\n[reclaim]\ngrace = {:?}\nterm_timeout = {:?}\n[limits]\nleases = {}\n{listen}",
+            "[api]\nsocket = {:?}\n[state]\ndirectory = {:?}\n[reclaim]\ngrace = {:?}\nterm_timeout = {:?}\n[limits]\nleases = {}\n{listen}{}",
             place.path("hostler.sock"),
             place.path("state"),
             settings.grace,
             settings.term_timeout,
             settings.leases,
+            settings.more,
         );
         fs::write(place.path("hostlerd.toml"), text).or_fail("writing the configuration");
         let mut daemon = Self { place, child: None, metrics };
@@ -210,6 +213,34 @@ impl<'place> Daemon<'place> {
     pub fn status(&self) -> HostStatus {
         let answer = self.client().call("Status", &json!({}), &[]).or_fail("asking for the status");
         serde_json::from_value(answer).or_fail("reading the status")
+    }
+
+    /// What it would do.
+    ///
+    /// # Panics
+    /// When it does not tell.
+    #[must_use]
+    #[track_caller]
+    pub fn plan(&self) -> Planned {
+        let text = self.ask(&["plan", "--json"]).succeeded();
+        serde_json::from_str(&text).or_fail("reading the plan")
+    }
+
+    /// The steps of every plan that its journal says was made for a lease, a list for each round.
+    ///
+    /// # Panics
+    /// When the journal is not as its documentation says.
+    #[must_use]
+    #[track_caller]
+    pub fn planned_in_journal(&self, lease: LeaseId) -> Vec<Vec<Value>> {
+        let text = fs::read_to_string(self.place.path("state/journal")).or_fail("reading the journal");
+        let entries = text.lines().filter_map(|line| {
+            let entry: Value = serde_json::from_str(line.splitn(3, ' ').nth(2)?).ok()?;
+            (entry["entry"] == "planned" && entry["lease"] == json!(lease)).then_some(entry)
+        });
+        entries
+            .map(|entry| entry["plan"]["steps"].as_array().or_fail("the steps of a plan").clone())
+            .collect()
     }
 
     /// The lease of that name.

@@ -2,18 +2,22 @@
 //!
 //! A test runs the real programs against the real kernel: [`scenario`] gives it a mount namespace of
 //! its own, a deadline and a [`place::Place`] that removes whatever is left; [`daemon`] starts
-//! `hostlerd`; [`bystander`] makes what must survive; [`probe`] looks at the host.
+//! `hostlerd`; [`bystander`] makes what must survive; [`image_build`] builds images; [`probe`] looks at
+//! the host.
 //!
-//! Deliberately absent: any code of the programs under test. What the daemon says is checked by
+//! Deliberately absent: any code of the programs under test, but for what [`bench`] measures by itself. What the daemon says is checked by
 //! readers of `/proc` and `/sys` that were written here, and by `loopdev-3`. Only the protocol's
 //! types are shared, because they are the contract. (The tests of the watchdog's kernel modules call
 //! those, and check them with what is here.)
 //!
 //! A test fails by panicking, so the helpers panic too, each with what it was about.
 
+#[cfg(feature = "privileged")]
+pub mod bench;
 pub mod bystander;
 pub mod daemon;
 pub mod failure;
+pub mod image_build;
 pub mod leak;
 pub mod namespace;
 #[cfg(feature = "privileged")]

@@ -69,6 +69,12 @@ impl Place {
         place
     }
 
+    /// The place's directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.directory
+    }
+
     /// A path below the place's directory.
     #[must_use]
     pub fn path(&self, below: impl AsRef<Path>) -> PathBuf {
@@ -193,8 +199,8 @@ impl Place {
         assert_eq!(self.left(), Vec::<String>::new(), "the test left something behind");
     }
 
-    /// Removes whatever is left. For the end, whatever that was.
-    pub fn clear(&self) {
+    /// Ends and frees whatever is left. The place itself stays.
+    pub fn empty(&self) {
         for pid in self.processes() {
             kill(pid);
         }
@@ -212,10 +218,15 @@ impl Place {
             // Of this place by its backing file; losetup names what it cannot do.
             let _ = Command::new("losetup").arg("-d").arg(format!("/dev/loop{}", device.number)).output();
         }
+        for group in self.lease_groups() {
+            let _ = fs::remove_dir(group);
+        }
+    }
+
+    /// Removes whatever is left, and the place. For the end, whatever that was.
+    pub fn clear(&self) {
+        self.empty();
         for group in &self.groups {
-            for below in groups_below(group) {
-                let _ = fs::remove_dir(below);
-            }
             let _ = fs::remove_dir(group);
         }
         let _ = fs::remove_dir_all(&self.directory);

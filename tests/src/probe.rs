@@ -173,6 +173,12 @@ impl ProcessSeen {
         Self { pid, start }
     }
 
+    /// The same, where it may be gone.
+    #[must_use]
+    pub fn find(pid: u32) -> Option<Self> {
+        stat(pid).map(|(_, start)| Self { pid, start })
+    }
+
     /// Whether it runs (one that only waits to be waited for does not).
     #[must_use]
     pub fn runs(self) -> bool {

@@ -31,6 +31,17 @@ pub fn path(name: &str) -> PathBuf {
     program
 }
 
+/// Where cargo keeps what it makes.
+///
+/// # Panics
+/// When the test's own file is not in there.
+#[must_use]
+#[track_caller]
+pub fn target_directory() -> PathBuf {
+    let own = std::env::current_exe().or_fail("finding the test's own file");
+    own.ancestors().nth(3).or_fail("the folder above the profile's").to_owned()
+}
+
 /// How a command ended, and all it said.
 #[derive(Clone, Debug)]
 pub struct Ended {

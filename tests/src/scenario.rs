@@ -13,6 +13,9 @@ use crate::place::Place;
 /// How long a test may take before the whole run is ended.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// The same for one that builds images: under emulation that takes its time.
+const BUILD_LIMIT: Duration = Duration::from_secs(300);
+
 /// Runs a privileged test: as root, in a mount namespace of its own from which nothing propagates,
 /// with a deadline, and with a look at the end at what it left.
 ///
@@ -22,10 +25,26 @@ pub fn privileged(name: &str, test: impl FnOnce(&Place) + Send) {
     run(name, LIMIT, test);
 }
 
+/// The same for one that is made to take long.
+///
+/// # Panics
+/// As [`privileged`].
+pub fn privileged_within(name: &str, limit: Duration, test: impl FnOnce(&Place) + Send) {
+    run(name, limit, test);
+}
+
+/// The same for a test that builds images.
+///
+/// # Panics
+/// As [`privileged`].
+pub fn build(name: &str, test: impl FnOnce(&Place) + Send) {
+    run(name, BUILD_LIMIT, test);
+}
+
 fn run(name: &str, limit: Duration, test: impl FnOnce(&Place) + Send) {
     assert!(
         nix::unistd::geteuid().is_root(),
-        "this test makes loop devices and mounts: run it as root, or leave the whole target out with `make test PRIVILEGED=no`"
+        "this test makes loop devices, mounts or namespaces: run it as root, or leave the whole target out with `make test PRIVILEGED=no`"
     );
     let (places, placed) = channel();
     let (done, ended) = channel();

@@ -8,7 +8,9 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use nix::pty::{Winsize, openpty};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::failure::{OrFail, wait_for};
 
@@ -32,9 +34,16 @@ impl Terminal {
     /// When none can be had.
     #[must_use]
     pub fn new(rows: u16, columns: u16) -> Self {
+        // Not by openpty(3), whose descriptors whatever another test starts meanwhile would inherit.
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let keyboard = openpt(flags).or_fail("opening a terminal");
+        grantpt(&keyboard).and_then(|()| unlockpt(&keyboard)).or_fail("taking the terminal");
+        let name = ptsname(&keyboard, Vec::new()).or_fail("the terminal's name");
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let screen = open(name.as_c_str(), flags, Mode::empty()).or_fail("opening its other side");
         let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        let pair = openpty(Some(&size), None).or_fail("opening a terminal");
-        let keyboard = File::from(pair.master);
+        tcsetwinsize(&screen, size).or_fail("setting its size");
+        let keyboard = File::from(keyboard);
         let mut output = keyboard.try_clone().or_fail("another handle of the terminal");
         let shown = Arc::new(Mutex::new(Vec::new()));
         let collected = Arc::clone(&shown);
@@ -49,7 +58,7 @@ impl Terminal {
                 collected.extend_from_slice(&buffer[..length]);
             }
         });
-        Self { keyboard, screen: pair.slave, shown, seen: 0 }
+        Self { keyboard, screen, shown, seen: 0 }
     }
 
     /// A command in a session of its own, whose terminal this is.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -132,7 +132,7 @@ impl Client {
     ///
     /// # Panics
     /// When it is refused.
-    pub fn open_lease(&mut self, name: &str, owner: &OwnedFd) -> Opened {
+    pub fn open_lease(&mut self, name: &str, owner: impl AsFd) -> Opened {
         let answer = self.call("OpenLease", &json!({ "name": name, "owner": 0 }), &[owner.as_fd()]);
         let answer = answer.or_fail("opening a lease");
         let number = |field: &str| answer[field].as_u64().or_fail(field);

@@ -2,10 +2,16 @@
 //! with a bystander that must survive. They fail where they cannot run;
 //! `make test PRIVILEGED=no` leaves the whole target out.
 
+#[path = "privileged/bench.rs"]
+mod bench;
+#[path = "privileged/churn.rs"]
+mod churn;
 #[path = "privileged/control_groups.rs"]
 mod control_groups;
 #[path = "privileged/deeper_shapes.rs"]
 mod deeper_shapes;
+#[path = "privileged/hangs.rs"]
+mod hangs;
 #[path = "privileged/identity.rs"]
 mod identity;
 #[path = "privileged/kernel_claims.rs"]
@@ -26,6 +32,8 @@ mod kernel_partitions;
 mod kernel_peers;
 #[path = "privileged/kernel_processes.rs"]
 mod kernel_processes;
+#[path = "privileged/kernel_seen.rs"]
+mod kernel_seen;
 #[path = "privileged/kernel_swaps.rs"]
 mod kernel_swaps;
 #[path = "privileged/leases.rs"]
@@ -38,6 +46,8 @@ mod metrics;
 mod owner_death;
 #[path = "privileged/pinned.rs"]
 mod pinned;
+#[path = "privileged/policy.rs"]
+mod policy;
 #[path = "privileged/reasons.rs"]
 mod reasons;
 #[path = "privileged/refusals.rs"]
@@ -50,6 +60,8 @@ mod scratch;
 mod service;
 #[path = "privileged/shapes.rs"]
 mod shapes;
+#[path = "privileged/stray.rs"]
+mod stray;
 #[path = "privileged/wire.rs"]
 mod wire;
 #[path = "privileged/worker.rs"]

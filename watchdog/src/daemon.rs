@@ -258,6 +258,8 @@ async fn serve(
     });
     let follower = engine.clone();
     tokio::task::spawn_local(async move { follower.follow_changes().await });
+    let sweeper = engine.clone();
+    tokio::task::spawn_local(async move { sweeper.sweep_regularly().await });
     tokio::task::spawn_local(api::serve(listener, engine.clone()));
     serve_metrics(&engine, metrics_listener);
 

@@ -11,6 +11,7 @@ fn lease(id: u64) -> Lease {
         id: LeaseId(id),
         epoch: hostler_protocol::lease::Epoch(7),
         name: format!("job {id}"),
+        opener: Default::default(),
         uid: 1000,
         owner: ProcessIdentity { pid: 40, start: StartTime(7) },
         tracking: Tracking::Descent,

@@ -32,6 +32,8 @@ pub struct Metrics {
     pub loops_in_use: IntGauge,
     /// `hostler_loop_devices_limit`: 0 where the kernel sets none.
     pub loops_limit: IntGauge,
+    /// `hostler_stray_qemu`: qemu processes that belong to no lease.
+    pub stray_qemu: IntGauge,
     /// `hostler_gaps`: what could not be read at the last look.
     pub gaps: IntGauge,
     /// `hostler_observation_failures_total`: looks that gave nothing.
@@ -96,6 +98,10 @@ impl Metrics {
                 "hostler_loop_devices_limit",
                 "How many loop devices the host can have; 0 means as many as are asked for.",
             ),
+            stray_qemu: gauge(
+                "hostler_stray_qemu",
+                "qemu processes that belong to no lease; they are listed, never acted on.",
+            ),
             gaps: gauge(
                 "hostler_gaps",
                 "What could not be read at the last look; it is kept, never reclaimed.",
@@ -111,7 +117,7 @@ impl Metrics {
     }
 
     fn register(&self) {
-        let all: [Box<dyn prometheus::core::Collector>; 14] = [
+        let all: [Box<dyn prometheus::core::Collector>; 15] = [
             Box::new(self.resources.clone()),
             Box::new(self.reclaims.clone()),
             Box::new(self.reclaim_seconds.clone()),
@@ -122,6 +128,7 @@ impl Metrics {
             Box::new(self.download_bytes.clone()),
             Box::new(self.loops_in_use.clone()),
             Box::new(self.loops_limit.clone()),
+            Box::new(self.stray_qemu.clone()),
             Box::new(self.gaps.clone()),
             Box::new(self.observation_failures.clone()),
             Box::new(self.journal_failures.clone()),
@@ -205,7 +212,9 @@ mod tests {
             "hostler_builds_total{result=\"failed\"} 0",
             "hostler_build_seconds_count{result=\"succeeded\"} 0",
             "hostler_reclaim_seconds_count 0",
+            "hostler_resources{kind=\"mount\",verdict=\"quarantined\"} 0",
             "hostler_loop_devices_in_use 0",
+            "hostler_stray_qemu 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing from\n{text}");
         }

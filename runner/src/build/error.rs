@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::cache::{FetchError, StoreError};
 use crate::debian::SelectError;
@@ -11,6 +12,7 @@ use crate::vm::canary::{CanaryError, Verdicts};
 use crate::vm::outcome::Failure;
 use crate::vm::run::RunError;
 
+use super::delivery::DeliveryError;
 use super::finish::FinishError;
 use super::image::ImageError;
 use super::preflight::{Finding, Fitness};
@@ -26,9 +28,11 @@ pub enum BuildError {
     /// No accelerator runs a guest.
     #[error("no guest runs on this host: {0}; reinstall qemu-system-x86 and seabios, or try another host")]
     NoAccelerator(Verdicts),
-    /// The output directory could not be made.
-    #[error("could not make the output directory {path}")]
-    Output {
+    /// The directory for the scratch directory could not be made.
+    #[error("could not make the directory {}; choose another with {option}", path.display())]
+    Workspace {
+        /// The option that chooses another.
+        option: &'static str,
         /// It.
         path: PathBuf,
         /// Why.
@@ -89,23 +93,34 @@ pub enum BuildError {
     /// A guest failed.
     #[error(transparent)]
     Guest(Box<GuestError>),
-    /// An image file could not be converted or delivered.
+    /// An image file could not be converted.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// A finished file could not be delivered.
+    #[error(transparent)]
+    Delivery(#[from] DeliveryError),
     /// The recipe's total limit was over.
-    #[error("the build was not done within its total limit; it was in stage {stage}")]
+    #[error(
+        "the build was not done within its total limit of {}; it was in stage {stage}: raise limits.total in the recipe, or find out what is slow",
+        humantime::format_duration(*limit)
+    )]
     TimedOut {
         /// In which stage.
         stage: Stage,
+        /// The limit.
+        limit: Duration,
     },
     /// Someone wanted to stop.
-    #[error("the build was told to stop")]
-    Cancelled,
+    #[error("the build was told to stop; it was in stage {stage}")]
+    Cancelled {
+        /// In which stage.
+        stage: Stage,
+    },
 }
 
 /// A guest that failed, and what is known of it.
 #[derive(Debug, thiserror::Error)]
-#[error("{} failed: {failure}", machine(*.stage))]
+#[error("{}", told(*.stage, .failure))]
 pub struct GuestError {
     /// In which stage.
     pub stage: Stage,
@@ -126,10 +141,7 @@ impl BuildError {
         if let Self::Guest(guest) = self {
             return guest.failure == Failure::Cancelled;
         }
-        matches!(
-            self,
-            Self::Cancelled | Self::Canary(CanaryError::Cancelled) | Self::Image(ImageError::Cancelled)
-        )
+        matches!(self, Self::Cancelled { .. })
     }
 
     /// The class in one word.
@@ -138,7 +150,9 @@ impl BuildError {
         match self {
             _ if self.is_cancelled() => "cancelled",
             Self::Unfit(_) | Self::NoAccelerator(_) => "unfit_host",
-            Self::Output { .. } | Self::Scratch(_) | Self::Write { .. } => "host_files",
+            Self::Workspace { .. } | Self::Scratch(_) | Self::Write { .. } | Self::Delivery(_) => {
+                "host_files"
+            }
             Self::Claim(_) => "watchdog",
             Self::Cache(_) => "cache",
             Self::Fetch(_) => "download",
@@ -150,15 +164,17 @@ impl BuildError {
             Self::Guest(guest) => guest.failure.class(),
             Self::Image(_) => "image",
             Self::TimedOut { .. } => "timeout",
-            Self::Cancelled => "cancelled",
+            Self::Cancelled { .. } => "cancelled",
         }
     }
 }
 
-fn machine(stage: Stage) -> &'static str {
-    match stage {
-        Stage::Verify => "the boot of the finished image",
-        _ => "the builder guest",
+fn told(stage: Stage, failure: &Failure) -> String {
+    match (failure, stage) {
+        // Nothing failed.
+        (Failure::Cancelled, _) => BuildError::Cancelled { stage }.to_string(),
+        (_, Stage::Verify) => format!("the boot of the finished image failed: {failure}"),
+        _ => format!("the builder guest failed: {failure}"),
     }
 }
 

@@ -1,17 +1,16 @@
-//! What is done to image files on the host: conversion, overlay, digest, delivery.
+//! What is done to image files on the host: conversion, overlay, digest.
 //!
-//! `qemu-img` reads a disk that a guest wrote, so it never guesses a format and runs as a confined
-//! child with a deadline. Deliberately absent: any look into the file system of an image.
+//! `qemu-img` reads a disk that a guest wrote, so it never guesses a format and has a deadline. Deliberately absent: any look into the file system of an image.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::cancel::Cancel;
-use crate::child::{self, ChildError};
+use crate::child::{Finished, Tool, ToolError};
+use crate::stop::{Stop, Stopped};
 
 /// How long `qemu-img` may take; it writes a few gigabytes.
 const CONVERT_DEADLINE: Duration = Duration::from_secs(20 * 60);
@@ -27,7 +26,7 @@ pub enum ImageError {
         action: &'static str,
         /// Why.
         #[source]
-        source: ChildError,
+        source: ToolError,
     },
     /// A file could not be read or written.
     #[error("could not {action} {path}")]
@@ -40,9 +39,9 @@ pub enum ImageError {
         #[source]
         source: io::Error,
     },
-    /// Someone wanted to stop.
-    #[error("it was told to stop")]
-    Cancelled,
+    /// Nobody wants it any more.
+    #[error("the image's digest was not finished")]
+    Stopped(#[source] Stopped),
 }
 
 fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImageError {
@@ -54,24 +53,13 @@ fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Im
 ///
 /// # Errors
 /// When `qemu-img` fails, takes too long or is to stop; `target` may be there then.
-pub fn convert(qemu_img: &Path, source: &Path, target: &Path, cancel: &Cancel) -> Result<(), ImageError> {
-    let mut command = child::command(qemu_img);
-    command.args([
-        "convert",
-        "-q",
-        "-f",
-        "raw",
-        "-O",
-        "qcow2",
-        "-c",
-        "-o",
-        "compression_type=zstd",
-        "-W",
-        "-m",
-        "4",
-    ]);
-    command.args(["-t", "unsafe", "-T", "unsafe"]).arg("--").arg(named(source)).arg(named(target));
-    run("convert", command, cancel)
+pub fn convert(qemu_img: &Path, source: &Path, target: &Path, stop: &Stop) -> Result<(), ImageError> {
+    let tool = Tool::at(qemu_img.to_owned())
+        .arguments(["convert", "-q", "-f", "raw", "-O", "qcow2", "-c", "-o", "compression_type=zstd"])
+        .arguments(["-W", "-m", "4", "-t", "unsafe", "-T", "unsafe", "--"])
+        .argument(named(source))
+        .argument(named(target));
+    run("convert", &tool, stop)
 }
 
 /// Makes `target` a qcow2 file that shows `base` and takes the writes in its stead. Both lie in the
@@ -79,21 +67,20 @@ pub fn convert(qemu_img: &Path, source: &Path, target: &Path, cancel: &Cancel) -
 ///
 /// # Errors
 /// When `qemu-img` fails, takes too long or is to stop.
-pub fn overlay(qemu_img: &Path, base: &Path, target: &Path, cancel: &Cancel) -> Result<(), ImageError> {
-    let mut command = child::command(qemu_img);
+pub fn overlay(qemu_img: &Path, base: &Path, target: &Path, stop: &Stop) -> Result<(), ImageError> {
     // The name of the base is looked up from the folder of the overlay.
     let base = Path::new(base.file_name().unwrap_or(base.as_os_str()));
-    command.args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]).arg(named(base));
-    command.arg("--").arg(named(target));
-    run("make a scratch copy of", command, cancel)
+    let tool = Tool::at(qemu_img.to_owned())
+        .arguments(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"])
+        .argument(named(base))
+        .argument("--")
+        .argument(named(target));
+    run("make a scratch copy of", &tool, stop)
 }
 
-fn run(action: &'static str, command: std::process::Command, cancel: &Cancel) -> Result<(), ImageError> {
-    match child::output(command, CONVERT_DEADLINE, Some(cancel)) {
-        Ok(_) => Ok(()),
-        Err(ChildError::Cancelled { .. }) => Err(ImageError::Cancelled),
-        Err(source) => Err(ImageError::Tool { action, source }),
-    }
+fn run(action: &'static str, tool: &Tool, stop: &Stop) -> Result<(), ImageError> {
+    let ended = tool.run(CONVERT_DEADLINE, stop).and_then(Finished::success);
+    ended.map(drop).map_err(|source| ImageError::Tool { action, source })
 }
 
 /// A path that qemu does not take for a protocol (`nbd:…`).
@@ -105,14 +92,12 @@ fn named(path: &Path) -> PathBuf {
 ///
 /// # Errors
 /// When the file cannot be read, or the digest not be written.
-pub fn write_digest(file: &Path, target: &Path, cancel: &Cancel) -> Result<String, ImageError> {
+pub fn write_digest(file: &Path, target: &Path, stop: &Stop) -> Result<String, ImageError> {
     let mut input = File::open(file).map_err(file_error("open", file))?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1024 * 1024];
     loop {
-        if cancel.is_cancelled() {
-            return Err(ImageError::Cancelled);
-        }
+        stop.check().map_err(ImageError::Stopped)?;
         match input.read(&mut buffer).map_err(file_error("read", file))? {
             0 => break,
             length => hasher.update(&buffer[..length]),
@@ -125,27 +110,10 @@ pub fn write_digest(file: &Path, target: &Path, cancel: &Cancel) -> Result<Strin
     Ok(digest)
 }
 
-/// Moves finished files into `folder`, each after it is on the disk for good.
-///
-/// # Errors
-/// When one cannot be moved; those before it are in place then.
-pub fn deliver(files: &[PathBuf], folder: &Path) -> Result<Vec<PathBuf>, ImageError> {
-    let mut delivered = Vec::new();
-    for file in files {
-        let synced = File::open(file).and_then(|file| file.sync_all());
-        synced.map_err(file_error("write", file))?;
-        let target = folder.join(file.file_name().unwrap_or_default());
-        fs::rename(file, &target).map_err(file_error("move to the output directory", file))?;
-        delivered.push(target);
-    }
-    // The names have to last as well.
-    let directory = File::open(folder).map_err(file_error("open", folder))?;
-    directory.sync_all().map_err(file_error("write", folder))?;
-    Ok(delivered)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -154,8 +122,7 @@ mod tests {
         let image = folder.path().join("image.qcow2");
         fs::write(&image, "abc").unwrap();
         let sum = folder.path().join("image.qcow2.sha256");
-        let cancel = Cancel::new().unwrap();
-        write_digest(&image, &sum, &cancel).unwrap();
+        write_digest(&image, &sum, &Stop::default()).unwrap();
         assert_eq!(
             fs::read_to_string(&sum).unwrap(),
             "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad  image.qcow2\n"
@@ -163,13 +130,25 @@ mod tests {
     }
 
     #[test]
-    fn files_move_under_their_own_names() {
-        let from = tempfile::tempdir().unwrap();
-        let to = tempfile::tempdir_in(from.path()).unwrap();
-        let file = from.path().join("a");
-        fs::write(&file, "x").unwrap();
-        let moved = deliver(std::slice::from_ref(&file), to.path()).unwrap();
-        assert_eq!(moved, [to.path().join("a")]);
-        assert!(!file.exists());
+    fn neither_tool_nor_digest_outlasts_the_builds_time() {
+        use std::os::unix::fs::PermissionsExt as _;
+        use std::time::Instant;
+        let folder = tempfile::tempdir().unwrap();
+        let slow = folder.path().join("qemu-img");
+        fs::write(&slow, "#!/bin/sh\nexec sleep 60\n").unwrap();
+        fs::set_permissions(&slow, fs::Permissions::from_mode(0o755)).unwrap();
+        let disk = folder.path().join("disk.raw");
+        fs::write(&disk, "").unwrap();
+        let started = Instant::now();
+        let stop = Stop::default().within(Duration::from_millis(300));
+        let target = folder.path().join("image.qcow2");
+        for error in [
+            convert(&slow, &disk, &target, &stop).unwrap_err(),
+            overlay(&slow, &disk, &target, &stop).unwrap_err(),
+            write_digest(&disk, &target, &stop).unwrap_err(),
+        ] {
+            assert_eq!(Stopped::cause_of(&error), Some(Stopped::Late), "{error}");
+        }
+        assert!(started.elapsed() < Duration::from_secs(20));
     }
 }

@@ -9,9 +9,11 @@
 //! goes with all that is in it, and only the console's log is kept. Deliberately absent: printing,
 //! signals, privileges; the program's edge has those.
 
+pub mod delivery;
 mod error;
 pub mod finish;
 pub mod image;
+mod machines;
 pub mod preflight;
 pub mod registrar;
 pub mod scratch;

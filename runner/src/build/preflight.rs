@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::child::find_program;
+use crate::stop::Stop;
 use crate::vm::argv::{Accelerator, Boot, CONTROL_PORT, Network, VmSpec};
 use crate::vm::launch::{LaunchError, Programs, launch};
-use crate::vm::qemu::{find_program, version};
+use crate::vm::qemu::version;
 
 /// What qemu itself takes beside the guest's memory, in bytes.
 const QEMU_OVERHEAD: u64 = 640 * 1024 * 1024;
@@ -96,14 +98,30 @@ pub struct Host {
 pub struct Needs {
     /// The guest's memory in bytes.
     pub memory: u64,
-    /// Space in the output directory in bytes.
+    /// Space in the workspace in bytes.
     pub space: u64,
+}
+
+/// The directory in which a build makes its scratch directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workspace {
+    /// It, as this process reaches it.
+    pub folder: PathBuf,
+    /// It, as people know it.
+    pub shown: PathBuf,
+    /// The option that chooses another.
+    pub option: &'static str,
 }
 
 /// Looks at everything. The host's programs, if they are all there.
 #[must_use]
-pub fn examine(shim: &Path, output: &Path, needs: Needs) -> (Vec<Finding>, Option<Host>) {
-    let (finding, host) = qemu(shim);
+pub fn examine(
+    shim: &Path,
+    workspace: &Workspace,
+    needs: Needs,
+    stop: &Stop,
+) -> (Vec<Finding>, Option<Host>) {
+    let (finding, host) = qemu(shim, stop);
     let mut findings = vec![finding];
     for (program, package) in
         [("mke2fs", "e2fsprogs"), ("debugfs", "e2fsprogs"), ("e2fsck", "e2fsprogs"), ("gpgv", "gpgv")]
@@ -111,12 +129,12 @@ pub fn examine(shim: &Path, output: &Path, needs: Needs) -> (Vec<Finding>, Optio
         findings.push(tool(program, package));
     }
     findings.push(user_namespaces(shim));
-    findings.push(space(output, needs.space));
+    findings.push(space(workspace, needs.space));
     findings.push(memory(needs.memory));
     (findings, host)
 }
 
-fn qemu(shim: &Path) -> (Finding, Option<Host>) {
+fn qemu(shim: &Path, stop: &Stop) -> (Finding, Option<Host>) {
     let missing = |name: &str| {
         let found = format!("{name} is not installed");
         let advice = "install qemu-system-x86, qemu-utils and seabios, all of the same version: \
@@ -129,7 +147,7 @@ fn qemu(shim: &Path) -> (Finding, Option<Host>) {
     let Some(qemu_img) = find_program("qemu-img") else {
         return missing("qemu-img");
     };
-    let versions = [&qemu, &qemu_img].map(|program| match version(program) {
+    let versions = [&qemu, &qemu_img].map(|program| match version(program, stop) {
         Ok(Some(version)) => Ok(version),
         Ok(None) => Err(format!("{} does not tell its version", program.display())),
         Err(error) => Err(error.to_string()),
@@ -206,7 +224,8 @@ fn judge_namespaces(result: Result<(), LaunchError>) -> Finding {
             Fitness::Unfit,
             format!("this user may not make user namespaces: {}", denial(&source)),
             "an administrator can allow them: sysctl user.max_user_namespaces=15000, and where it \
-             exists kernel.unprivileged_userns_clone=1 or an AppArmor profile for hostler",
+             exists kernel.unprivileged_userns_clone=1 or an AppArmor profile for hostler; a container \
+             needs a seccomp profile that allows them",
         ),
         Err(error) => Finding::bad(
             Subject::UserNamespaces,
@@ -226,29 +245,31 @@ fn denial(error: &io::Error) -> String {
     }
 }
 
-fn space(folder: &Path, needed: u64) -> Finding {
-    match rustix::fs::statvfs(folder) {
-        Ok(state) => judge_space(folder, state.f_bavail.saturating_mul(state.f_frsize), needed),
+fn space(workspace: &Workspace, needed: u64) -> Finding {
+    // A build makes it where it is missing.
+    let there = workspace.folder.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("."));
+    match rustix::fs::statvfs(there) {
+        Ok(state) => judge_space(workspace, state.f_bavail.saturating_mul(state.f_frsize), needed),
         Err(error) => Finding::bad(
             Subject::Space,
             Fitness::Unfit,
-            format!("{} cannot be looked at: {}", folder.display(), io::Error::from(error)),
-            "choose another directory with --output",
+            format!("{} cannot be looked at: {}", workspace.shown.display(), io::Error::from(error)),
+            format!("choose another directory with {}", workspace.option),
         ),
     }
 }
 
-fn judge_space(folder: &Path, free: u64, needed: u64) -> Finding {
+fn judge_space(workspace: &Workspace, free: u64, needed: u64) -> Finding {
     let found = format!(
         "{} free in {}, {} needed at most",
         bytesize::ByteSize(free),
-        folder.display(),
+        workspace.shown.display(),
         bytesize::ByteSize(needed)
     );
     if free >= needed {
         Finding::fit(Subject::Space, found)
     } else {
-        let advice = "free some space, or choose another directory with --output";
+        let advice = format!("free some space, or choose another directory with {}", workspace.option);
         Finding::bad(Subject::Space, Fitness::Unfit, found, advice)
     }
 }
@@ -315,12 +336,25 @@ mod tests {
 
     #[test]
     fn too_little_of_anything_is_unfit() {
-        let folder = Path::new("out");
-        assert_eq!(judge_space(folder, 10, 10).fitness, Fitness::Fit);
-        assert_eq!(judge_space(folder, 9, 10).fitness, Fitness::Unfit);
+        let workspace = Workspace { folder: ".".into(), shown: "/var/cache/x".into(), option: "--cache" };
+        assert_eq!(judge_space(&workspace, 10, 10).fitness, Fitness::Fit);
+        let finding = judge_space(&workspace, 9, 10);
+        assert_eq!(finding.fitness, Fitness::Unfit);
+        assert_eq!(finding.found, "9 B free in /var/cache/x, 10 B needed at most");
+        assert!(finding.advice.is_some_and(|advice| advice.contains("--cache")));
         assert_eq!(judge_memory(QEMU_OVERHEAD + 5, 5).fitness, Fitness::Fit);
         assert_eq!(judge_memory(QEMU_OVERHEAD, 5).fitness, Fitness::Unfit);
         assert_eq!(judge_memory(0, u64::MAX).fitness, Fitness::Unfit);
+    }
+
+    #[test]
+    fn a_directory_that_a_build_would_make_is_looked_at_where_it_would_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("a/b");
+        let workspace = Workspace { folder: missing.clone(), shown: missing, option: "--output" };
+        assert_eq!(space(&workspace, 0).fitness, Fitness::Fit);
+        let relative = Workspace { folder: "no-such-folder".into(), ..workspace };
+        assert_eq!(space(&relative, 0).fitness, Fitness::Fit);
     }
 
     #[test]

@@ -1,49 +1,40 @@
 //! The stages of one build, in their order.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter};
-use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::cache::{Cache, Counted, Failure, FetchOptions, Fetcher, Mirror, Proxies};
+use crate::cache::{Cache, Counted, FetchOptions, Fetcher, Proxies};
 use crate::cancel::Cancel;
-use crate::child;
 use crate::debian::{self, Selection};
 use crate::disk::{self, BuilderTools, ComposedDisk};
 use crate::event::{Event, Sink, Stage};
 use crate::recipe::Recipe;
-use crate::vm::argv::{Accelerator, Boot, CONTROL_PORT, Disk, DiskFormat, Network, PROOF_PORT, VmSpec};
+use crate::stop::{Stop, Stopped};
+use crate::vm::argv::Accelerator;
 use crate::vm::canary::Canary;
-use crate::vm::nonce::nonce;
-use crate::vm::outcome::Outcome;
-use crate::vm::qemu::find_program;
-use crate::vm::run::{Report, Run, run};
-use crate::vm::watch::Limits;
 
-use super::error::{BuildError, GuestError};
-use super::finish::{GuestPrograms, Work, initramfs, mirror_base};
+use super::delivery::Delivery;
+use super::error::BuildError;
 use super::image;
-use super::preflight::{Fitness, Host, Needs, examine};
+use super::preflight::{Fitness, Host, Needs, Workspace, examine};
 use super::registrar::{Ending, Registrar};
 use super::scratch::{Scratch, sweep};
 
-/// How long stages that cannot be interrupted are waited for, once someone wants to stop.
+/// How long stages that notice late that they are to stop are waited for.
 const STOP_PATIENCE: Duration = Duration::from_secs(3);
-
-/// How long `apt-config` may take.
-const APT_CONFIG_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What to build, and where.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// The recipe.
     pub recipe: Recipe,
-    /// Where the image goes.
-    pub output: PathBuf,
+    /// Where the scratch directory is made.
+    pub workspace: Workspace,
     /// The download cache.
     pub cache: PathBuf,
     /// The root of the file system whose apt sources count.
@@ -61,6 +52,8 @@ pub struct Environment {
     pub cancel: Arc<Cancel>,
     /// Takes the progress.
     pub sink: Arc<dyn Sink>,
+    /// Takes the finished files.
+    pub delivery: Arc<dyn Delivery>,
 }
 
 /// A finished image.
@@ -94,7 +87,8 @@ pub struct Built {
 /// See [`BuildError`]. Nothing is left then but the console's log in the output directory.
 pub fn build(request: &Request, environment: &Environment) -> Result<Built, BuildError> {
     let started = Instant::now();
-    let result = Session::run(request, environment, started);
+    let stop = Stop::new(Arc::clone(&environment.cancel)).at(started + request.recipe.limits.total);
+    let result = Session::run(request, environment, started, stop);
     let ending = match &result {
         Ok(_) => Ending::Succeeded,
         Err(error) if error.is_cancelled() => Ending::Cancelled,
@@ -106,19 +100,20 @@ pub fn build(request: &Request, environment: &Environment) -> Result<Built, Buil
     result
 }
 
-struct Session<'a> {
-    request: &'a Request,
-    environment: &'a Environment,
-    started: Instant,
-    scratch: Scratch,
+pub(super) struct Session<'a> {
+    pub(super) request: &'a Request,
+    pub(super) environment: &'a Environment,
+    pub(super) started: Instant,
+    pub(super) stop: Stop,
+    pub(super) scratch: Scratch,
     stages: Vec<(Stage, Duration)>,
 }
 
 /// What the stages that need the network come to.
-struct Packages {
-    selection: Arc<Selection>,
-    fetcher: Arc<Fetcher>,
-    tools: BuilderTools,
+pub(super) struct Packages {
+    pub(super) selection: Arc<Selection>,
+    pub(super) fetcher: Arc<Fetcher>,
+    pub(super) tools: BuilderTools,
 }
 
 impl<'a> Session<'a> {
@@ -126,23 +121,28 @@ impl<'a> Session<'a> {
         request: &'a Request,
         environment: &'a Environment,
         started: Instant,
+        stop: Stop,
     ) -> Result<Built, BuildError> {
-        let output = |source| BuildError::Output { path: request.output.clone(), source };
-        fs::create_dir_all(&request.output).map_err(output)?;
-        for swept in sweep(&request.output)? {
-            let path = swept.display();
-            environment.sink.event(Event::Note(format!("removed {path}, whose build is dead")));
+        let Workspace { folder, shown, option } = &request.workspace;
+        fs::create_dir_all(folder).map_err(|source| BuildError::Workspace {
+            option,
+            path: shown.clone(),
+            source,
+        })?;
+        for swept in sweep(folder)? {
+            let path = shown.join(swept.file_name().unwrap_or_default());
+            environment.sink.event(Event::Note(format!("removed {}, whose build is dead", path.display())));
         }
         let preflight = Instant::now();
         environment.sink.event(Event::Started(Stage::Preflight));
-        let host = preflight_host(request, environment)?;
+        let host = preflight_host(request, environment, &stop)?;
         environment.sink.event(Event::Finished(Stage::Preflight));
 
-        let scratch = Scratch::create(&request.output)?;
+        let scratch = Scratch::create(folder)?;
         let claimed = environment.registrar.claim_directory(std::os::fd::AsFd::as_fd(&scratch));
         claimed.map_err(BuildError::Claim)?;
         let stages = vec![(Stage::Preflight, preflight.elapsed())];
-        let mut session = Session { request, environment, started, scratch, stages };
+        let mut session = Session { request, environment, started, stop, scratch, stages };
         let built = session.make(&host)?;
         session.scratch.remove()?;
         Ok(built)
@@ -157,10 +157,9 @@ impl<'a> Session<'a> {
         let name = &self.request.recipe.image.name;
         let qcow2 = self.scratch.path().join(format!("{name}.qcow2"));
         let sums = self.scratch.path().join(format!("{name}.qcow2.sha256"));
-        let cancel = Arc::clone(&self.environment.cancel);
-        let sha256 = self.stage(Stage::Convert, |_| {
-            image::convert(&host.qemu_img, &disk.image, &qcow2, &cancel)?;
-            Ok(image::write_digest(&qcow2, &sums, &cancel)?)
+        let sha256 = self.stage(Stage::Convert, |session| {
+            image::convert(&host.qemu_img, &disk.image, &qcow2, &session.stop)?;
+            Ok(image::write_digest(&qcow2, &sums, &session.stop)?)
         })?;
         let mut files = vec![guest_log];
         if self.request.recipe.verify.boot {
@@ -170,7 +169,10 @@ impl<'a> Session<'a> {
         let bytes =
             fs::metadata(&qcow2).map_err(|source| BuildError::Write { path: qcow2.clone(), source })?.len();
         files.extend([sums, qcow2]);
-        let mut delivered = image::deliver(&files, &self.request.output)?;
+        let mut delivered = Vec::new();
+        for file in &files {
+            delivered.push(self.environment.delivery.deliver(file)?);
+        }
         // In the order in which they were given: logs, digest, image.
         let image = delivered.pop().unwrap_or_default();
         delivered.pop();
@@ -188,37 +190,30 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Runs one stage, unless someone wants to stop or the time is over.
+    /// Runs one stage, unless someone wants to stop or the time is over; the one place where giving up
+    /// in the middle of something becomes the build's own ending.
     fn stage<T>(
         &mut self,
         stage: Stage,
         work: impl FnOnce(&mut Self) -> Result<T, BuildError>,
     ) -> Result<T, BuildError> {
-        if self.environment.cancel.is_cancelled() {
-            return Err(BuildError::Cancelled);
-        }
-        if self.left().is_zero() {
-            return Err(BuildError::TimedOut { stage });
-        }
+        self.stop.check().map_err(|stopped| ending(self.request, stage, stopped))?;
         let started = Instant::now();
         self.environment.sink.event(Event::Started(stage));
-        let result = work(self)?;
+        let result = work(self).map_err(|error| given_up(self.request, stage, error))?;
         self.stages.push((stage, started.elapsed()));
         self.environment.sink.event(Event::Finished(stage));
         Ok(result)
-    }
-
-    fn left(&self) -> Duration {
-        self.request.recipe.limits.total.saturating_sub(self.started.elapsed())
     }
 
     fn packages(&mut self) -> Result<Packages, BuildError> {
         let request = self.request.clone();
         let sink = Arc::clone(&self.environment.sink);
         let (fetcher, selection) = self.stage(Stage::Select, |session| {
+            let options = fetch_options(&session.stop);
             session.interruptible(Stage::Select, move || {
                 let cache = Arc::new(Cache::open(&request.cache)?);
-                let fetcher = Arc::new(Fetcher::new(cache, fetch_options())?);
+                let fetcher = Arc::new(Fetcher::new(cache, options)?);
                 let chosen = debian::select(&request.recipe, &fetcher, &request.apt_root, sink.as_ref())?;
                 Ok((fetcher, Arc::new(chosen)))
             })
@@ -244,7 +239,7 @@ impl<'a> Session<'a> {
             busybox: &packages.tools.busybox,
             scratch: self.scratch.path(),
             register: &|process| self.environment.registrar.adopt(process),
-            cancel: &self.environment.cancel,
+            stop: &self.stop,
         };
         let verdicts = canary.judge(Some(&self.request.cache.join("acceleration")))?;
         self.environment.sink.event(Event::Note(verdicts.to_string()));
@@ -257,139 +252,15 @@ impl<'a> Session<'a> {
         let selection = Arc::clone(&packages.selection);
         let fetcher = Arc::clone(&packages.fetcher);
         let scratch = self.scratch.path().to_owned();
+        let stop = self.stop.clone();
         self.interruptible(Stage::Compose, move || {
             let cache = fetcher.cache();
-            Ok(disk::compose(&request.recipe, &selection, cache, &scratch, sink.as_ref())?)
+            Ok(disk::compose(&request.recipe, &selection, cache, &scratch, &stop, sink.as_ref())?)
         })
     }
 
-    fn guest(
-        &self,
-        host: &Host,
-        packages: &Packages,
-        disk: &ComposedDisk,
-        accelerator: Accelerator,
-    ) -> Result<(Report, PathBuf), BuildError> {
-        let recipe = &self.request.recipe;
-        let nonce = nonce().map_err(BuildError::Nonce)?;
-        let preinst: Vec<String> = disk.preinst.iter().map(preinst_line).collect();
-        let sources = packages.selection.guest_sources(&mirror_base());
-        let work = Work {
-            nonce: &nonce,
-            root_partition: disk.partition.number,
-            root_uuid: &disk.root_uuid,
-            preinst: &preinst,
-            run: &recipe.guest.run,
-            sources: (!recipe.guest.run.is_empty()).then_some(sources.as_str()),
-            verify: recipe.verify.boot,
-        };
-        let programs = GuestPrograms { busybox: &packages.tools.busybox, modules: &packages.tools.modules };
-        let path = self.scratch.path().join("builder.cpio");
-        let written = File::create(&path).map(BufWriter::new);
-        initramfs(programs, &work)?
-            .write(written.map_err(|source| BuildError::Write { path: path.clone(), source })?)
-            .map_err(|source| BuildError::Write { path: path.clone(), source })?;
-        let spec = VmSpec {
-            accelerator,
-            processors: recipe.guest.cpus,
-            memory_mib: recipe.guest.memory / (1024 * 1024),
-            boot: Boot::Kernel {
-                kernel: packages.tools.kernel.clone(),
-                initramfs: path,
-                // Nothing in a throwaway guest is worth the price of these under emulation.
-                command_line: "console=ttyS0 panic=-1 loglevel=4 mitigations=off audit=0 apparmor=0"
-                    .to_owned(),
-            },
-            disks: vec![Disk { path: disk.image.clone(), format: DiskFormat::Raw }],
-            network: if work.sources.is_some() { Network::Mirror } else { Network::None },
-            port_name: CONTROL_PORT,
-            smbios_serial: None,
-        };
-        let mirror = Mutex::new(None);
-        let serve = |listener: TcpListener| {
-            let selection = Arc::clone(&packages.selection);
-            let fetcher = Arc::clone(&packages.fetcher);
-            let started = Mirror::start(listener, selection, fetcher).map_err(io::Error::other)?;
-            *mirror.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
-            Ok(())
-        };
-        let served = || {
-            let mirror = mirror.lock().unwrap_or_else(PoisonError::into_inner);
-            mirror.as_ref().map_or(0, |mirror| mirror.report().served_bytes)
-        };
-        let log = self.scratch.path().join(format!("{}.console.log", recipe.image.name));
-        let report = self.boot(host, &spec, &nonce, Stage::Guest, &log, (&serve, &served))?;
-        let missing = mirror
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner)
-            .map_or_else(Vec::new, |mirror| mirror.stop().failures.iter().map(shown_failure).collect());
-        self.accept(report, Stage::Guest, log, missing)
-    }
-
-    fn verify(&self, host: &Host, qcow2: &Path, accelerator: Accelerator) -> Result<PathBuf, BuildError> {
-        let recipe = &self.request.recipe;
-        let nonce = nonce().map_err(BuildError::Nonce)?;
-        let overlay = self.scratch.path().join("verify.qcow2");
-        image::overlay(&host.qemu_img, qcow2, &overlay, &self.environment.cancel)?;
-        let spec = VmSpec {
-            accelerator,
-            processors: recipe.guest.cpus,
-            memory_mib: recipe.guest.memory / (1024 * 1024),
-            boot: Boot::Disk,
-            disks: vec![Disk { path: overlay, format: DiskFormat::Qcow2 }],
-            network: Network::None,
-            port_name: PROOF_PORT,
-            smbios_serial: Some(nonce.clone()),
-        };
-        let log = self.scratch.path().join(format!("{}.verify.log", recipe.image.name));
-        let report = self.boot(host, &spec, &nonce, Stage::Verify, &log, (&|_| Ok(()), &|| 0))?;
-        let (_, log) = self.accept(report, Stage::Verify, log, Vec::new())?;
-        Ok(log)
-    }
-
-    fn boot(
-        &self,
-        host: &Host,
-        spec: &VmSpec,
-        nonce: &str,
-        stage: Stage,
-        log: &Path,
-        (serve, mirror_bytes): (&dyn Fn(TcpListener) -> io::Result<()>, &dyn Fn() -> u64),
-    ) -> Result<Report, BuildError> {
-        let file = File::create(log).map_err(|source| BuildError::Write { path: log.to_owned(), source })?;
-        let asked = Run {
-            programs: &host.programs,
-            spec,
-            nonce,
-            limits: Limits { total: self.left(), no_progress: self.request.recipe.limits.no_progress },
-            register: &|process| self.environment.registrar.adopt(process),
-            serve,
-            mirror_bytes,
-            cancel: &self.environment.cancel,
-            sink: self.environment.sink.as_ref(),
-            stage,
-        };
-        run(&asked, file).map_err(|source| BuildError::Run { stage, source })
-    }
-
-    /// A guest's success, or its failure with the log kept.
-    fn accept(
-        &self,
-        report: Report,
-        stage: Stage,
-        log: PathBuf,
-        missing: Vec<String>,
-    ) -> Result<(Report, PathBuf), BuildError> {
-        let Outcome::Failed(failure) = report.outcome else {
-            return Ok((report, log));
-        };
-        let kept = image::deliver(&[log], &self.request.output).ok();
-        let log = kept.and_then(|mut kept| kept.pop());
-        Err(BuildError::Guest(Box::new(GuestError { stage, failure, screen: report.screen, log, missing })))
-    }
-
-    /// Runs work that has no ear for the wish to stop in a thread of its own, and stops waiting for
-    /// it when that wish comes or the time is over.
+    /// Runs work that does not always have an ear for the wish to stop in a thread of its own, and
+    /// stops waiting for it soon after that wish comes or the time is over.
     fn interruptible<T: Send + 'static>(
         &self,
         stage: Stage,
@@ -414,29 +285,42 @@ impl<'a> Session<'a> {
                     return Err(BuildError::Thread(died));
                 }
             }
-            let over = if self.environment.cancel.is_cancelled() {
-                BuildError::Cancelled
-            } else if self.left().is_zero() {
-                BuildError::TimedOut { stage }
-            } else {
+            let Err(stopped) = self.stop.check() else {
                 continue;
             };
             let since: &mut Instant = patience.get_or_insert_with(Instant::now);
             if since.elapsed() >= STOP_PATIENCE {
-                return Err(over);
+                return Err(ending(self.request, stage, stopped));
             }
         }
     }
 }
 
-fn preflight_host(request: &Request, environment: &Environment) -> Result<Host, BuildError> {
+/// The build's ending, when it was given up.
+fn ending(request: &Request, stage: Stage, stopped: Stopped) -> BuildError {
+    match stopped {
+        Stopped::Asked => BuildError::Cancelled { stage },
+        Stopped::Late => BuildError::TimedOut { stage, limit: request.recipe.limits.total },
+    }
+}
+
+/// The same for an error that may be of something that was given up.
+fn given_up(request: &Request, stage: Stage, error: BuildError) -> BuildError {
+    match Stopped::cause_of(&error) {
+        Some(stopped) => ending(request, stage, stopped),
+        None => error,
+    }
+}
+
+fn preflight_host(request: &Request, environment: &Environment, stop: &Stop) -> Result<Host, BuildError> {
     let recipe = &request.recipe;
     let needs = Needs {
         memory: recipe.guest.memory,
         // The raw disk, the compressed image, and the unpacked tree beside them.
         space: recipe.image.size.saturating_mul(2),
     };
-    let (findings, host) = examine(&environment.shim, &request.output, needs);
+    let (findings, host) = examine(&environment.shim, &request.workspace, needs, stop);
+    stop.check().map_err(|stopped| ending(request, Stage::Preflight, stopped))?;
     let unfit = findings.iter().any(|finding| finding.fitness == Fitness::Unfit);
     match host {
         Some(host) if !unfit => Ok(host),
@@ -444,28 +328,49 @@ fn preflight_host(request: &Request, environment: &Environment) -> Result<Host, 
     }
 }
 
-/// One line of what `guest/preinst.sh` reads.
-fn preinst_line(preinst: &disk::Preinst) -> String {
-    format!("{} {} {} {}", preinst.package, preinst.architecture, preinst.version, preinst.script)
-}
-
-/// A line about something that the mirror could not give; the guest wrote half of it.
-fn shown_failure(failure: &Failure) -> String {
-    let text = format!("{}: {}", failure.path, failure.reason);
-    text.chars().filter(|character| !character.is_control()).take(400).collect()
-}
-
-/// Downloads through the proxy that the environment or apt's configuration names.
+/// Downloads through the proxy that the environment or apt's configuration names, until `stop`.
 #[must_use]
-pub fn fetch_options() -> FetchOptions {
-    // Without apt's tool there is no configuration of apt's to follow.
-    let configuration = find_program("apt-config")
-        .and_then(|program| {
-            let mut command = child::command(&program);
-            command.arg("dump");
-            child::output(command, APT_CONFIG_DEADLINE, None).ok()
-        })
-        .map_or_else(String::new, |output| output.stdout);
-    let variable = |name: &str| std::env::var(name).ok();
-    FetchOptions { proxies: Proxies::choose(variable, &configuration), ..FetchOptions::default() }
+pub fn fetch_options(stop: &Stop) -> FetchOptions {
+    FetchOptions { proxies: Proxies::of_host(stop), stop: stop.clone(), ..FetchOptions::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::build::image::ImageError;
+
+    fn request() -> Request {
+        let recipe = include_str!("../../examples/debian-12.toml");
+        Request {
+            recipe: Recipe::parse(recipe, Path::new("debian-12.toml")).unwrap(),
+            workspace: Workspace { folder: "out".into(), shown: "out".into(), option: "--output" },
+            cache: "cache".into(),
+            apt_root: "/".into(),
+        }
+    }
+
+    #[test]
+    fn what_was_given_up_for_lack_of_time_is_a_timeout_that_names_stage_and_limit() {
+        let late = BuildError::Image(ImageError::Stopped(Stopped::Late));
+        let error = given_up(&request(), Stage::Convert, late);
+        assert_eq!((error.class(), error.is_cancelled()), ("timeout", false));
+        assert!(
+            error.to_string().starts_with(
+                "the build was not done within its total limit of 20m; it was in stage convert: raise limits.total"
+            ),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn what_was_given_up_on_request_is_a_cancellation_and_a_failure_stays_one() {
+        let asked = BuildError::Image(ImageError::Stopped(Stopped::Asked));
+        let error = given_up(&request(), Stage::Convert, asked);
+        assert!(error.is_cancelled());
+        assert_eq!(error.to_string(), "the build was told to stop; it was in stage convert");
+        let failed = BuildError::Thread(io::Error::other("x"));
+        assert_eq!(given_up(&request(), Stage::Convert, failed).class(), "machine");
+    }
 }

@@ -7,7 +7,7 @@
 
 use std::io::Read;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use reqwest::Client;
 use tokio::runtime::{Handle, Runtime};
@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::event::{Event, Sink, Stage};
+use crate::stop::{Stop, Stopped};
 
 use super::digest::Digest;
 use super::fetch_error::FetchError;
@@ -38,7 +39,7 @@ pub struct FetchOptions {
     /// Downloads at the same time.
     pub parallel: usize,
     /// When the functions that block give up, whatever they wait for.
-    pub deadline: Option<Instant>,
+    pub stop: Stop,
 }
 
 impl Default for FetchOptions {
@@ -50,7 +51,7 @@ impl Default for FetchOptions {
             attempts: 4,
             backoff: Duration::from_millis(500),
             parallel: 6,
-            deadline: None,
+            stop: Stop::default(),
         }
     }
 }
@@ -130,6 +131,12 @@ impl Fetcher {
         &self.core.cache
     }
 
+    /// When it gives up; so should whoever uses it for what belongs together.
+    #[must_use]
+    pub fn stop(&self) -> &Stop {
+        &self.core.options.stop
+    }
+
     /// What was transferred so far.
     #[must_use]
     pub fn counted(&self) -> Counted {
@@ -153,20 +160,20 @@ impl Fetcher {
         std::thread::scope(|scope| scope.spawn(|| runtime.block_on(future)).join().ok())
     }
 
-    /// Runs a download of `name` to its end, or to the deadline.
+    /// Runs a download of `name` to its end, or until it is time to give up.
     fn block_on<T: Send>(
         &self,
         name: &str,
         future: impl Future<Output = Result<T, FetchError>> + Send,
     ) -> Result<T, FetchError> {
-        let result = match self.core.options.deadline {
-            None => self.run(future),
-            Some(deadline) => self.run(async {
-                tokio::time::timeout_at(deadline.into(), future)
-                    .await
-                    .unwrap_or_else(|_| Err(FetchError::TooLate { name: name.to_owned() }))
-            }),
-        };
+        let result = self.run(async {
+            tokio::select! {
+                result = future => result,
+                source = given_up(self.stop()) => {
+                    Err(FetchError::Stopped { name: name.to_owned(), source })
+                }
+            }
+        });
         result.unwrap_or_else(|| Err(FetchError::BrokenOff { name: name.to_owned() }))
     }
 
@@ -256,5 +263,16 @@ impl Fetcher {
             self.core.cache.remember(&metadata.url, &answer)?;
         }
         Ok(digest)
+    }
+}
+
+/// Waits until it is time to give up.
+async fn given_up(stop: &Stop) -> Stopped {
+    let mut tick = tokio::time::interval(Duration::from_millis(50));
+    loop {
+        tick.tick().await;
+        if let Err(stopped) = stop.check() {
+            return stopped;
+        }
     }
 }

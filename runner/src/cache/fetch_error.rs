@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::stop::Stopped;
+
 use super::digest::Digest;
 use super::store::StoreError;
 
@@ -101,11 +103,14 @@ pub enum FetchError {
         #[source]
         source: StoreError,
     },
-    /// The deadline of all downloads is reached.
-    #[error("no time is left for {name}: raise limits.total in the recipe, or look for a faster upstream")]
-    TooLate {
+    /// Nobody waits for it any more.
+    #[error("the download of {name} was given up")]
+    Stopped {
         /// The file, or what was being fetched.
         name: String,
+        /// Why.
+        #[source]
+        source: Stopped,
     },
     /// A download was broken off from inside.
     #[error("the download of {name} was broken off")]
@@ -138,7 +143,7 @@ impl FetchError {
             | Self::Altered { .. }
             | Self::Oversized { .. }
             | Self::Store { .. }
-            | Self::TooLate { .. }
+            | Self::Stopped { .. }
             | Self::BrokenOff { .. } => false,
         }
     }

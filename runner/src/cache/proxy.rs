@@ -3,15 +3,17 @@
 //! [`Proxies::choose`] is pure: environment and apt's configuration come in as text. The environment wins over apt's
 //! configuration, as it does for apt itself.
 
-use std::ffi::OsString;
-use std::path::Path;
 use std::time::Duration;
 
-use crate::host_tool::HostTool;
+use crate::child::HostTool;
+use crate::stop::Stop;
 
 use super::fetch_error::FetchError;
 
 const APT_CONFIG: HostTool = HostTool { name: "apt-config", package: "apt" };
+
+/// How long `apt-config` may take.
+const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Proxies for downloads.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,10 +30,10 @@ impl Proxies {
     /// Those of this host: by this process's environment, else by apt's configuration. A host without
     /// apt, or whose apt-config fails, has only its environment.
     #[must_use]
-    pub fn of_host() -> Self {
-        let arguments: [OsString; 1] = ["dump".into()];
+    pub fn of_host(stop: &Stop) -> Self {
         let dump = APT_CONFIG
-            .run(&arguments, &[], Path::new("/"), Duration::from_secs(10))
+            .find()
+            .and_then(|tool| tool.argument("dump").run(DEADLINE, stop))
             .map(|finished| String::from_utf8_lossy(&finished.stdout).into_owned())
             .unwrap_or_default();
         Self::choose(|name| std::env::var(name).ok(), &dump)

@@ -1,6 +1,7 @@
 //! What was typed, without what it means.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -52,23 +53,32 @@ pub(crate) enum Command {
     /// Open, close and list leases, for jobs that are no single process.
     #[command(subcommand)]
     Lease(LeaseCommand),
-    /// Show leases, what belongs to them, and loop devices that belong to none.
+    /// Show leases, what belongs to them, and loop devices and qemu processes that belong to none.
     Status(StatusArguments),
     /// Show what holds a loop device, a mount point or a process.
     Why {
         /// A loop device (/dev/loop3), a mount point as findmnt shows it, or a process number.
         target: String,
     },
-    /// Show what the watchdog would do now for leases that are over.
+    /// Show what the watchdog would do: now for leases that are over, later for those in their grace,
+    /// and at the next sweep for what a rule of its configuration takes for leaked.
     Plan,
-    /// End a lease and take back all of it now (root only).
-    Reclaim {
-        /// The lease's number, as `hostler status` shows it.
-        #[arg(long, value_name = "ID")]
-        lease: u64,
-    },
+    /// Take something back now (root only): what no lease has, or a whole lease.
+    Reclaim(Reclaim),
     /// Is this host fit, and what to do where it is not.
     Doctor(Doctor),
+}
+
+#[derive(Debug, Args)]
+#[group(id = "wanted", required = true, multiple = false)]
+pub(crate) struct Reclaim {
+    /// A device (/dev/loop3) or a mount point as findmnt shows it, with all that lies on it. It is left
+    /// when a lease has it, when [protect] protects it, and when somebody uses it.
+    #[arg(group = "wanted")]
+    pub(crate) target: Option<String>,
+    /// End this lease; its number is as `hostler status` shows it.
+    #[arg(long, value_name = "ID", group = "wanted")]
+    pub(crate) lease: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -92,15 +102,18 @@ pub(crate) struct Unprivileged {
     pub(crate) group: u32,
     #[arg(long)]
     pub(crate) kvm_group: Option<u32>,
-    #[arg(long)]
-    pub(crate) parent: u32,
     /// Root's process has a lease already, which covers this one.
     #[arg(long)]
     pub(crate) registered: bool,
+    /// The path of the working directory, for people.
+    #[arg(long)]
+    pub(crate) cache: PathBuf,
+    /// The recipe's path, for people; without one, the host is examined.
     #[arg(long)]
     pub(crate) recipe: Option<PathBuf>,
-    #[arg(long)]
-    pub(crate) output: PathBuf,
+    /// How long the host may be examined.
+    #[arg(long, value_parser = humantime::parse_duration, default_value = "5min")]
+    pub(crate) limit: Duration,
 }
 
 #[derive(Debug, Args)]
@@ -111,4 +124,7 @@ pub(crate) struct Doctor {
     /// The download cache [default: $HOSTLER_CACHE, else hostler in the user's cache directory].
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
+    /// How long to try which accelerator runs a guest, with the downloads that this needs.
+    #[arg(long, value_name = "TIME", default_value = "5min", value_parser = humantime::parse_duration)]
+    pub(crate) limit: Duration,
 }

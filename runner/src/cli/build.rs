@@ -5,31 +5,29 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hostler_protocol::text::without_controls;
-use hostler_runner::build::preflight::Finding;
+use hostler_runner::build::delivery::{Delivery, Folder};
+use hostler_runner::build::preflight::{Finding, Workspace};
 use hostler_runner::build::registrar::{Registrar, Unregistered};
 use hostler_runner::build::{BuildError, Built, Environment, GuestError, Request, build};
 use hostler_runner::cache::default_directory;
 use hostler_runner::cancel::Cancel;
+use hostler_runner::causes::in_one_line;
 use hostler_runner::event::Event;
 use hostler_runner::recipe::Recipe;
 use hostler_runner::watchdog::WatchdogError;
 use serde_json::json;
 
 use super::arguments::{Build, Global};
+use super::delegate::{self, Delegated, Task};
 use super::exit::Exit;
-use super::privileges::{self, Delegated};
 use super::registration::Registration;
 use super::{progress, signals};
 
 /// Runs the command.
 pub(crate) fn main(global: &Global, wanted: &Build) -> Exit {
     if rustix::process::geteuid().is_root() {
-        let delegated = Delegated {
-            recipe: Some(&wanted.recipe),
-            output: &wanted.output,
-            cache: wanted.cache.as_deref(),
-        };
-        return privileges::main(global, &delegated);
+        let task = Task::Build { recipe: &wanted.recipe, output: &wanted.output };
+        return delegate::main(global, &Delegated { task, cache: wanted.cache.as_deref() });
     }
     let recipe = match Recipe::load(&wanted.recipe) {
         Ok(recipe) => recipe,
@@ -39,7 +37,28 @@ pub(crate) fn main(global: &Global, wanted: &Build) -> Exit {
         Ok(cache) => cache,
         Err(error) => return fail(&error, Exit::Usage),
     };
-    run(global, recipe, wanted.output.clone(), cache, None)
+    let cancel = match Cancel::new().map(Arc::new) {
+        Ok(cancel) => cancel,
+        Err(error) => return fail(&error, Exit::Failed),
+    };
+    let asked = Arc::clone(&cancel);
+    if let Err(error) = signals::watch(move |_| asked.cancel()) {
+        return fail(&error, Exit::Failed);
+    }
+    let around = Around {
+        workspace: output_workspace(&wanted.output),
+        cache,
+        delivery: Arc::new(Folder(wanted.output.clone())),
+        cancel,
+        unwatched: Some(NO_WATCHDOG.to_owned()),
+    };
+    run(global, recipe, around)
+}
+
+/// The output directory as the place for the scratch directory: what is finished moves into it by a
+/// rename.
+pub(crate) fn output_workspace(output: &Path) -> Workspace {
+    Workspace { folder: output.to_owned(), shown: output.to_owned(), option: "--output" }
 }
 
 /// The cache that was asked for, or the user's.
@@ -54,36 +73,29 @@ pub(crate) fn cache_directory(asked: Option<&Path>) -> Result<PathBuf, hostler_r
 const NO_WATCHDOG: &str = "no watchdog is reachable: if this process is killed, its machine dies with it, and \
      its scratch directory stays until the next build into the same output directory";
 
-/// What root's process knows that this one cannot.
-pub(crate) struct Shown<'a> {
-    /// Where root will have moved the files when someone looks.
-    pub(crate) folder: &'a Path,
-    /// Whether root's process has a lease, which covers this one.
-    pub(crate) registered: bool,
+/// What a build has around it that depends on who started it.
+pub(crate) struct Around {
+    /// Where the scratch directory is made.
+    pub(crate) workspace: Workspace,
+    /// The download cache.
+    pub(crate) cache: PathBuf,
+    /// Takes the finished files.
+    pub(crate) delivery: Arc<dyn Delivery>,
+    /// The wish to stop.
+    pub(crate) cancel: Arc<Cancel>,
+    /// What to say when no watchdog is reachable.
+    pub(crate) unwatched: Option<String>,
 }
 
 /// Builds, as the user that this process is.
-pub(crate) fn run(
-    global: &Global,
-    recipe: Recipe,
-    output: PathBuf,
-    cache: PathBuf,
-    shown: Option<&Shown<'_>>,
-) -> Exit {
-    let cancel = match Cancel::new().map(Arc::new) {
-        Ok(cancel) => cancel,
-        Err(error) => return fail(&error, Exit::Failed),
-    };
-    let asked = Arc::clone(&cancel);
-    if let Err(error) = signals::watch(move |_| asked.cancel()) {
-        return fail(&error, Exit::Failed);
-    }
+pub(crate) fn run(global: &Global, recipe: Recipe, around: Around) -> Exit {
+    let Around { workspace, cache, delivery, cancel, unwatched } = around;
     let sink = progress::sink();
     let registration = match Registration::open(&global.socket, &format!("build {}", recipe.image.name)) {
         Ok(registration) => Some(Arc::new(registration)),
         Err(WatchdogError::Unreachable { .. }) => {
-            if shown.is_none_or(|shown| !shown.registered) {
-                sink.event(Event::Note(NO_WATCHDOG.to_owned()));
+            if let Some(text) = unwatched {
+                sink.event(Event::Note(text));
             }
             None
         }
@@ -100,28 +112,23 @@ pub(crate) fn run(
         registrar,
         cancel,
         sink,
+        delivery,
     };
-    let request = Request { recipe, output, cache, apt_root: "/".into() };
+    let request = Request { recipe, workspace, cache, apt_root: "/".into() };
     let result = build(&request, &environment);
     drop(environment);
     if let Some(Err(error)) = registration.map(|registration| registration.close()) {
-        eprintln!("hostler: the build's lease could not be closed: {}", chain(&error));
+        eprintln!("hostler: the build's lease could not be closed: {}", in_one_line(&error));
     }
-    let moved = |path: &Path| match (shown, path.file_name()) {
-        (Some(shown), Some(name)) => shown.folder.join(name),
-        _ => path.to_owned(),
-    };
     match result {
-        Ok(mut built) => {
-            built.image = moved(&built.image);
-            built.logs = built.logs.iter().map(|log| moved(log)).collect();
-            show(global, &built)
-        }
-        Err(mut error) => {
-            if let BuildError::Guest(guest) = &mut error {
-                guest.log = guest.log.as_deref().map(moved);
+        Ok(built) => show(global, &built),
+        Err(error) => {
+            let exit = show_failure(global, &error);
+            let Workspace { folder, shown, .. } = &request.workspace;
+            if folder != shown && in_one_line(&error).contains("./") {
+                tell(&format!("hostler: paths that begin with ./ are below {}", shown.display()));
             }
-            show_failure(global, &error)
+            exit
         }
     }
 }
@@ -197,7 +204,7 @@ fn show_failure(global: &Global, error: &BuildError) -> Exit {
             eprintln!("the console's log is {}", log.display());
         }
     }
-    tell(&format!("hostler: [{}] {}", error.class(), chain(error)));
+    tell(&format!("hostler: [{}] {}", error.class(), in_one_line(error)));
     exit
 }
 
@@ -205,7 +212,7 @@ fn failure_document(error: &BuildError) -> serde_json::Value {
     let mut document = json!({
         "result": "failed",
         "class": error.class(),
-        "message": chain(error),
+        "message": in_one_line(error),
     });
     match error {
         BuildError::Guest(guest) => {
@@ -224,21 +231,6 @@ fn failure_document(error: &BuildError) -> serde_json::Value {
     document
 }
 
-/// An error with its causes, each of which says something new.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        cause = error.source();
-    }
-    text
-}
-
 /// Shows text that may hold what a recipe, an index or a program said: line by line, and nothing in it
 /// acts on a terminal.
 pub(crate) fn tell(text: &str) {
@@ -249,6 +241,6 @@ pub(crate) fn tell(text: &str) {
 
 /// Shows an error and gives its exit.
 pub(crate) fn fail(error: &dyn std::error::Error, exit: Exit) -> Exit {
-    tell(&format!("hostler: {}", chain(error)));
+    tell(&format!("hostler: {}", in_one_line(error)));
     exit
 }

@@ -2,23 +2,25 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hostler_runner::build::fetch_options;
-use hostler_runner::build::preflight::{Finding, Fitness, Host, Needs, Subject, examine};
-use hostler_runner::build::scratch::Scratch;
+use hostler_runner::build::preflight::{Finding, Fitness, Host, Needs, Subject, Workspace, examine};
 use hostler_runner::cache::{Cache, Fetcher};
 use hostler_runner::cancel::Cancel;
+use hostler_runner::causes::in_one_line;
 use hostler_runner::disk::builder_tools;
 use hostler_runner::event::Silent;
 use hostler_runner::recipe::Recipe;
+use hostler_runner::stop::{Stop, Stopped};
 use hostler_runner::vm::argv::Accelerator;
 use hostler_runner::vm::canary::Canary;
 use serde_json::json;
 
 use super::arguments::{Doctor, Global};
-use super::build::{cache_directory, chain, fail};
+use super::build::{cache_directory, fail, output_workspace};
+use super::delegate::{self, Delegated, Task};
 use super::exit::Exit;
-use super::privileges::{self, Delegated};
 use super::signals;
 
 /// What the example recipe needs.
@@ -30,17 +32,13 @@ const RECIPE: &str = include_str!("../../examples/debian-12.toml");
 /// Runs the command.
 pub(crate) fn main(global: &Global, wanted: &Doctor) -> Exit {
     if rustix::process::geteuid().is_root() {
-        let cache = wanted.cache.as_deref();
-        return privileges::main(global, &Delegated { recipe: None, output: &wanted.output, cache });
+        let task = Task::Examine { limit: wanted.limit };
+        return delegate::main(global, &Delegated { task, cache: wanted.cache.as_deref() });
     }
-    match cache_directory(wanted.cache.as_deref()) {
-        Ok(cache) => examine_host(global, &wanted.output, &cache),
-        Err(error) => fail(&error, Exit::Usage),
-    }
-}
-
-/// Examines the host as the user that this process is.
-pub(crate) fn examine_host(global: &Global, output: &Path, cache: &Path) -> Exit {
+    let cache = match cache_directory(wanted.cache.as_deref()) {
+        Ok(cache) => cache,
+        Err(error) => return fail(&error, Exit::Usage),
+    };
     let cancel = match Cancel::new().map(Arc::new) {
         Ok(cancel) => cancel,
         Err(error) => return fail(&error, Exit::Failed),
@@ -49,9 +47,21 @@ pub(crate) fn examine_host(global: &Global, output: &Path, cache: &Path) -> Exit
     if let Err(error) = signals::watch(move |_| asked.cancel()) {
         return fail(&error, Exit::Failed);
     }
-    let (mut findings, host) = examine(Path::new("/proc/self/exe"), output, NEEDS);
+    examine_host(global, &output_workspace(&wanted.output), &cache, wanted.limit, cancel)
+}
+
+/// Examines the host as the user that this process is.
+pub(crate) fn examine_host(
+    global: &Global,
+    workspace: &Workspace,
+    cache: &Path,
+    limit: Duration,
+    cancel: Arc<Cancel>,
+) -> Exit {
+    let stop = Stop::new(cancel);
+    let (mut findings, host) = examine(Path::new("/proc/self/exe"), workspace, NEEDS, &stop);
     if let Some(host) = host {
-        findings.push(acceleration(&host, output, cache, &cancel));
+        findings.push(acceleration(&host, cache, &stop.within(limit)));
     }
     findings.push(watchdog(&global.socket));
     show(global, &findings);
@@ -80,27 +90,26 @@ fn show(global: &Global, findings: &[Finding]) {
     }
 }
 
-fn acceleration(host: &Host, output: &Path, cache: &Path, cancel: &Cancel) -> Finding {
-    match judge(host, output, cache, cancel) {
+fn acceleration(host: &Host, cache: &Path, stop: &Stop) -> Finding {
+    match judge(host, cache, stop) {
         Ok(finding) => finding,
-        Err(error) => Finding::bad(
-            Subject::Acceleration,
-            Fitness::Poor,
-            format!("no canary could be booted: {}", chain(error.as_ref())),
-            "mend this first, then run hostler doctor again",
-        ),
+        Err(error) => {
+            let advice = match Stopped::cause_of(error.as_ref()) {
+                Some(Stopped::Late) => {
+                    "see whether the archive can be reached, or give this more time with --limit"
+                }
+                Some(Stopped::Asked) | None => "mend this first, then run hostler doctor again",
+            };
+            let found = format!("no canary could be booted: {}", in_one_line(error.as_ref()));
+            Finding::bad(Subject::Acceleration, Fitness::Poor, found, advice)
+        }
     }
 }
 
-fn judge(
-    host: &Host,
-    output: &Path,
-    cache: &Path,
-    cancel: &Cancel,
-) -> Result<Finding, Box<dyn std::error::Error>> {
+fn judge(host: &Host, cache: &Path, stop: &Stop) -> Result<Finding, Box<dyn std::error::Error>> {
     let recipe = Recipe::parse(RECIPE, Path::new("debian-12.toml"))?;
-    let scratch = Scratch::create(output)?;
-    let fetcher = Fetcher::new(Arc::new(Cache::open(cache)?), fetch_options())?;
+    let fetcher = Fetcher::new(Arc::new(Cache::open(cache)?), fetch_options(stop))?;
+    let scratch = fetcher.cache().scratch()?;
     let selection = hostler_runner::debian::select(&recipe, &fetcher, Path::new("/"), &Silent)?;
     let tools = builder_tools(&selection, &fetcher, scratch.path(), &Silent)?;
     let canary = Canary {
@@ -110,17 +119,16 @@ fn judge(
         busybox: &tools.busybox,
         scratch: scratch.path(),
         register: &|_| Ok(()),
-        cancel,
+        stop,
     };
     let verdicts = canary.judge(Some(&cache.join("acceleration")))?;
-    scratch.remove()?;
     Ok(match verdicts.best() {
         Some(Accelerator::Kvm) => Finding::fit(Subject::Acceleration, verdicts.to_string()),
         Some(Accelerator::Tcg) => Finding::bad(
             Subject::Acceleration,
             Fitness::Poor,
             verdicts.to_string(),
-            "builds work and take some minutes; for fast ones use a host that lends out its virtualization",
+            "emulated builds take some minutes; for fast ones use a host that lends out its virtualization",
         ),
         None => Finding::bad(
             Subject::Acceleration,

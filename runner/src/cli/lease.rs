@@ -12,7 +12,7 @@ use hostler_protocol::methods::{Reclaim, Status};
 use hostler_protocol::text::without_controls;
 use rustix::process::{Pid, PidfdFlags, getppid, pidfd_open};
 
-use super::arguments::Global;
+use super::arguments::{self, Global};
 use super::exit::Exit;
 use super::{Failure, print, print_json};
 use hostler_runner::watchdog::{Lease, Watchdog};
@@ -118,8 +118,8 @@ fn open(
     print(&format!("{}:{}\n", opened.lease.0, opened.epoch.0))
 }
 
-pub(crate) fn reclaim(global: &Global, lease: u64) -> Result<Exit, Failure> {
-    let call = Reclaim { lease: LeaseId(lease) };
+pub(crate) fn reclaim(global: &Global, wanted: &arguments::Reclaim) -> Result<Exit, Failure> {
+    let call = Reclaim { lease: wanted.lease.map(LeaseId), target: wanted.target.clone() };
     let limit = Duration::from_secs(600);
     let report = Watchdog::connect(&global.socket)?.call_with(&call, &[], limit)?.report;
     tell_report(global, &report)

@@ -5,10 +5,10 @@
 
 mod arguments;
 mod build;
+mod delegate;
 mod doctor;
 mod exit;
 mod lease;
-mod privileges;
 mod progress;
 mod registration;
 mod run;
@@ -23,6 +23,7 @@ use clap::Parser as _;
 
 use arguments::{Arguments, Command};
 use exit::Exit;
+use hostler_runner::causes::in_one_line;
 use hostler_runner::watchdog::WatchdogError;
 
 /// Runs the program.
@@ -38,14 +39,14 @@ pub(crate) fn main() -> ExitCode {
     };
     let exit = match arguments.command {
         Command::Build(wanted) => build::main(&arguments.global, &wanted),
-        Command::Unprivileged(wanted) => privileges::unprivileged(&arguments.global, &wanted),
+        Command::Unprivileged(wanted) => delegate::go_on_as_builder(&arguments.global, &wanted),
         Command::Doctor(wanted) => doctor::main(&arguments.global, &wanted),
         Command::Run(wanted) => shown(run::run(&arguments.global, &wanted)),
         Command::Lease(command) => shown(lease::lease(&arguments.global, &command)),
         Command::Status(wanted) => shown(status::status(&arguments.global, &wanted)),
         Command::Why { target } => shown(show::why(&arguments.global, &target)),
         Command::Plan => shown(show::plan(&arguments.global)),
-        Command::Reclaim { lease } => shown(lease::reclaim(&arguments.global, lease)),
+        Command::Reclaim(wanted) => shown(lease::reclaim(&arguments.global, &wanted)),
     };
     exit.into()
 }
@@ -85,7 +86,7 @@ impl From<io::Error> for Failure {
 /// Shows a failure once, with its causes.
 fn shown(result: Result<Exit, Failure>) -> Exit {
     result.unwrap_or_else(|failure| {
-        build::tell(&format!("hostler: {}", build::chain(failure.cause.as_ref())));
+        build::tell(&format!("hostler: {}", in_one_line(failure.cause.as_ref())));
         failure.exit
     })
 }

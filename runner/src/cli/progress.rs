@@ -4,32 +4,38 @@
 //! each stage and a sign of life in between. Both clean what they show: it may hold text of a guest.
 
 use std::io::{IsTerminal as _, Write as _};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use hostler_runner::event::{Event, Sink, Stage};
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// The longest silence of a log while progress is told.
+/// The longest silence of a log.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 
 /// The sink that fits standard error.
 pub(crate) fn sink() -> Arc<dyn Sink> {
-    if std::io::stderr().is_terminal() { Arc::new(Terminal::new()) } else { Arc::new(Lines::default()) }
+    if std::io::stderr().is_terminal() { Arc::new(Terminal::new()) } else { Arc::new(Lines::new()) }
 }
 
 fn cleaned(text: &str) -> String {
     text.chars().filter(|character| !character.is_control()).take(300).collect()
 }
 
-fn amount(bytes: u64, total: Option<u64>) -> String {
-    match (bytes, total) {
-        (0, None) => String::new(),
-        (bytes, None) => bytesize::ByteSize(bytes).to_string(),
-        (bytes, Some(total)) => {
+/// What a stage does right now, with the bytes that it counts.
+fn doing(stage: Stage, doing: &str, bytes: u64, total: Option<u64>) -> String {
+    let doing = cleaned(doing);
+    let amount = match (bytes, total, stage) {
+        (0, None, _) => return doing,
+        // A machine's bytes are a sign of life; how many there will be, nobody knows.
+        (bytes, None, Stage::Guest | Stage::Verify) => format!("disk {}", bytesize::ByteSize(bytes)),
+        (bytes, None, _) => bytesize::ByteSize(bytes).to_string(),
+        (bytes, Some(total), _) => {
             format!("{} of {}", bytesize::ByteSize(bytes), bytesize::ByteSize(total))
         }
-    }
+    };
+    if doing.is_empty() { amount } else { format!("{doing}, {amount}") }
 }
 
 struct Terminal {
@@ -57,8 +63,8 @@ impl Sink for Terminal {
                 self.bar.set_message("");
                 self.bar.enable_steady_tick(Duration::from_millis(200));
             }
-            Event::Progress { doing, bytes, total, .. } => {
-                self.bar.set_message(format!("{}  {}", cleaned(&doing), amount(bytes, total)));
+            Event::Progress { stage, doing: what, bytes, total } => {
+                self.bar.set_message(doing(stage, &what, bytes, total));
             }
             Event::Finished(stage) => {
                 let took = since.take().map_or(0.0, |since| since.elapsed().as_secs_f64());
@@ -76,66 +82,101 @@ impl Drop for Terminal {
     }
 }
 
-#[derive(Default)]
 struct Lines {
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
+}
+
+impl Lines {
+    fn new() -> Self {
+        let state: Arc<Mutex<State>> = Arc::default();
+        let beaten = Arc::downgrade(&state);
+        // Some stages do one long thing, such as converting the image, and have nothing to tell of it.
+        // Without this thread, the log would be silent meanwhile and nothing else.
+        let _ = thread::Builder::new().name("heartbeat".to_owned()).spawn(move || {
+            while let Some(state) = beaten.upgrade() {
+                let line = locked(&state).heartbeat(Instant::now());
+                drop(state);
+                write(line);
+                thread::sleep(Duration::from_secs(1));
+            }
+        });
+        Self { state }
+    }
+}
+
+fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write(line: Option<String>) {
+    if let Some(line) = line {
+        // A log that cannot be written does not stop a build.
+        let _ = writeln!(std::io::stderr(), "hostler: {line}");
+    }
 }
 
 #[derive(Default)]
 struct State {
-    since: Option<Instant>,
+    running: Option<(Stage, Instant)>,
     told: Option<Instant>,
+    /// The step of a guest that was told last.
+    step: String,
+    /// What is being done, with its bytes.
     doing: String,
 }
 
 impl State {
     /// The line for an event, if it is to have one.
     fn line(&mut self, now: Instant, event: Event) -> Option<String> {
-        let seconds = self.since.map_or(0.0, |since| now.saturating_duration_since(since).as_secs_f64());
         let line = match event {
             Event::Started(stage) => {
-                self.since = Some(now);
+                self.running = Some((stage, now));
+                self.step.clear();
                 self.doing.clear();
                 format!("{stage}: start")
             }
-            Event::Finished(stage) => format!("{stage}: done after {seconds:.1} s"),
+            Event::Finished(stage) => {
+                let since = self.running.take().map_or(now, |(_, since)| since);
+                let seconds = now.saturating_duration_since(since).as_secs_f64();
+                format!("{stage}: done after {seconds:.1} s")
+            }
             Event::Note(text) => cleaned(&text),
             Event::Warning(text) => format!("warning: {}", cleaned(&text)),
-            Event::Progress { stage, doing, bytes, total } => {
-                return self.progress(now, stage, &cleaned(&doing), &amount(bytes, total), seconds);
+            Event::Progress { stage, doing: what, bytes, total } => {
+                self.doing = doing(stage, &what, bytes, total);
+                // A guest's steps are few and long; what a download does changes with every file.
+                let is_step = matches!(stage, Stage::Guest | Stage::Verify);
+                if !is_step || what == self.step {
+                    return self.heartbeat(now);
+                }
+                self.step = what;
+                return self.alive(now);
             }
         };
         self.told = Some(now);
         Some(line)
     }
 
-    fn progress(
-        &mut self,
-        now: Instant,
-        stage: Stage,
-        doing: &str,
-        amount: &str,
-        seconds: f64,
-    ) -> Option<String> {
+    /// A sign of life, if it is time for one.
+    fn heartbeat(&mut self, now: Instant) -> Option<String> {
         let silent = self.told.is_none_or(|told| now.saturating_duration_since(told) >= HEARTBEAT);
-        // A guest's steps are few and long; what a download does changes with every file.
-        let new = matches!(stage, Stage::Guest | Stage::Verify) && doing != self.doing;
-        if !silent && !new {
-            return None;
-        }
+        if silent { self.alive(now) } else { None }
+    }
+
+    fn alive(&mut self, now: Instant) -> Option<String> {
+        let (stage, since) = self.running?;
         self.told = Some(now);
-        doing.clone_into(&mut self.doing);
-        Some(format!("{stage}: {seconds:.0} s, {doing} {amount}").trim_end().to_owned())
+        let seconds = now.saturating_duration_since(since).as_secs_f64();
+        let doing = if self.doing.is_empty() { String::new() } else { format!(", {}", self.doing) };
+        Some(format!("{stage}: {seconds:.0} s{doing}"))
     }
 }
 
 impl Sink for Lines {
     fn event(&self, event: Event) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(line) = state.line(Instant::now(), event) {
-            // A log that cannot be written does not stop a build.
-            let _ = writeln!(std::io::stderr(), "hostler: {line}");
-        }
+        // Written while it is locked, so that lines keep their order.
+        let mut state = locked(&self.state);
+        write(state.line(Instant::now(), event));
     }
 }
 
@@ -162,6 +203,20 @@ mod tests {
     }
 
     #[test]
+    fn a_stage_with_nothing_to_tell_gives_a_sign_of_life_as_well() {
+        let mut state = State::default();
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(state.heartbeat(at(0)), None, "nothing runs");
+        state.line(at(1), Event::Started(Stage::Convert));
+        assert_eq!(state.heartbeat(at(30)), None);
+        assert_eq!(state.heartbeat(at(31)), Some("convert: 30 s".into()));
+        assert_eq!(state.heartbeat(at(32)), None);
+        state.line(at(33), Event::Finished(Stage::Convert));
+        assert_eq!(state.heartbeat(at(99)), None, "nothing runs any more");
+    }
+
+    #[test]
     fn each_step_of_a_guest_gets_a_line() {
         let mut state = State::default();
         let now = Instant::now();
@@ -169,6 +224,14 @@ mod tests {
         assert!(state.line(now, progress(Stage::Guest, "configure")).is_some());
         assert!(state.line(now, progress(Stage::Guest, "configure")).is_none());
         assert!(state.line(now, progress(Stage::Guest, "boot")).is_some());
+    }
+
+    #[test]
+    fn bytes_are_told_as_what_they_are() {
+        assert_eq!(doing(Stage::Fetch, "a.deb", 1024, Some(2048)), "a.deb, 1.0 KiB of 2.0 KiB");
+        assert_eq!(doing(Stage::Fetch, "", 1024, Some(2048)), "1.0 KiB of 2.0 KiB");
+        assert_eq!(doing(Stage::Guest, "configure", 1024, None), "configure, disk 1.0 KiB");
+        assert_eq!(doing(Stage::Guest, "boo\u{1b}ting", 0, None), "booting");
     }
 
     #[test]

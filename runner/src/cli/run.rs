@@ -14,7 +14,8 @@ use hostler_protocol::text::without_controls;
 use super::Failure;
 use super::arguments::Global;
 use super::exit::Exit;
-use hostler_runner::command::{Ended, restore_default, supervise};
+use hostler_runner::calls::restore_default;
+use hostler_runner::command::{Ended, supervise};
 use hostler_runner::watchdog::{Lease, WatchdogError};
 
 /// Arguments of `hostler run`.

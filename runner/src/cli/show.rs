@@ -1,6 +1,8 @@
 //! `hostler why` and `hostler plan`.
 
-use hostler_protocol::methods::{Explanation, Plan, Why};
+use std::time::Duration;
+
+use hostler_protocol::methods::{Explanation, Plan, Planned, Why};
 use hostler_protocol::text::without_controls;
 use hostler_protocol::why::Held;
 
@@ -53,22 +55,62 @@ pub(crate) fn plan(global: &Global) -> Result<Exit, Failure> {
     if global.json {
         return print_json(&planned);
     }
-    if planned.steps.is_empty() {
-        return print("nothing to do: no lease is over that left anything\n");
+    print(&plan_text(&planned))
+}
+
+fn plan_text(planned: &Planned) -> String {
+    if planned.steps.is_empty() && planned.by_policy.is_empty() {
+        return "nothing to do: no lease is over that left anything, and no rule takes anything for leaked\n"
+            .to_owned();
     }
-    let lines: Vec<String> = planned
-        .steps
+    let of_leases = planned.steps.iter().map(|step| {
+        let when =
+            if step.in_seconds > 0.0 { format!(", {}", later(step.in_seconds)) } else { String::new() };
+        format!("lease {}{when}: {}", step.lease, step.does)
+    });
+    let by_policy = planned
+        .by_policy
         .iter()
-        .map(|step| without_controls(&format!("lease {}: {}", step.lease, step.does)))
-        .collect();
-    print(&format!("{}\n", lines.join("\n")))
+        .map(|step| format!("rule {}, {}: {}", step.policy, later(step.in_seconds), step.does));
+    of_leases.chain(by_policy).map(|line| format!("{}\n", without_controls(&line))).collect()
+}
+
+/// In whole seconds, never too soon: "in 1m 5s".
+fn later(seconds: f64) -> String {
+    format!("in {}", humantime::format_duration(Duration::from_secs(seconds.max(0.0).ceil() as u64)))
 }
 
 #[cfg(test)]
 mod tests {
+    use hostler_protocol::lease::LeaseId;
+    use hostler_protocol::methods::{PlannedStep, PolicyStep};
     use hostler_protocol::why::{Holder, Reason};
+    use serde_json::Value;
 
     use super::*;
+
+    #[test]
+    fn a_plan_says_for_what_and_when() {
+        let step = |in_seconds| PlannedStep {
+            lease: LeaseId(4),
+            does: "unmount /a\u{1b}".to_owned(),
+            in_seconds,
+            step: Value::Null,
+        };
+        let by_policy = PolicyStep {
+            policy: "stale loops".to_owned(),
+            does: "detach /dev/loop3".to_owned(),
+            in_seconds: 64.2,
+            step: Value::Null,
+        };
+        let planned = Planned { steps: vec![step(0.0), step(2.1)], by_policy: vec![by_policy] };
+        assert_eq!(
+            plan_text(&planned),
+            "lease 4: unmount /a\\u{1b}\nlease 4, in 3s: unmount /a\\u{1b}\n\
+             rule stale loops, in 1m 5s: detach /dev/loop3\n"
+        );
+        assert!(plan_text(&Planned::default()).starts_with("nothing to do"));
+    }
 
     fn held(what: &str, whose: &str, holders: Vec<Holder>) -> Held {
         Held { what: what.to_owned(), whose: whose.to_owned(), holders }

@@ -19,6 +19,11 @@ pub(crate) fn received() -> Option<u8> {
     }
 }
 
+/// Takes a signal for received that reached another process of this program.
+pub(crate) fn pretend(number: u8) {
+    let _ = RECEIVED.compare_exchange(0, number, Ordering::SeqCst, Ordering::SeqCst);
+}
+
 /// Calls `on_signal` with the number of each signal that asks for an end, from now on.
 pub(crate) fn watch(on_signal: impl Fn(u8) + Send + 'static) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -35,7 +40,7 @@ pub(crate) fn watch(on_signal: impl Fn(u8) + Send + 'static) -> io::Result<()> {
                     Some(()) = hang_up.recv() => 1,
                     else => return,
                 };
-                let _ = RECEIVED.compare_exchange(0, number, Ordering::SeqCst, Ordering::SeqCst);
+                pretend(number);
                 on_signal(number);
             }
         });

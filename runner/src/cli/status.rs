@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use hostler_protocol::lease::{LeaseState, LeaseView};
-use hostler_protocol::methods::{HostStatus, Status};
+use hostler_protocol::methods::{HostStatus, Status, StrayQemu};
 use hostler_protocol::resource::{Outcome, ResourceView};
 use hostler_protocol::text::without_controls;
 
@@ -55,6 +55,12 @@ fn text(status: &HostStatus) -> String {
             text.push_str(&resource_line("-", resource));
         }
     }
+    if !status.stray_qemu.is_empty() {
+        text.push_str("\nqemu of no lease, left alone:\n");
+        for qemu in &status.stray_qemu {
+            text.push_str(&qemu_line(qemu));
+        }
+    }
     if !status.gaps.is_empty() {
         text.push_str("\ncould not be read, so it is left alone:\n");
         for gap in &status.gaps {
@@ -64,9 +70,29 @@ fn text(status: &HostStatus) -> String {
     text
 }
 
+fn qemu_line(qemu: &StrayQemu) -> String {
+    let disks = if qemu.disks.is_empty() { "no disk".to_owned() } else { qemu.disks.join(", ") };
+    let started_by =
+        if qemu.started_by.is_empty() { "nobody who is known" } else { qemu.started_by.as_str() };
+    let line = format!(
+        "  process {} ({}, uid {}) for {}, started by {started_by}: {disks}",
+        qemu.pid,
+        qemu.program,
+        qemu.uid,
+        age(qemu.age_seconds)
+    );
+    format!("{}\n", without_controls(&line))
+}
+
+/// Two units are enough: "1h 5m".
+fn age(seconds: f64) -> String {
+    let age = humantime::format_duration(Duration::from_secs(seconds.max(0.0) as u64)).to_string();
+    age.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
 fn resource_line(whose: &str, resource: &ResourceView) -> String {
     let line = format!(
-        "  {whose:<10} {:<9} {:<9} {}  {}",
+        "  {whose:<10} {:<11} {:<9} {}  {}",
         resource.verdict.name(),
         resource.kind.name(),
         resource.name,
@@ -82,17 +108,13 @@ pub(crate) fn lease_table(leases: &[LeaseView]) -> String {
     }
     let mut text = format!("{:<7} {:<11} {:>6} {:>8} {:>9}  NAME\n", "LEASE", "STATE", "UID", "OWNER", "AGE");
     for lease in leases {
-        let age =
-            humantime::format_duration(Duration::from_secs(lease.age_seconds.max(0.0) as u64)).to_string();
-        // Two units are enough: "1h 5m".
-        let age = age.split(' ').take(2).collect::<Vec<_>>().join(" ");
         let line = format!(
             "{:<7} {:<11} {:>6} {:>8} {:>9}  {}{}",
             lease.lease.0,
             state_name(lease.state),
             lease.uid,
             lease.owner_pid,
-            age,
+            age(lease.age_seconds),
             lease.name,
             summary(lease)
         );
@@ -162,6 +184,14 @@ mod tests {
             loops_limit: None,
             leases: vec![lease],
             others: Vec::new(),
+            stray_qemu: vec![StrayQemu {
+                pid: 77,
+                uid: 1000,
+                program: "qemu-system-x86_64".to_owned(),
+                started_by: "process 5 (make)".to_owned(),
+                disks: vec!["/a.qcow2".to_owned(), "/\u{1b}b".to_owned()],
+                age_seconds: 3661.9,
+            }],
             gaps: Vec::new(),
         };
         assert_eq!(
@@ -169,7 +199,9 @@ mod tests {
             "loop devices in use: 1 (no limit)\n\n\
              LEASE   STATE          UID    OWNER       AGE  NAME\n\
              7       open          1000     4242     1m 5s  kiwi\n  \
-             lease 7    owned     mount     /srv/\\u{1b}[31m  ext4 on /dev/loop3\n"
+             lease 7    owned       mount     /srv/\\u{1b}[31m  ext4 on /dev/loop3\n\n\
+             qemu of no lease, left alone:\n  \
+             process 77 (qemu-system-x86_64, uid 1000) for 1h 1m, started by process 5 (make): /a.qcow2, /\\u{1b}b\n"
         );
     }
 }

@@ -4,10 +4,8 @@
 //! has put it under the lease, and then becomes the command. So there is no moment in which the
 //! command runs and is not tracked, and its process number is the launcher's.
 
-mod disposition;
 mod launch;
 mod supervise;
 
-pub use disposition::restore_default;
 pub use launch::{LAUNCH, become_command};
 pub use supervise::{Ended, supervise};

@@ -9,13 +9,16 @@
 pub mod catalogue;
 pub mod control;
 pub mod deb;
+mod index;
 pub mod relation;
 pub mod release;
 pub mod resolve;
 mod select;
+mod selection;
 pub mod signature;
 pub mod sources;
 pub mod version;
 
 pub(crate) use select::describe;
-pub use select::{Package, Repository, SelectError, Selection, Suite, fetch, select};
+pub use select::{SelectError, fetch, select};
+pub use selection::{Package, Repository, Selection, Suite};

@@ -4,25 +4,24 @@
 //! names and resolves the recipe's packages. Emits progress, notes and warnings; the caller brackets
 //! the stage. Deliberately absent: fetching packages (see [`fetch`], or the mirror on demand).
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::cache::{Digest, FetchError, Fetcher, StoreError, Wanted};
+use crate::cache::{FetchError, Fetcher, StoreError};
+use crate::causes::in_one_line;
 use crate::event::{Event, Sink, Stage};
 use crate::recipe::{PackageSource, Recipe};
 
-use super::catalogue::{Catalogue, CatalogueError, PackageFile, PackageId};
+use super::catalogue::{Catalogue, CatalogueError, PackageId};
+use super::index::{decompress, index_files};
 use super::release::{Release, ReleaseError};
 use super::resolve::{self, ResolveError};
+use super::selection::{Package, Repository, Selection, Suite};
 use super::signature::{self, SignatureError};
 use super::sources::{self, Chosen, SourcesError};
 
 /// Where Debian's package of its own keys puts them.
 const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-
-/// For an index whose uncompressed size the Release file does not tell.
-const INDEX_LIMIT: u64 = 1 << 30;
 
 /// Why packages cannot be chosen.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +52,14 @@ pub enum SelectError {
         /// Why.
         #[source]
         source: ReleaseError,
+    },
+    /// The host's sources with that suite are all another's.
+    #[error(
+        "no apt source of this host with suite {suite} is Debian's: name another as debian.source in the recipe, and the keyring of its signer as debian.keyring"
+    )]
+    NotDebian {
+        /// The suite.
+        suite: String,
     },
     /// A component that the archive does not have.
     #[error("suite {suite} has no package index for component {component}: check debian.components")]
@@ -85,138 +92,21 @@ pub enum SelectError {
     Resolve(#[from] ResolveError),
 }
 
-/// One archive.
-#[derive(Clone, Debug)]
-pub struct Repository {
-    /// Its name in the guest's addresses: a single safe path component.
-    pub name: String,
-    /// Roots of its mirrors, without a slash at the end.
-    pub uris: Vec<String>,
-    /// The keyring its signatures were checked with.
-    pub keyring: PathBuf,
-    /// The suites in use.
-    pub suites: Vec<Suite>,
-}
-
-/// One suite of an archive.
-#[derive(Clone, Debug)]
-pub struct Suite {
-    /// Its name as in the path `dists/<name>`.
-    pub name: String,
-    /// Components in use.
-    pub components: Vec<String>,
-    /// Digest and bytes of its InRelease file, which is in the cache.
-    pub in_release: (Digest, u64),
-    /// What the signed text says.
-    pub release: Release,
-}
-
-impl Suite {
-    /// The paths under an archive's root at which an index can be had, best first: by its digest it is
-    /// found even while the mirror is just being updated.
-    #[must_use]
-    pub fn index_paths(&self, index: &str, digest: Digest) -> Vec<String> {
-        let root = format!("dists/{}", self.name);
-        let by_name = format!("{root}/{index}");
-        match index.rsplit_once('/') {
-            Some((folder, _)) if self.release.by_hash => {
-                vec![format!("{root}/{folder}/by-hash/SHA256/{digest}"), by_name]
-            }
-            _ => vec![by_name],
+impl SelectError {
+    /// Whether a source is to blame, and not this host or the one who waits.
+    fn is_of_the_source(&self) -> bool {
+        match self {
+            Self::Signature { source, .. } => matches!(source, SignatureError::Distrusted(_)),
+            Self::Release { .. } => true,
+            Self::Fetch(error) => !matches!(error, FetchError::Stopped { .. } | FetchError::Store { .. }),
+            Self::Sources(_)
+            | Self::Store(_)
+            | Self::NotDebian { .. }
+            | Self::NoIndex { .. }
+            | Self::Decompress { .. }
+            | Self::Catalogue { .. }
+            | Self::Resolve(_) => false,
         }
-    }
-}
-
-/// A package of the build.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Package {
-    /// Its place in the catalogue.
-    pub id: PackageId,
-    /// Its name.
-    pub name: String,
-    /// Its version.
-    pub version: String,
-    /// Its file.
-    pub file: PackageFile,
-    /// Did it come only because another needs it?
-    pub automatic: bool,
-}
-
-/// Everything a build needs to know of its archives.
-pub struct Selection {
-    /// Debian's name of the architecture.
-    pub architecture: String,
-    /// The archives.
-    pub repositories: Vec<Repository>,
-    /// All packages they have.
-    pub catalogue: Catalogue,
-    /// The build's packages, in an order in which preinst scripts can be run.
-    pub packages: Vec<Package>,
-    /// Did the recipe name its own keyring?
-    pub own_keyring: bool,
-}
-
-impl Selection {
-    /// What the cache needs to know to fetch a package's file.
-    #[must_use]
-    pub fn wanted(&self, file: &PackageFile) -> Wanted {
-        let uris = self.repositories.get(file.repository).map_or(&[][..], |one| &one.uris);
-        Wanted {
-            name: file.path.clone(),
-            urls: uris.iter().map(|uri| format!("{uri}/{}", file.path)).collect(),
-            size: file.size,
-            digest: file.digest,
-        }
-    }
-
-    /// Bytes of all packages of the build.
-    #[must_use]
-    pub fn download_size(&self) -> u64 {
-        self.packages.iter().map(|package| package.file.size).sum()
-    }
-
-    /// Bytes that the build's packages say they occupy once installed.
-    #[must_use]
-    pub fn installed_size(&self) -> u64 {
-        let kibibytes = |package: &Package| -> u64 {
-            let field = self.catalogue.stanza(package.id).get("Installed-Size");
-            field.and_then(|value| value.parse().ok()).unwrap_or(0)
-        };
-        self.packages.iter().map(kibibytes).sum::<u64>().saturating_mul(1024)
-    }
-
-    /// A `sources.list` in which `root` gives the address of each repository's root.
-    #[must_use]
-    pub fn sources_list(&self, root: impl Fn(&Repository) -> String) -> String {
-        let mut text = String::new();
-        for repository in &self.repositories {
-            let option = match self.keyring_in_image(repository) {
-                Some(path) => format!("[signed-by=/{path}] "),
-                None => String::new(),
-            };
-            for suite in &repository.suites {
-                text.push_str(&format!(
-                    "deb {option}{} {} {}\n",
-                    root(repository),
-                    suite.name,
-                    suite.components.join(" ")
-                ));
-            }
-        }
-        text
-    }
-
-    /// Where in the image the keyring of `repository` goes; Debian's own comes with a package.
-    #[must_use]
-    pub fn keyring_in_image(&self, repository: &Repository) -> Option<String> {
-        self.own_keyring.then(|| format!("etc/apt/keyrings/{}.gpg", repository.name))
-    }
-
-    /// The `sources.list` of the builder guest, for a mirror at `base`, such as
-    /// `http://10.0.2.100:8080`.
-    #[must_use]
-    pub fn guest_sources(&self, base: &str) -> String {
-        self.sources_list(|repository| format!("{}/{}", base.trim_end_matches('/'), repository.name))
     }
 }
 
@@ -248,25 +138,10 @@ pub fn select(
             keyring: None,
         }],
     };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     let damaged = fetcher.counted().damaged;
     let mut repositories: Vec<Repository> = Vec::new();
     let mut catalogue = Catalogue::default();
-    for one in chosen {
-        let keyring = match (&wanted.keyring, &one.keyring) {
-            (Some(keyring), _) => keyring.clone(),
-            (None, Some(keyring)) => host.join(keyring.strip_prefix("/").unwrap_or(keyring)),
-            (None, None) => host.join(DEBIAN_KEYRING.trim_start_matches('/')),
-        };
-        let suite = read_suite(&one, &keyring, architecture, now, fetcher, sink)?;
-        let third_party = wanted.source == PackageSource::HostApt && wanted.keyring.is_none();
-        if third_party && suite.release.origin != "Debian" {
-            sink.event(Event::Note(format!(
-                "suite {} of origin {:?} is not Debian's: left out",
-                suite.name, suite.release.origin
-            )));
-            continue;
-        }
+    for Admitted { chosen: one, keyring, suite } in admitted(chosen, recipe, fetcher, host, sink)? {
         let repository = repositories
             .iter()
             .position(|known| known.uris == one.uris && known.keyring == keyring)
@@ -283,9 +158,14 @@ pub fn select(
             let name = format!("dists/{}/{}", suite.name, index.path);
             sink.event(Event::Progress {
                 stage: Stage::Select,
-                doing: format!("package index {}/{}", suite.name, index.path),
+                doing: format!(
+                    "package index {}/{}, {}",
+                    suite.name,
+                    index.path,
+                    bytesize::ByteSize(index.size)
+                ),
                 bytes: 0,
-                total: Some(index.size),
+                total: None,
             });
             let compressed = fetcher.fetch(&index.wanted(&one.uris, &suite))?;
             let text = decompress(&name, &compressed, index.plain_size)?;
@@ -304,6 +184,72 @@ pub fn select(
         packages,
         own_keyring: wanted.keyring.is_some(),
     })
+}
+
+/// A source that is used.
+struct Admitted {
+    chosen: Chosen,
+    keyring: PathBuf,
+    suite: Suite,
+}
+
+/// Reads the suites of all sources, and leaves out those of this host that are not what the build
+/// wants.
+///
+/// Whose a source without `Signed-By` is, only its signature tells. One that cannot be read or
+/// trusted is left out where a trusted one serves the same suite: then nothing is lost by it. Else
+/// leaving it out would let anyone between here and a mirror take away the security updates, by
+/// answering with nonsense.
+fn admitted(
+    chosen: Vec<Chosen>,
+    recipe: &Recipe,
+    fetcher: &Fetcher,
+    host: &Path,
+    sink: &dyn Sink,
+) -> Result<Vec<Admitted>, SelectError> {
+    let wanted = &recipe.debian;
+    let of_host = wanted.source == PackageSource::HostApt;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    let mut admitted: Vec<Admitted> = Vec::new();
+    let mut doubtful = Vec::new();
+    for one in chosen {
+        let keyring = match (&wanted.keyring, &one.keyring) {
+            (Some(keyring), _) => keyring.clone(),
+            (None, Some(keyring)) => host.join(keyring.strip_prefix("/").unwrap_or(keyring)),
+            (None, None) => host.join(DEBIAN_KEYRING.trim_start_matches('/')),
+        };
+        let says_whose = wanted.keyring.is_none() && one.keyring.is_some();
+        match read_suite(&one, &keyring, &wanted.architecture, now, fetcher, sink) {
+            Ok(suite) if of_host && wanted.keyring.is_none() && suite.release.origin != "Debian" => {
+                sink.event(Event::Note(format!(
+                    "suite {} of origin {:?} is not Debian's: left out",
+                    suite.name, suite.release.origin
+                )));
+            }
+            Ok(suite) => admitted.push(Admitted { chosen: one, keyring, suite }),
+            Err(error) if of_host && !says_whose && error.is_of_the_source() => doubtful.push((one, error)),
+            Err(error) => return Err(error),
+        }
+    }
+    for (one, error) in doubtful {
+        let serves = |other: &Admitted| {
+            other.chosen.suite == one.suite
+                && one.components.iter().all(|component| other.chosen.components.contains(component))
+        };
+        if !admitted.iter().any(serves) {
+            return Err(error);
+        }
+        sink.event(Event::Warning(format!(
+            "this host's apt source {} with suite {} is left out, another serves it: {}",
+            one.shown_uri(),
+            one.suite,
+            in_one_line(&error)
+        )));
+    }
+    if of_host && !admitted.iter().any(|one| one.chosen.suite == wanted.suite) {
+        return Err(SelectError::NotDebian { suite: wanted.suite.clone() });
+    }
+    Ok(admitted)
 }
 
 /// Fetches the files of all packages into the cache. Blocks for the network.
@@ -375,11 +321,12 @@ fn read_suite(
     if let Some(failure) = &answer.stale {
         sink.event(Event::Warning(format!("{failure}; going on with the {name} that the cache kept")));
     }
+    let full = format!("{}/{name}", chosen.shown_uri());
     let read = |bytes: &[u8]| -> Result<Release, SelectError> {
         let scratch = fetcher.cache().scratch()?;
-        let text = signature::verify(bytes, keyring, scratch.path())
-            .map_err(|source| SelectError::Signature { name: name.clone(), source })?;
-        let unusable = |source| SelectError::Release { name: name.clone(), source };
+        let text = signature::verify(bytes, keyring, scratch.path(), fetcher.stop())
+            .map_err(|source| SelectError::Signature { name: full.clone(), source })?;
+        let unusable = |source| SelectError::Release { name: full.clone(), source };
         let release = Release::parse(&text).map_err(unusable)?;
         release.check(&chosen.suite, architecture, now).map_err(unusable)?;
         Ok(release)
@@ -404,62 +351,6 @@ fn read_suite(
     }
     let digest = fetcher.keep(&answer)?;
     Ok(suite(release, digest, &answer.bytes))
-}
-
-/// A package index as the Release file describes it.
-struct IndexFile {
-    path: String,
-    size: u64,
-    digest: Digest,
-    plain_size: u64,
-}
-
-impl IndexFile {
-    fn wanted(&self, uris: &[String], suite: &Suite) -> Wanted {
-        let paths = suite.index_paths(&self.path, self.digest);
-        Wanted {
-            name: format!("dists/{}/{}", suite.name, self.path),
-            urls: uris.iter().flat_map(|uri| paths.iter().map(move |path| format!("{uri}/{path}"))).collect(),
-            size: self.size,
-            digest: self.digest,
-        }
-    }
-}
-
-fn index_files(suite: &Suite, architecture: &str) -> Result<Vec<IndexFile>, SelectError> {
-    let mut files = Vec::new();
-    for component in &suite.components {
-        let describe = |architecture: &str| {
-            let (path, size, digest) = suite.release.package_index(component, architecture)?;
-            let plain = format!("{component}/binary-{architecture}/Packages");
-            let plain_size = suite.release.indices.get(&plain).map_or(INDEX_LIMIT, |entry| entry.0);
-            Some(IndexFile { path, size, digest, plain_size })
-        };
-        files.push(describe(architecture).ok_or_else(|| SelectError::NoIndex {
-            suite: suite.name.clone(),
-            component: component.clone(),
-        })?);
-        if suite.release.separate_all {
-            files.extend(describe("all"));
-        }
-    }
-    Ok(files)
-}
-
-fn decompress(name: &str, compressed: &[u8], plain_size: u64) -> Result<Vec<u8>, SelectError> {
-    let mut text = Vec::with_capacity(usize::try_from(plain_size.min(INDEX_LIMIT)).unwrap_or(0));
-    // One byte more than promised is enough to tell that there is more.
-    let limit = plain_size.min(INDEX_LIMIT) + 1;
-    let read = match name.rsplit_once('.').map(|(_, suffix)| suffix) {
-        Some("xz") => liblzma::read::XzDecoder::new(compressed).take(limit).read_to_end(&mut text),
-        Some("gz") => flate2::read::GzDecoder::new(compressed).take(limit).read_to_end(&mut text),
-        _ => compressed.take(limit).read_to_end(&mut text),
-    };
-    let failed = |source| SelectError::Decompress { name: name.to_owned(), source };
-    if read.map_err(failed)? as u64 == limit {
-        return Err(failed(std::io::Error::other("it is larger than its Release file says")));
-    }
-    Ok(text)
 }
 
 fn repository_name(uris: &[String], taken: &[Repository]) -> String {
@@ -494,12 +385,5 @@ mod tests {
         assert_eq!(name("http://mirror.test/debian", &[repository("debian")]), "debian-2");
         assert_eq!(name("http://mirror.test", &[]), "archive");
         assert_eq!(name("http://mirror.test/..", &[]), "archive");
-    }
-
-    #[test]
-    fn an_index_larger_than_promised_is_refused() {
-        assert_eq!(decompress("Packages", b"abc", 3).expect("fits"), b"abc");
-        assert!(decompress("Packages", b"abcd", 3).is_err());
-        assert!(decompress("Packages.xz", b"abcd", 3).is_err());
     }
 }

@@ -5,11 +5,11 @@
 //! be text that nobody signed. gpgv's exit status is not used: it is 2 as soon as one of several
 //! signers is unknown, which is how archives announce their next key.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::host_tool::{HostTool, ToolError};
+use crate::child::{HostTool, ToolError};
+use crate::stop::Stop;
 
 const GPGV: HostTool = HostTool { name: "gpgv", package: "gpgv" };
 const LIMIT: Duration = Duration::from_secs(30);
@@ -21,7 +21,9 @@ pub enum Distrust {
     #[error("its signature by key {0} is BAD: the file was altered on its way")]
     Bad(String),
     /// None of the signers is in the keyring.
-    #[error("none of its signers ({0}) is in the keyring: is it the right keyring for this archive?")]
+    #[error(
+        "none of its signers ({0}) is in the keyring: if it is not Debian's, name its own keyring as debian.keyring in the recipe"
+    )]
     UnknownSigner(String),
     /// The key has expired or is revoked, or the signature has expired.
     #[error(
@@ -70,7 +72,7 @@ pub enum SignatureError {
 ///
 /// # Errors
 /// It cannot be verified, or is not trusted.
-pub fn verify(message: &[u8], keyring: &Path, scratch: &Path) -> Result<String, SignatureError> {
+pub fn verify(message: &[u8], keyring: &Path, scratch: &Path, stop: &Stop) -> Result<String, SignatureError> {
     let keys = read_keyring(keyring)?;
     let binary = scratch.join("keyring");
     let input = scratch.join("message");
@@ -78,18 +80,18 @@ pub fn verify(message: &[u8], keyring: &Path, scratch: &Path) -> Result<String, 
     let failed = |path: &Path, source| SignatureError::Scratch { path: path.to_owned(), source };
     std::fs::write(&binary, keys).map_err(|source| failed(&binary, source))?;
     std::fs::write(&input, message).map_err(|source| failed(&input, source))?;
-    let arguments: [OsString; 9] = [
-        "--homedir".into(),
-        scratch.into(),
-        "--status-fd".into(),
-        "1".into(),
-        "--keyring".into(),
-        binary.into(),
-        "--output".into(),
-        output.clone().into(),
-        input.into(),
-    ];
-    let finished = GPGV.run(&arguments, &[], scratch, LIMIT)?;
+    // gpgv looks for a bare name in its home directory.
+    let keyring = Path::new(".").join(binary);
+    let check = GPGV
+        .find()?
+        .argument("--homedir")
+        .argument(scratch)
+        .arguments(["--status-fd", "1", "--keyring"])
+        .argument(keyring)
+        .argument("--output")
+        .argument(&output)
+        .argument(input);
+    let finished = check.run(LIMIT, stop)?;
     if finished.status.code().is_none() {
         return Err(finished.failure().into());
     }

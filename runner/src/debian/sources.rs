@@ -209,6 +209,22 @@ pub struct Chosen {
     pub keyring: Option<PathBuf>,
 }
 
+impl Chosen {
+    /// The address of its first mirror, for messages: without the password that it may have.
+    #[must_use]
+    pub fn shown_uri(&self) -> String {
+        let uri = self.uris.first().map_or("", String::as_str);
+        match uri.split_once("://") {
+            Some((scheme, rest)) => {
+                let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+                let host = host.rsplit('@').next().unwrap_or(host);
+                format!("{scheme}://{host}/{path}").trim_end_matches('/').to_owned()
+            }
+            None => uri.to_owned(),
+        }
+    }
+}
+
 /// Picks the sources of `suite`, its updates and its security updates. `any_signer` admits sources
 /// that other keys than Debian's sign.
 ///
@@ -320,6 +336,22 @@ mod tests {
                 ("http://mirror.test/debian-security", "bookworm-security"),
             ]
         );
+    }
+
+    #[test]
+    fn a_password_in_an_address_is_not_shown() {
+        for (uri, shown) in [
+            ("https://user:secret@mirror.test/debian", "https://mirror.test/debian"),
+            ("http://mirror.test", "http://mirror.test"),
+        ] {
+            let chosen = Chosen {
+                uris: vec![uri.to_owned()],
+                suite: "s".to_owned(),
+                components: main_only(),
+                keyring: None,
+            };
+            assert_eq!(chosen.shown_uri(), shown);
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::debian::Selection;
 use crate::debian::signature::{self, SignatureError};
 use crate::event::{Event, Sink, Stage};
 use crate::recipe::Recipe;
+use crate::stop::Stop;
 
 use super::database::{self, Described, Triggers};
 use super::filesystem::{self, FilesystemError};
@@ -122,6 +123,7 @@ pub fn compose(
     selection: &Selection,
     cache: &Cache,
     scratch: &Path,
+    stop: &Stop,
     sink: &dyn Sink,
 ) -> Result<ComposedDisk, ComposeError> {
     let needed = selection.installed_size();
@@ -138,7 +140,7 @@ pub fn compose(
         .max()
         .unwrap_or(0);
     let tree = Tree::create(scratch.join("tree"), modified)?;
-    let unpacked = unpack::unpack(selection, &selection.packages, cache, &tree, &|_| true, sink)
+    let unpacked = unpack::unpack(selection, &selection.packages, cache, &tree, &|_| true, (stop, sink))
         .map_err(|failed| ComposeError::Unpack { package: failed.package, source: failed.error })?;
     let progress = |doing: &str| {
         sink.event(Event::Progress {
@@ -160,7 +162,7 @@ pub fn compose(
     create_disk(&image, recipe.image.size, partition)
         .map_err(|source| ComposeError::Write { path: image.clone(), source })?;
     let layout = tree.layout();
-    filesystem::make(&image, partition, &identity.uuid, tree.root(), &layout, scratch)?;
+    filesystem::make(&image, partition, &identity.uuid, tree.root(), &layout, scratch, stop)?;
     let paths = layout.nodes().count();
     drop(layout);
     // Hundreds of MB that the guest needs the room of.

@@ -10,7 +10,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::host_tool::{HostTool, ToolError};
+use crate::child::{HostTool, ToolError};
+use crate::stop::Stop;
 
 use super::layout::{Kind, Layout};
 use super::partition::Partition;
@@ -87,6 +88,7 @@ pub fn make(
     tree: &Path,
     layout: &Layout,
     scratch: &Path,
+    stop: &Stop,
 ) -> Result<(), FilesystemError> {
     let write = |path: &Path, text: &str| {
         std::fs::write(path, text).map_err(|source| FilesystemError::Write { path: path.to_owned(), source })
@@ -95,38 +97,26 @@ pub fn make(
     write(&configuration, CONFIGURATION)?;
     // The inode tables of a fresh sparse file are zero already; saying so spares the guest the work.
     let extended = format!("offset={},root_owner=0:0,lazy_itable_init=0", partition.offset);
-    let arguments: [OsString; 14] = [
-        "-q".into(),
-        "-F".into(),
-        "-t".into(),
-        "ext4".into(),
-        "-L".into(),
-        "root".into(),
-        "-U".into(),
-        uuid.into(),
-        "-E".into(),
-        extended.into(),
-        "-d".into(),
-        tree.into(),
-        image.into(),
+    let make = MKE2FS
+        .find()?
+        .arguments(["-q", "-F", "-t", "ext4", "-L", "root", "-U", uuid, "-E", &extended, "-d"])
+        .arguments([tree, image])
         // A bare number means kibibytes, whatever the size of a block (mke2fs(8)).
-        format!("{}k", partition.length / KIBIBYTE).into(),
-    ];
-    let environment = [("MKE2FS_CONFIG", configuration.into_os_string())];
-    MKE2FS.run(&arguments, &environment, Path::new("."), LIMIT)?.success()?;
+        .argument(format!("{}k", partition.length / KIBIBYTE))
+        .variable("MKE2FS_CONFIG", configuration);
+    make.run(LIMIT, stop)?.success()?;
 
     let commands = scratch.join("owners.debugfs");
     write(&commands, &corrections(layout))?;
     let place = at(image, partition);
-    let arguments: [OsString; 4] = ["-w".into(), "-f".into(), commands.into(), place.clone()];
-    let finished = DEBUGFS.run(&arguments, &[], Path::new("."), LIMIT)?.success()?;
+    let correct = DEBUGFS.find()?.arguments(["-w", "-f"]).argument(commands).argument(&place);
+    let finished = correct.run(LIMIT, stop)?.success()?;
     let complaint = |line: &&str| !line.is_empty() && !line.starts_with("debugfs ");
     if finished.stderr.lines().any(|line| complaint(&line)) {
         return Err(finished.failure().into());
     }
 
-    let arguments: [OsString; 2] = ["-fn".into(), place];
-    let check = E2FSCK.run(&arguments, &[], Path::new("."), LIMIT)?;
+    let check = E2FSCK.find()?.argument("-fn").argument(place).run(LIMIT, stop)?;
     check.success().map_err(|source| FilesystemError::Check { source })?;
     Ok(())
 }

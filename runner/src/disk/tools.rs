@@ -80,7 +80,7 @@ pub fn builder_tools(
     let wanted = packages.iter().map(|package| selection.wanted(&package.file)).collect();
     fetcher.fetch_all(wanted, Stage::Fetch, sink)?;
     let tree = Tree::create(scratch.join("tools"), 0)?;
-    unpack::unpack(selection, &packages, fetcher.cache(), &tree, &is_needed, sink)
+    unpack::unpack(selection, &packages, fetcher.cache(), &tree, &is_needed, (fetcher.stop(), sink))
         .map_err(|failed| ToolsError::Unpack { package: failed.package, source: failed.error })?;
     tree.settle()?;
     let layout = tree.layout();

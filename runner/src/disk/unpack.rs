@@ -16,6 +16,7 @@ use crate::cache::{Cache, StoreError};
 use crate::debian::deb::{self, Control, DebError};
 use crate::debian::{Package, Selection, relation};
 use crate::event::{Event, Sink, Stage};
+use crate::stop::{Stop, Stopped};
 
 use super::database::{self, Conffile};
 use super::layout::{Admitted, Attributes, Kind, Node};
@@ -54,6 +55,9 @@ pub enum UnpackError {
         /// The entry, as well as it can be shown.
         path: String,
     },
+    /// Nobody wants it any more.
+    #[error("unpacking was given up")]
+    Stopped(#[source] Stopped),
     /// Another package failed first.
     #[error("broken off because another package failed")]
     BrokenOff,
@@ -92,7 +96,7 @@ pub fn unpack(
     cache: &Cache,
     tree: &Tree,
     filter: Filter<'_>,
-    sink: &dyn Sink,
+    (stop, sink): (&Stop, &dyn Sink),
 ) -> Result<Vec<Unpacked>, Failed> {
     let job = Job { selection, packages, cache, tree, filter, later: Mutex::default() };
     let total: u64 = packages.iter().map(|package| package.file.size).sum();
@@ -112,7 +116,10 @@ pub fn unpack(
                         return;
                     }
                     let package = &packages[*index];
-                    let result = job.package(*index);
+                    let result = match stop.check() {
+                        Ok(()) => job.package(*index),
+                        Err(stopped) => Err(UnpackError::Stopped(stopped)),
+                    };
                     if result.is_err() {
                         broken.store(true, Ordering::Relaxed);
                     }

@@ -19,7 +19,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::cancel::Cancel;
+use crate::stop::{Stop, Stopped};
 
 use super::argv::{Accelerator, Boot, CONTROL_PORT, Network, VmSpec};
 use super::console::Console;
@@ -121,9 +121,9 @@ pub enum CanaryError {
     /// The machine could not be watched or ended.
     #[error("could not watch the canary")]
     Watch(#[source] io::Error),
-    /// Someone wanted to stop.
-    #[error("the canary was told to stop")]
-    Cancelled,
+    /// Nobody wants to know any more.
+    #[error("the canary was ended")]
+    Stopped(#[source] Stopped),
 }
 
 /// What a canary boots, and with what.
@@ -140,8 +140,8 @@ pub struct Canary<'a> {
     pub scratch: &'a Path,
     /// Sees each process before it does anything.
     pub register: &'a dyn Fn(BorrowedFd<'_>) -> io::Result<()>,
-    /// The wish to stop.
-    pub cancel: &'a Cancel,
+    /// When to give up.
+    pub stop: &'a Stop,
 }
 
 impl Canary<'_> {
@@ -207,7 +207,7 @@ impl Canary<'_> {
         let started = Instant::now();
         let deadline = started + DEADLINE * accelerator.patience();
         let mut machine = launch(self.programs, &spec, self.register)?;
-        let sung = listen(&mut machine, &format!("hostler-canary {nonce}"), deadline, self.cancel)?;
+        let sung = listen(&mut machine, &format!("hostler-canary {nonce}"), deadline, self.stop)?;
         let (stderr, status) = match &sung {
             Sung::Ended { .. } => {
                 let status = machine.wait(Duration::from_secs(5));
@@ -244,26 +244,20 @@ enum Sung {
 }
 
 /// Listens to the serial line for the song.
-fn listen(
-    machine: &mut Machine,
-    song: &str,
-    deadline: Instant,
-    cancel: &Cancel,
-) -> Result<Sung, CanaryError> {
+fn listen(machine: &mut Machine, song: &str, deadline: Instant, stop: &Stop) -> Result<Sung, CanaryError> {
     let watch = |error: rustix::io::Errno| CanaryError::Watch(error.into());
     let mut console = Console::new(io::sink(), 0);
     let mut text = Vec::new();
     loop {
-        if cancel.is_cancelled() {
-            return Err(CanaryError::Cancelled);
-        }
+        stop.check().map_err(CanaryError::Stopped)?;
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Ok(Sung::Silent { last_line: console.last_line() });
         }
-        let timeout =
-            Timespec::try_from(left).map_err(|error| CanaryError::Watch(io::Error::other(error)))?;
-        let mut polled = [PollFd::new(&machine.console, PollFlags::IN), PollFd::new(cancel, PollFlags::IN)];
+        let timeout = Timespec::try_from(stop.left(left))
+            .map_err(|error| CanaryError::Watch(io::Error::other(error)))?;
+        let mut polled = vec![PollFd::new(&machine.console, PollFlags::IN)];
+        polled.extend(stop.wish().map(|wish| PollFd::from_borrowed_fd(wish, PollFlags::IN)));
         match poll(&mut polled, Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(watch(error)),

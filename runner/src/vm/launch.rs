@@ -17,10 +17,11 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::child::spawner;
+use crate::passing;
+
 use super::argv::{Network, VmSpec, arguments};
-use super::passing;
 use super::shim::{Isolation, Operation, Order, Reply};
-use super::spawner;
 
 /// How long the shim may take for its few system calls.
 const SHIM_DEADLINE: Duration = Duration::from_secs(20);

@@ -60,9 +60,9 @@ pub enum Failure {
         /// The step in which it was.
         stage: Option<String>,
     },
-    /// It took too long as a whole.
+    /// The build took too long as a whole.
     TimedOut {
-        /// The limit.
+        /// The build's limit.
         limit: Duration,
         /// The step in which it was.
         stage: Option<String>,
@@ -126,7 +126,7 @@ impl fmt::Display for Failure {
             ),
             Self::TimedOut { limit, stage } => write!(
                 formatter,
-                "the guest was not done after {}; it was {}",
+                "the guest was not done within the build's total limit of {}; it was {}",
                 humantime::format_duration(*limit),
                 within(stage)
             ),

@@ -1,47 +1,24 @@
-//! Finds the host's programs and learns their versions.
+//! Which qemu and which processor a verdict about acceleration is true of.
 //!
-//! Programs are looked up once, by name, in `PATH` and then where Debian keeps those of the
-//! administrator; children get a cleared environment, so nothing is looked up again later.
 //! Deliberately absent: any judgement about versions.
 
-use std::ffi::OsStr;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::{Access, access};
-
-use crate::child::{self, ChildError};
+use crate::child::{Tool, ToolError};
+use crate::stop::Stop;
 
 /// How long a program may take to tell its version.
 const DEADLINE: Duration = Duration::from_secs(30);
-
-/// Finds a program by its name.
-#[must_use]
-pub fn find_program(name: &str) -> Option<PathBuf> {
-    let search = std::env::var_os("PATH").unwrap_or_default();
-    find_in(name, &search)
-}
-
-fn find_in(name: &str, search: &OsStr) -> Option<PathBuf> {
-    let administrators = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from);
-    std::env::split_paths(search)
-        .filter(|folder| folder.is_absolute())
-        .chain(administrators)
-        .map(|folder| folder.join(name))
-        .find(|path| path.is_file() && access(path, Access::EXEC_OK).is_ok())
-}
 
 /// The version that `program --version` tells, or `None` when it tells none.
 ///
 /// # Errors
 /// When the program cannot be run.
-pub fn version(program: &Path) -> Result<Option<String>, ChildError> {
-    let mut command = child::command(program);
-    command.arg("--version").stdin(Stdio::null());
-    let output = child::output(command, DEADLINE, None)?;
-    Ok(parse_version(&output.stdout))
+pub fn version(program: &Path, stop: &Stop) -> Result<Option<String>, ToolError> {
+    let asked = Tool::at(program.to_owned()).argument("--version").run(DEADLINE, stop)?.success()?;
+    Ok(parse_version(&String::from_utf8_lossy(&asked.stdout)))
 }
 
 /// The text after `version` on the first line: `7.2.22 (Debian 1:7.2+dfsg-7)`.
@@ -83,13 +60,6 @@ mod tests {
         );
         assert_eq!(parse_version("hello\n"), None);
         assert_eq!(parse_version(""), None);
-    }
-
-    #[test]
-    fn relative_folders_in_the_search_path_are_passed_over() {
-        let found = find_in("sh", OsStr::new(".:bin:/nonexistent")).unwrap();
-        assert!(found.is_absolute());
-        assert_eq!(find_in("no such program", OsStr::new("/bin")), None);
     }
 
     #[test]

@@ -30,8 +30,10 @@ use rustix::thread::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::passing;
+
 use super::argv::{CONSOLE_FD, MIRROR_PORT};
-use super::{loopback, passing};
+use super::loopback;
 
 /// How long the shim waits for its order: the runner may be waiting for the watchdog.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -19,10 +19,18 @@ const GRACE: Duration = Duration::from_secs(20);
 /// Limits of one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// From the start to the proof.
+    /// From the start of the build to the run's proof.
     pub total: Duration,
+    /// What of that was over when the run began.
+    pub used: Duration,
     /// The longest time in which nothing that counts as progress happens.
     pub no_progress: Duration,
+}
+
+impl Limits {
+    fn left(&self) -> Duration {
+        self.total.saturating_sub(self.used)
+    }
 }
 
 /// Something that was seen.
@@ -107,7 +115,7 @@ impl Watch {
     /// When to look at the clock again at the latest.
     #[must_use]
     pub fn deadline(&self) -> Duration {
-        let limits = self.limits.total.min(self.progressed.saturating_add(self.limits.no_progress));
+        let limits = self.limits.left().min(self.progressed.saturating_add(self.limits.no_progress));
         match &self.failed {
             Some((at, _)) => limits.min(at.saturating_add(GRACE)),
             None => limits,
@@ -134,7 +142,7 @@ impl Watch {
                 && now >= at.saturating_add(GRACE)
             {
                 Some(failure.clone())
-            } else if now >= self.limits.total {
+            } else if now >= self.limits.left() {
                 Some(Failure::TimedOut { limit: self.limits.total, stage })
             } else if now >= self.progressed.saturating_add(self.limits.no_progress) {
                 Some(Failure::Stalled { limit: self.limits.no_progress, stage })
@@ -230,7 +238,11 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: Limits = Limits { total: Duration::from_secs(100), no_progress: Duration::from_secs(10) };
+    const LIMITS: Limits = Limits {
+        total: Duration::from_secs(160),
+        used: Duration::from_secs(60),
+        no_progress: Duration::from_secs(10),
+    };
 
     fn at(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
@@ -301,7 +313,7 @@ mod tests {
     fn a_guest_that_failed_and_lingers_is_ended_as_failed() {
         let mut watch = Watch::new(
             "5fe7".into(),
-            Limits { no_progress: Duration::from_secs(1000), total: Duration::from_secs(1000) },
+            Limits { no_progress: Duration::from_secs(1000), total: Duration::from_secs(1000), ..LIMITS },
         );
         watch.see(at(5), failed("configure"));
         assert_eq!(watch.deadline(), at(25));
@@ -348,7 +360,9 @@ mod tests {
             assert_eq!(chatty.see(at(second), Seen::ConsoleBytes(second)), None);
             assert_eq!(chatty.look(at(second)), None);
         }
-        assert_eq!(class(chatty.look(at(100))), "timeout");
+        // The message names the limit that the recipe has, not what was left of it.
+        let limit = Duration::from_secs(160);
+        assert_eq!(chatty.look(at(100)), Some(Outcome::Failed(Failure::TimedOut { limit, stage: None })));
     }
 
     #[test]
@@ -387,7 +401,7 @@ mod tests {
             for (second, seen) in (0..).zip(events) {
                 watch.see(at(second), seen);
             }
-            prop_assert!(watch.look(LIMITS.total).is_some());
+            prop_assert!(watch.look(LIMITS.left()).is_some());
         }
     }
 }

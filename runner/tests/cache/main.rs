@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod host_sources;
 mod upstream;
 
 use std::io::{Read, Write};
@@ -19,6 +20,7 @@ use hostler_runner::debian::signature::{Distrust, SignatureError};
 use hostler_runner::debian::{self, SelectError, Selection};
 use hostler_runner::event::{Event, Silent, Sink};
 use hostler_runner::recipe::Recipe;
+use hostler_runner::stop::{Stop, Stopped};
 
 use upstream::{Fault, Signer, Upstream, publish};
 
@@ -311,13 +313,13 @@ fn a_keyring_may_be_armored() {
 fn downloads_end_at_their_deadline() {
     let world = World::new();
     world.upstream.fault(BIG, Fault::Stuck(1000));
-    let deadline = Some(Instant::now() + Duration::from_secs(1));
+    let stop = Stop::default().within(Duration::from_secs(1));
     let idle_timeout = Duration::from_secs(60);
-    let fetcher = world.fetcher_with(FetchOptions { deadline, idle_timeout, ..World::options() });
+    let fetcher = world.fetcher_with(FetchOptions { stop, idle_timeout, ..World::options() });
     let selection = world.select(&fetcher).unwrap();
     let started = Instant::now();
     let error = debian::fetch(&selection, &fetcher, &Silent).unwrap_err();
-    assert!(matches!(error, FetchError::TooLate { .. }), "{error}");
+    assert_eq!(Stopped::cause_of(&error), Some(Stopped::Late), "{error}");
     assert!(started.elapsed() < Duration::from_secs(20));
 }
 

@@ -238,6 +238,17 @@ pub(crate) fn deb(name: &str, extra: &str, contents: &[u8]) -> Vec<u8> {
 
 /// Puts an archive with the packages `apt` and `big` on the server.
 pub(crate) fn publish(upstream: &Upstream, signer: &Signer, valid_for: Duration, valid_from: SystemTime) {
+    publish_as("Test", upstream, signer, valid_for, valid_from);
+}
+
+/// The same, with an origin that the archive claims to be of.
+pub(crate) fn publish_as(
+    origin: &str,
+    upstream: &Upstream,
+    signer: &Signer,
+    valid_for: Duration,
+    valid_from: SystemTime,
+) {
     let mut index = String::new();
     let mut files = HashMap::new();
     let noise: Vec<u8> =
@@ -263,7 +274,7 @@ pub(crate) fn publish(upstream: &Upstream, signer: &Signer, valid_for: Duration,
         format!("Mon, {} {month} {} {} UTC", &text[8..10], &text[..4], &text[11..19])
     };
     let release = format!(
-        "Origin: Test\nSuite: bookworm\nCodename: bookworm\nDate: {}\nValid-Until: {}\nAcquire-By-Hash: yes\nArchitectures: amd64\nComponents: main\nSHA256:\n {digest} {} main/binary-amd64/Packages\n",
+        "Origin: {origin}\nSuite: bookworm\nCodename: bookworm\nDate: {}\nValid-Until: {}\nAcquire-By-Hash: yes\nArchitectures: amd64\nComponents: main\nSHA256:\n {digest} {} main/binary-amd64/Packages\n",
         date(valid_from),
         date(valid_from + valid_for),
         index.len()

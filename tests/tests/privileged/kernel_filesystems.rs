@@ -12,7 +12,8 @@ use hostler_watchdog::model::{
     DeviceNumber, DiskSequence, Filesystem, ResourceIdentity, Snapshot, SnapshotDepth, Step, StepResult,
 };
 
-use crate::worker::{Worker, identity, loop_at, resource, shown_at};
+use crate::kernel_seen::{resource, shown_at};
+use crate::worker::{Worker, identity, loop_at};
 
 /// For how long the looks of other tests, each of which has every loop device open for a moment, may
 /// put off the end of something.

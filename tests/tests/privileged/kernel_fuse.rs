@@ -11,7 +11,8 @@ use hostler_tests::scenario;
 use hostler_watchdog::model::{MountIdentity, MountNumber, Snapshot, SnapshotDepth, Step, StepResult};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::worker::{Worker, shown_at};
+use crate::kernel_seen::shown_at;
+use crate::worker::Worker;
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -73,8 +74,11 @@ fn who_waits_for_a_server_that_does_not_answer_is_freed_by_an_abort() {
 
         // A mount that was there and is not any more has no connection to abort.
         let mount = mount_at(&snapshot, &stuck.point);
-        let MountNumber::Unique(number) = mount.number else { panic!("this kernel has unique numbers") };
-        let gone = MountIdentity { number: MountNumber::Unique(number + 1_000_000), ..mount };
+        let number = match mount.number {
+            MountNumber::Unique(number) => MountNumber::Unique(number + 1_000_000),
+            MountNumber::Reusable(number) => MountNumber::Reusable(number + 1_000_000),
+        };
+        let gone = MountIdentity { number, ..mount };
         assert_eq!(worker.act(Step::AbortFuse { mount: gone }), StepResult::Gone);
         assert!(!of_stuck.is_finished());
 

@@ -124,6 +124,9 @@ fn partitions_that_were_left_behind_are_seen() {
             let disk = Disk::new(&image);
             program::succeed("losetup", ["-d", &disk.node]);
             let snapshot = worker.look(SnapshotDepth::Ownership);
+            // Where udev runs, it opens the device, and the kernel looks again and finds none: such a host
+            // leaves this test out.
+            assert!(disk.partitions() > 0, "the partitions of {} ended with the detach", disk.node);
             let device = loop_at(&snapshot, &disk.node).clone();
             (device.state == LoopState::Leftover).then_some(device)
         });

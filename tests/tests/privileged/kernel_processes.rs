@@ -13,7 +13,8 @@ use hostler_watchdog::kernel::processes;
 use hostler_watchdog::model::{FileHold, MountNamespace, SnapshotDepth};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
-use crate::worker::{Worker, shown_at};
+use crate::kernel_seen::shown_at;
+use crate::worker::Worker;
 
 #[test]
 fn open_files_are_told_from_paths_and_namespaces() {

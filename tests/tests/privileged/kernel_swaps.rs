@@ -13,7 +13,8 @@ use hostler_watchdog::model::{
 };
 use nix::mount::{MntFlags, umount2};
 
-use crate::worker::{Worker, identity, loop_at, resource, shown_at};
+use crate::kernel_seen::{resource, shown_at};
+use crate::worker::{Worker, identity, loop_at};
 
 /// A swap area of 8 MiB. It ends when this is dropped.
 struct Area {

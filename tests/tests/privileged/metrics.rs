@@ -21,7 +21,7 @@ const LEAK: &str = r#"
 "#;
 
 /// The body of an answer to GET.
-fn get(address: SocketAddr, path: &str) -> Result<String, String> {
+pub(crate) fn get(address: SocketAddr, path: &str) -> Result<String, String> {
     let limit = Duration::from_secs(10);
     let mut stream = TcpStream::connect_timeout(&address, limit).map_err(|error| error.to_string())?;
     stream.set_read_timeout(Some(limit)).map_err(|error| error.to_string())?;

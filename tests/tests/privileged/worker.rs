@@ -9,12 +9,11 @@ use std::time::Duration;
 use hostler_protocol::frame::{Decoder, REPLY_LIMIT, encode};
 use hostler_tests::failure::OrFail;
 use hostler_tests::place::Place;
-use hostler_tests::{probe, program};
+use hostler_tests::program;
 use hostler_watchdog::model::{
-    DeviceNumber, LoopDevice, LoopIdentity, LoopState, ResourceIdentity, Snapshot, SnapshotDepth, Step,
-    StepResult,
+    LoopDevice, LoopIdentity, LoopState, Snapshot, SnapshotDepth, Step, StepResult,
 };
-use hostler_watchdog::worker::{Query, Request, Response};
+use hostler_watchdog::worker::{Extent, Query, Request, Response};
 
 /// How long a look or a step may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -64,7 +63,14 @@ impl Worker {
 
     /// A look that leaves out what an earlier one said that it touches.
     pub(crate) fn look_without(&mut self, depth: SnapshotDepth, skip: &[String]) -> (Snapshot, Vec<String>) {
-        let query = Query { depth, leases: Vec::new(), avoid: Vec::new() };
+        let query = Query {
+            extent: Extent::Host,
+            depth,
+            leases: Vec::new(),
+            criteria: Vec::new(),
+            protected: Vec::new(),
+            avoid: Vec::new(),
+        };
         let (seen, touched) = self.ask(&Request::Observe { query, skip: skip.to_vec() });
         match seen {
             Response::Seen(snapshot) => (*snapshot, touched),
@@ -100,16 +106,4 @@ pub(crate) fn loop_at<'a>(snapshot: &'a Snapshot, node: &str) -> &'a LoopDevice 
 pub(crate) fn identity(device: &LoopDevice) -> LoopIdentity {
     let LoopState::Bound(backing) = device.state else { panic!("{device:?} is not bound") };
     LoopIdentity { number: device.number, sequence: device.sequence.or_fail("its sequence"), backing }
-}
-
-pub(crate) fn resource(device: &LoopDevice) -> Box<ResourceIdentity> {
-    Box::new(ResourceIdentity::Loop(identity(device)))
-}
-
-/// The device that a mount of the test shows.
-#[track_caller]
-pub(crate) fn shown_at(point: &std::path::Path) -> DeviceNumber {
-    let mount = probe::mounts().into_iter().rfind(|mount| mount.point == point);
-    let mount = mount.or_fail(format_args!("a mount on {}", point.display()));
-    DeviceNumber::parse(&mount.device).or_fail("a device number")
 }

@@ -111,7 +111,15 @@ async fn ours(
         }
         Reclaim::NAME => {
             let call: Reclaim = arguments(parameters)?;
-            results(&Reclaimed { report: engine.reclaim_now(caller, call.lease).await? })
+            let report = match (call.lease, call.target) {
+                (Some(lease), None) => engine.reclaim_now(caller, lease).await?,
+                (None, Some(target)) => engine.reclaim_target(caller, &target).await?,
+                (Some(_), Some(_)) | (None, None) => {
+                    let reason = "name a lease or a target, and not both".to_owned();
+                    return Err(CallError::Refused { reason }.into());
+                }
+            };
+            results(&Reclaimed { report })
         }
         _ => {
             let method = format!("{INTERFACE}.{method}");

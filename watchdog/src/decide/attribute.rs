@@ -20,9 +20,11 @@ use hostler_protocol::lease::{LeaseId, Tracking};
 
 use super::index::{Block, Index};
 use super::propagation::{counterparts, is_younger};
+use super::protect::protected;
 use crate::model::{
     BackingFile, DeviceNumber, Gap, Lease, LoopDevice, LoopIdentity, LoopState, Mount, MountIdentity,
-    MountNamespace, MountNumber, Namespace, ProcessIdentity, ResourceIdentity, Snapshot, SwapIdentity,
+    MountNamespace, MountNumber, Namespace, Opener, ProcessIdentity, ResourceIdentity, Snapshot,
+    SwapIdentity,
 };
 
 /// Whose each resource is, as far as a look can tell.
@@ -33,6 +35,8 @@ pub struct Ownership {
     pub owners: BTreeMap<ResourceIdentity, LeaseId>,
     /// What two leases have a claim to: it is kept.
     pub doubtful: BTreeSet<ResourceIdentity>,
+    /// What `[protect]` protects: a bystander, whoever has evidence for it.
+    pub protected: BTreeSet<ResourceIdentity>,
     /// Mount namespaces, by the number that is never given again, in which there are only processes of
     /// one lease.
     pub namespaces: BTreeMap<u64, LeaseId>,
@@ -53,7 +57,7 @@ impl Ownership {
     /// Notes a claim; says whether that was news. A second lease's claim makes it doubtful, unless one
     /// is within the other.
     fn claim(&mut self, identity: ResourceIdentity, lease: LeaseId, nesting: &Nesting) -> bool {
-        if self.doubtful.contains(&identity) {
+        if self.doubtful.contains(&identity) || self.protected.contains(&identity) {
             return false;
         }
         match self.owners.get(&identity) {
@@ -122,7 +126,9 @@ impl LoopDevice {
 #[must_use]
 pub fn attribute<'a>(snapshot: &Snapshot, leases: impl IntoIterator<Item = &'a Lease>) -> Ownership {
     let leases: Vec<&Lease> = leases.into_iter().collect();
-    let deriver = Deriver { index: Index::new(snapshot), nesting: Nesting::of(&leases), leases };
+    let index = Index::new(snapshot);
+    let protected = protected(&index);
+    let deriver = Deriver { index, protected, nesting: Nesting::of(&leases), leases };
     // What turns out to be doubtful is no evidence for anything, so what followed from it is derived
     // again without it.
     let mut doubtful = BTreeSet::new();
@@ -137,13 +143,15 @@ pub fn attribute<'a>(snapshot: &Snapshot, leases: impl IntoIterator<Item = &'a L
 
 struct Deriver<'a> {
     index: Index<'a>,
+    protected: BTreeSet<ResourceIdentity>,
     leases: Vec<&'a Lease>,
     nesting: Nesting,
 }
 
 impl Deriver<'_> {
     fn derive(&self, doubtful: BTreeSet<ResourceIdentity>) -> Ownership {
-        let mut ownership = Ownership { doubtful, ..Ownership::default() };
+        let protected = self.protected.clone();
+        let mut ownership = Ownership { doubtful, protected, ..Ownership::default() };
         for lease in &self.leases {
             let mut claim = |identity| ownership.claim(identity, lease.id, &self.nesting);
             for resource in processes(self.index.snapshot, lease) {
@@ -206,14 +214,15 @@ impl Deriver<'_> {
                 .or_else(parent)
                 .or_else(|| self.keeper_of_a_namespace(ownership, mount));
             if let Some(owner) = owner.filter(|owner| !self.was_there(*owner, mount.identity)) {
-                news |= ownership.claim(identity, owner, &self.nesting);
+                news |= self.claim_consequence(owner, identity, ownership);
             }
             if let Some(owner) = ownership.owners.get(&identity).copied() {
                 // The kernel's own copies of it, below peers of the mount that it is on.
                 for copy in counterparts(at, &self.index) {
                     let copy = self.index.mount(copy);
                     if is_younger(copy, mount) && !self.was_there(owner, copy.identity) {
-                        news |= ownership.claim(ResourceIdentity::Mount(copy.identity), owner, &self.nesting);
+                        let copy = ResourceIdentity::Mount(copy.identity);
+                        news |= self.claim_consequence(owner, copy, ownership);
                     }
                 }
             }
@@ -221,7 +230,7 @@ impl Deriver<'_> {
         for device in &snapshot.loops {
             let Some(identity) = device.identity() else { continue };
             if let Some(owner) = self.filesystem_owner(ownership, identity.backing.device) {
-                news |= ownership.claim(ResourceIdentity::Loop(identity), owner, &self.nesting);
+                news |= self.claim_consequence(owner, ResourceIdentity::Loop(identity), ownership);
             }
         }
         for map in &snapshot.maps {
@@ -230,12 +239,12 @@ impl Deriver<'_> {
                 .iter()
                 .map(|device| self.index.block(*device).and_then(|block| self.block_owner(ownership, block)));
             if let Some(owner) = the_only(owners) {
-                news |= ownership.claim(ResourceIdentity::Map(map.identity), owner, &self.nesting);
+                news |= self.claim_consequence(owner, ResourceIdentity::Map(map.identity), ownership);
             }
         }
         for nbd in snapshot.nbds.iter().filter_map(|nbd| nbd.identity) {
             if let Some(owner) = ownership.owners.get(&ResourceIdentity::Process(nbd.server)).copied() {
-                news |= ownership.claim(ResourceIdentity::Nbd(nbd), owner, &self.nesting);
+                news |= self.claim_consequence(owner, ResourceIdentity::Nbd(nbd), ownership);
             }
         }
         for swap in &snapshot.swaps {
@@ -247,10 +256,24 @@ impl Deriver<'_> {
                 SwapIdentity::Unreachable(_) => None,
             };
             if let Some(owner) = owner {
-                news |= ownership.claim(ResourceIdentity::Swap(swap.identity), owner, &self.nesting);
+                news |= self.claim_consequence(owner, ResourceIdentity::Swap(swap.identity), ownership);
             }
         }
         news
+    }
+
+    /// What the daemon opened has what it names: that, and nothing else, was judged.
+    fn claim_consequence(
+        &self,
+        owner: LeaseId,
+        identity: ResourceIdentity,
+        ownership: &mut Ownership,
+    ) -> bool {
+        let opener = self.leases.iter().find(|lease| lease.id == owner).map(|lease| lease.opener);
+        match opener {
+            Some(Opener::Client) => ownership.claim(identity, owner, &self.nesting),
+            Some(Opener::Policy | Opener::Administrator) | None => false,
+        }
     }
 
     fn mount(&self, at: usize) -> ResourceIdentity {

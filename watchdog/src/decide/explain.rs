@@ -15,6 +15,8 @@ use crate::model::{MapKind, Mount, ResourceIdentity, Snapshot, SwapIdentity};
 /// How deep a chain of holders is followed. Real chains have fewer than ten links; text that a user
 /// controls cannot make them longer, but stacked mounts can.
 const DEPTH_LIMIT: usize = 32;
+/// Whose a thing is that the configuration says nobody may touch.
+pub const PROTECTED: &str = "protected by [protect]";
 
 /// Finds what a person named: `/dev/loop3`, `loop3`, `/dev/nbd0`, `/dev/dm-0`, `/dev/mapper/NAME`, a
 /// mount point as `findmnt` shows it or as it is, a swap file, a process number; and says what holds it.
@@ -45,6 +47,11 @@ pub fn reasons_for(
             Some(holder) => narrator.what(holder),
             None => sentence_without_holder(edge.reason),
         };
+        if edge.holder.is_some_and(|holder| narrator.is_protected(holder)) {
+            reasons.insert(Reason::Bystander);
+            sentences.push(format!("{what}, {PROTECTED}"));
+            continue;
+        }
         let whose = edge.holder.map(|holder| narrator.whose(holder)).unwrap_or_default();
         sentences.push(if whose.is_empty() { what } else { format!("{what} of {whose}") });
     }
@@ -57,7 +64,7 @@ pub fn reasons_for(
     (reasons.into_iter().collect(), detail)
 }
 
-fn find(text: &str, index: &Index<'_>) -> Option<Node> {
+pub(super) fn find(text: &str, index: &Index<'_>) -> Option<Node> {
     let snapshot = index.snapshot;
     let name = text.strip_prefix("/dev/").unwrap_or(text);
     let number = |prefix: &str| name.strip_prefix(prefix)?.parse::<u32>().ok();
@@ -233,9 +240,14 @@ impl Narrator<'_> {
         let Some(identity) = identity_of(node, self.index) else { return String::new() };
         match self.ownership.owners.get(&identity) {
             Some(lease) => format!("lease {lease}"),
+            None if self.ownership.protected.contains(&identity) => PROTECTED.to_owned(),
             None if self.ownership.doubtful.contains(&identity) => "more than one lease".to_owned(),
             None => String::new(),
         }
+    }
+
+    fn is_protected(&self, node: Node) -> bool {
+        identity_of(node, self.index).is_some_and(|identity| self.ownership.protected.contains(&identity))
     }
 
     /// The command that would end just this hold of `held`; empty when there is none.

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 
 use crate::model::{
     BackingFile, BootId, DeviceNumber, DiskSequence, Filesystem, Lease, LoopDevice, LoopIdentity, LoopState,
-    Map, MapIdentity, MapKind, Mount, MountIdentity, MountNamespace, MountNumber, Phase, Place, Process,
-    ProcessIdentity, Snapshot, StartTime, Swap, SwapIdentity, UnderClaim,
+    Map, MapIdentity, MapKind, Mount, MountIdentity, MountNamespace, MountNumber, Opener, Phase, Place,
+    Process, ProcessIdentity, Snapshot, StartTime, Swap, SwapIdentity, UnderClaim,
 };
 
 pub(super) const HOST: MountNamespace = MountNamespace(1);
@@ -19,6 +19,7 @@ pub(super) fn lease(id: u64, phase: Phase) -> Lease {
         id: LeaseId(id),
         epoch: Epoch(1),
         name: format!("job {id}"),
+        opener: Opener::Client,
         uid: 1000,
         owner: process_identity(9000 + u32::try_from(id).expect("small")),
         tracking: Tracking::Cgroup,

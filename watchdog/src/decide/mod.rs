@@ -1,8 +1,9 @@
 //! Every decision: pure functions from plain data to plain data.
 //!
 //! `attribute` says whose each resource is, `plan` what is to be done for a lease that is over,
-//! `verify` what became of it by a second look, `explain` what holds a thing. None of them reads
-//! the host, knows the time, or can fail.
+//! `verify` what became of it by a second look, `explain` what holds a thing; `policy` what the
+//! administrator's rules take for leaked of what no lease has, `protect` what nobody may touch. None of
+//! them reads the host, knows the time, or can fail.
 //!
 //! Invariant: a gap in a snapshot only ever makes a resource *doubtful*, never owned; and what is
 //! doubtful is in no plan.
@@ -16,10 +17,15 @@ mod fixture;
 mod graph;
 mod index;
 mod plan;
+pub mod policy;
 mod propagation;
+mod protect;
+mod requested;
 mod verify;
 
 pub use attribute::{Ownership, attribute};
-pub use explain::{explain, reasons_for};
+pub use explain::{PROTECTED, explain, reasons_for};
 pub use plan::{PlanSettings, plan, stuck};
+pub use protect::strangers_below;
+pub use requested::{NotTaken, requested};
 pub use verify::{doubts, everything_of, verify};

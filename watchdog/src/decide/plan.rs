@@ -15,6 +15,7 @@ use super::attribute::Ownership;
 use super::graph::{Certainty, Node, holders, identity_of};
 use super::index::{Block, Index};
 use super::propagation::{counterparts, is_younger};
+use super::protect::protected_files_below;
 use crate::model::{
     CgroupIdentity, DeviceNumber, Filesystem, Gap, Lease, MountIdentity, Phase, Plan, ProcessIdentity,
     ResourceIdentity, Snapshot, Step, SwapIdentity, UnmountHow,
@@ -367,8 +368,11 @@ impl Planner<'_> {
 
     fn has_older_counterpart(&self, at: usize) -> bool {
         let mount = self.index.mount(at);
-        let is_bystanders =
-            |other: usize| !self.is_own_mount(other) && !is_younger(self.index.mount(other), mount);
+        let is_bystanders = |other: usize| {
+            let identity = ResourceIdentity::Mount(self.index.mount(other).identity);
+            let is_copy = is_younger(self.index.mount(other), mount);
+            !self.is_own_mount(other) && (!is_copy || self.ownership.protected.contains(&identity))
+        };
         counterparts(at, self.index).into_iter().any(is_bystanders)
     }
 
@@ -396,6 +400,7 @@ fn directories(lease: &Lease, snapshot: &Snapshot, ownership: &Ownership) -> Vec
                 .filter(|found| found.lease == lease.id)
                 .all(|found| ownership.is_of(ResourceIdentity::Mount(found.what), lease.id))
         })
+        .filter(|_| protected_files_below(lease.id, snapshot, ownership).is_empty())
         .map(|claim| Step::RemoveDirectory {
             directory: claim.directory,
             lease: lease.id,

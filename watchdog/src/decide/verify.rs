@@ -38,7 +38,8 @@ pub fn everything_of(
 #[must_use]
 pub fn doubts<'a>(lease: &Lease, snapshot: &'a Snapshot) -> Vec<&'a Gap> {
     let hides = |gap: &&Gap| match gap {
-        Gap::Loops(_) | Gap::Mounts(_) => !lease.claims.is_empty() || !lease.loops.is_empty(),
+        Gap::Loops(_) => !lease.claims.is_empty() || !lease.loops.is_empty(),
+        Gap::Mounts(_) => !lease.claims.is_empty() || !lease.loops.is_empty() || !lease.mounts.is_empty(),
         Gap::Blocks(_) => !lease.maps.is_empty() || !lease.loops.is_empty(),
         Gap::Loop(number, _) => lease.loops.iter().any(|identity| identity.number == *number),
         Gap::Processes(_) => lease.tracking == Tracking::Descent,
@@ -46,6 +47,8 @@ pub fn doubts<'a>(lease: &Lease, snapshot: &'a Snapshot) -> Vec<&'a Gap> {
         // They tell what holds things, not what is there: a mount in another namespace is of a device that
         // is bound for as long as it lasts.
         Gap::Namespaces(_) | Gap::Namespace(..) | Gap::Process(..) => false,
+        // What may be protected is left as if it were.
+        Gap::Criterion(_) => false,
     };
     snapshot.gaps.iter().filter(hides).collect()
 }

@@ -14,7 +14,8 @@ use crate::causes::chain;
 use crate::journal::Entry;
 use crate::kernel::{calls, cgroups, directories, loops, processes, signals};
 use crate::model::{
-    CgroupIdentity, Claim, DiskSequence, Gap, Lease, Phase, ProcessIdentity, SnapshotDepth, none_is_later,
+    CgroupIdentity, Claim, DiskSequence, Gap, Lease, Opener, Phase, ProcessIdentity, SnapshotDepth,
+    none_is_later,
 };
 
 /// How many descriptors of claimed directories are kept, of all leases together. All of them go beside
@@ -33,7 +34,7 @@ pub struct Caller {
 }
 
 impl Caller {
-    fn is_root(self) -> bool {
+    pub(super) fn is_root(self) -> bool {
         self.uid == 0
     }
 
@@ -42,11 +43,11 @@ impl Caller {
     }
 }
 
-fn refused(reason: impl Into<String>) -> CallError {
+pub(super) fn refused(reason: impl Into<String>) -> CallError {
     CallError::Refused { reason: reason.into() }
 }
 
-fn unavailable(reason: impl std::fmt::Display) -> CallError {
+pub(super) fn unavailable(reason: impl std::fmt::Display) -> CallError {
     CallError::Unavailable { reason: reason.to_string() }
 }
 
@@ -66,7 +67,8 @@ impl Engine {
             return Err(refused(format!("a lease's name has at most {NAME_LIMIT} bytes")));
         }
         let limit = self.shared.config.borrow().limits.leases;
-        let open = self.shared.state.borrow().leases().filter(|lease| lease.uid == caller.uid).count();
+        let is_callers = |lease: &&Lease| lease.uid == caller.uid && lease.opener == Opener::Client;
+        let open = self.shared.state.borrow().leases().filter(is_callers).count();
         if open >= limit {
             return Err(CallError::LimitReached { limit: "leases".to_owned(), value: limit as u64 });
         }
@@ -88,6 +90,7 @@ impl Engine {
             id,
             epoch,
             name: printable(name.as_bytes()),
+            opener: Opener::Client,
             uid: caller.uid,
             owner,
             tracking,
@@ -342,7 +345,8 @@ impl Engine {
             | Gap::Processes(_)
             | Gap::Process(..)
             | Gap::Namespace(..)
-            | Gap::Cgroup(..) => false,
+            | Gap::Cgroup(..)
+            | Gap::Criterion(_) => false,
         });
         if let Some(gap) = unclear {
             return Err(unavailable(format!(
@@ -409,7 +413,7 @@ impl Engine {
         self.end_and_wait(id).await
     }
 
-    async fn end_and_wait(&self, id: LeaseId) -> Result<Report, CallError> {
+    pub(super) async fn end_and_wait(&self, id: LeaseId) -> Result<Report, CallError> {
         let mut reports = {
             let state = self.shared.state.borrow();
             let record = state.get(id).ok_or(CallError::NoSuchLease { lease: id })?;

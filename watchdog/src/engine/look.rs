@@ -127,7 +127,8 @@ impl Engine {
         };
         let descriptors: Vec<BorrowedFd<'_>> = held.iter().map(|descriptor| descriptor.as_fd()).collect();
         let silence = self.shared.config.borrow().reclaim.step_timeout;
-        let query = Query { extent, depth, leases: queries, avoid: Vec::new() };
+        let (criteria, protected) = self.criteria();
+        let query = Query { extent, depth, leases: queries, criteria, protected, avoid: Vec::new() };
         self.shared.pool.observe(query, &descriptors, silence).await
     }
 
@@ -142,8 +143,14 @@ impl Engine {
         let descriptors: Vec<BorrowedFd<'_>> = kept.into_iter().map(|directory| directory.as_fd()).collect();
         let claim = ClaimQuery { claim: claim.clone(), descriptor: kept.map(|_| 0) };
         let leases = vec![LeaseQuery { lease, cgroup: None, claims: vec![claim] }];
-        let query =
-            Query { extent: Extent::Host, depth: SnapshotDepth::Ownership, leases, avoid: Vec::new() };
+        let query = Query {
+            extent: Extent::Host,
+            depth: SnapshotDepth::Ownership,
+            leases,
+            criteria: Vec::new(),
+            protected: Vec::new(),
+            avoid: Vec::new(),
+        };
         let silence = self.shared.config.borrow().reclaim.step_timeout;
         self.shared.pool.observe(query, &descriptors, silence).await
     }

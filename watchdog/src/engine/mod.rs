@@ -7,11 +7,15 @@
 //! Deliberately absent: decisions (they are in [`crate::decide`]) and system calls that free something
 //! (they are in workers); making a lease's control group and putting a process into it is done here.
 
+mod foresee;
 mod lifecycle;
 mod look;
 mod reclaim;
 mod record;
 mod restart;
+mod stray;
+mod sweep;
+mod takings;
 mod view;
 
 use std::cell::{Cell, RefCell};
@@ -56,6 +60,8 @@ struct Shared {
     news: RefCell<News>,
     /// There is some.
     heard: Notify,
+    /// What is known of what no lease has.
+    sweeps: sweep::Sweeps,
     /// When the resource gauges were last set.
     measured: Cell<Option<tokio::time::Instant>>,
 }
@@ -108,6 +114,7 @@ impl Engine {
                 changed: Notify::new(),
                 news: RefCell::default(),
                 heard: Notify::new(),
+                sweeps: sweep::Sweeps::new(),
                 measured: Cell::new(None),
             }),
         }
@@ -129,6 +136,7 @@ impl Engine {
     /// stay as they were at the start.
     pub fn set_config(&self, config: Config) {
         *self.shared.config.borrow_mut() = config;
+        self.shared.sweeps.set_again();
     }
 
     /// Takes an event of the kernel.

@@ -11,9 +11,12 @@ use hostler_protocol::why::Reason;
 use tokio::time::Instant;
 
 use super::look::{Look, LookFailed};
+use super::view::name_of;
 use super::{Engine, now_ms};
 use crate::causes::chain;
-use crate::decide::{Ownership, PlanSettings, doubts, everything_of, plan, reasons_for, stuck, verify};
+use crate::decide::{
+    Ownership, PlanSettings, doubts, everything_of, plan, reasons_for, strangers_below, stuck, verify,
+};
 use crate::journal::Entry;
 use crate::model::{
     Claim, Gap, Lease, LoopState, Phase, Plan, ResourceIdentity, Snapshot, SnapshotDepth, Step, StepResult,
@@ -68,6 +71,7 @@ impl Engine {
             record.is_reclaiming = true;
             record.state = LeaseState::Closing;
             record.over_since = Some(Instant::now());
+            record.grace = grace;
         }
         self.shared.watcher.forget_owner(id);
         let engine = self.clone();
@@ -107,6 +111,10 @@ impl Engine {
                     self.tell(id, false);
                 }
             }
+            if self.has_one_attempt(id) {
+                self.give_up(id).await;
+                return;
+            }
             self.set_state(id, LeaseState::Pinned);
             let changed = self.shared.changed.notified();
             // Our own attempt changed mounts and loop devices too: without a pause it would wake
@@ -137,7 +145,7 @@ impl Engine {
         for round in 0..ROUND_LIMIT {
             let look = match last_look.take() {
                 Some(look) => look,
-                None => self.look(SnapshotDepth::Ownership).await?,
+                None => self.look(self.depth_for(id)).await?,
             };
             let Look { snapshot: before, ownership } = &*look;
             let Some(lease) = self.shared.state.borrow().get(id).map(|record| record.lease.clone()) else {
@@ -262,7 +270,7 @@ impl Engine {
                 let outcome = verify(resource, plan, results, after);
                 match outcome {
                     Outcome::Reclaimed | Outcome::AlreadyGone | Outcome::Replaced => {
-                        self.note(id, resource, outcome, plan, Vec::new(), String::new());
+                        self.note(id, resource, outcome, (Vec::new(), String::new()), plan, after);
                     }
                     Outcome::Pinned | Outcome::Unknown => {
                         left.insert(resource);
@@ -324,7 +332,7 @@ impl Engine {
                 None => "something that holds it cannot be taken back".to_owned(),
             };
         }
-        self.note(id, resource, outcome, plan, reasons, detail);
+        self.note(id, resource, outcome, (reasons, detail), plan, after);
     }
 
     /// Notes what a lease may still have, which cannot be told.
@@ -350,11 +358,12 @@ impl Engine {
                 | Gap::Namespaces(_)
                 | Gap::Processes(_)
                 | Gap::Namespace(..)
-                | Gap::Process(..) => Vec::new(),
+                | Gap::Process(..)
+                | Gap::Criterion(_) => Vec::new(),
             };
             for resource in hidden {
-                let (plan, reasons) = (Plan::default(), vec![Reason::Unknown]);
-                self.note(lease.id, resource, Outcome::Unknown, &plan, reasons, gap.sentence());
+                let because = (vec![Reason::Unknown], gap.sentence());
+                self.note(lease.id, resource, Outcome::Unknown, because, &Plan::default(), before);
             }
         }
     }
@@ -380,9 +389,9 @@ impl Engine {
         id: LeaseId,
         resource: ResourceIdentity,
         outcome: Outcome,
+        (reasons, detail): (Vec<Reason>, String),
         plan: &Plan,
-        reasons: Vec<Reason>,
-        detail: String,
+        seen: &Snapshot,
     ) {
         let mut state = self.shared.state.borrow_mut();
         let Some(record) = state.get_mut(id) else { return };
@@ -393,7 +402,7 @@ impl Engine {
             self.shared.metrics.reclaims.with_label_values(&labels).inc();
         }
         let known = known.map(|known| known.name.clone());
-        let name = known.unwrap_or_else(|| name_in(plan, resource, &record.lease));
+        let name = known.unwrap_or_else(|| name_in(plan, resource, &record.lease, seen));
         let outcome = ResourceOutcome { kind: resource.kind(), name, outcome, reasons, detail };
         record.outcomes.insert(resource, outcome);
     }
@@ -520,22 +529,6 @@ fn forget_what_is_gone(lease: &mut Lease, snapshot: &Snapshot) {
     }
 }
 
-/// What keeps a scratch directory: the mounts below its lease's claims that are not the lease's.
-fn strangers_below(lease: LeaseId, after: &Snapshot, ownership: &Ownership) -> (Vec<Reason>, String) {
-    let found = after.claimed_mounts.iter().filter(|found| found.lease == lease).map(|found| found.what);
-    let points: Vec<String> = found
-        .filter(|mount| !ownership.is_of(ResourceIdentity::Mount(*mount), lease))
-        .filter_map(|identity| after.mounts.iter().find(|mount| mount.identity == identity))
-        .map(|mount| hostler_protocol::text::printable(&mount.point))
-        .take(3)
-        .collect();
-    if points.is_empty() {
-        (Vec::new(), String::new())
-    } else {
-        (vec![Reason::ChildMount], format!("mounted below it, and not the lease's: {}", points.join(", ")))
-    }
-}
-
 /// Whether a little patience may free what is left: only what a call was said to have freed.
 fn may_still_go(left: &BTreeSet<ResourceIdentity>, plan: &Plan, results: &[StepResult]) -> bool {
     plan.steps.iter().zip(results).any(|(step, result)| {
@@ -543,8 +536,8 @@ fn may_still_go(left: &BTreeSet<ResourceIdentity>, plan: &Plan, results: &[StepR
     })
 }
 
-/// A resource's name for people, as the plan or its lease has it.
-fn name_in(plan: &Plan, resource: ResourceIdentity, lease: &Lease) -> String {
+/// A resource's name for people, as the plan, its lease or a look has it.
+fn name_in(plan: &Plan, resource: ResourceIdentity, lease: &Lease, seen: &Snapshot) -> String {
     use hostler_protocol::text::printable;
     let step = plan.steps.iter().find(|step| step.resources().contains(&resource));
     match (resource, step) {
@@ -553,7 +546,8 @@ fn name_in(plan: &Plan, resource: ResourceIdentity, lease: &Lease) -> String {
         | (ResourceIdentity::Cgroup(_), Some(Step::RemoveCgroup { path, .. })) => path.clone(),
         (ResourceIdentity::Process(process), _) => process.pid.to_string(),
         (ResourceIdentity::Loop(device), _) => format!("/dev/loop{}", device.number),
-        (ResourceIdentity::Mount(mount), _) => format!("mount {:?} of {}", mount.number, mount.device),
+        // What somebody holds may be in no plan.
+        (ResourceIdentity::Mount(_), _) => name_of(resource, seen),
         (ResourceIdentity::Map(map), _) => format!("map {}", map.device),
         (ResourceIdentity::Nbd(nbd), _) => format!("/dev/nbd{}", nbd.number),
         (ResourceIdentity::Swap(_), _) => String::new(),

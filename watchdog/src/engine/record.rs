@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::time::Duration;
 
 use hostler_protocol::lease::{LeaseId, LeaseState, LeaseView, Report};
 use hostler_protocol::resource::ResourceView;
@@ -25,6 +26,8 @@ pub(super) struct Record {
     pub(super) descriptors: BTreeMap<usize, Rc<OwnedFd>>,
     /// When the lease ended.
     pub(super) over_since: Option<Instant>,
+    /// How long after that what it left is left alone.
+    pub(super) grace: Duration,
     /// What became of its resources so far.
     pub(super) outcomes: BTreeMap<ResourceIdentity, ResourceOutcome>,
     /// The report of the last attempt, for those who wait for it.
@@ -42,6 +45,7 @@ impl Record {
             state: LeaseState::Open,
             descriptors: BTreeMap::new(),
             over_since: None,
+            grace: Duration::ZERO,
             outcomes: BTreeMap::new(),
             report: watch::Sender::new(None),
             is_reclaiming: false,
@@ -83,6 +87,11 @@ impl State {
         let id = LeaseId(self.next_lease);
         self.next_lease += 1;
         id
+    }
+
+    /// The number that will be given next.
+    pub(super) fn next_number(&self) -> LeaseId {
+        LeaseId(self.next_lease)
     }
 
     pub(super) fn insert(&mut self, record: Record) {

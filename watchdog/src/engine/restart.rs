@@ -43,6 +43,8 @@ impl Engine {
                 lease.cgroup = None;
                 lease.loops.clear();
                 lease.mounts.clear();
+                lease.maps.clear();
+                lease.namespaces.clear();
                 lease.processes.clear();
                 // Nothing can find a directory again that has no handle; what was mounted below it
                 // went with the boot.

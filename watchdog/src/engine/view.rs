@@ -4,15 +4,19 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hostler_protocol::lease::{LeaseState, LeaseView};
-use hostler_protocol::methods::{CallError, Explanation, HostStatus, Planned, PlannedStep};
+use hostler_protocol::methods::{CallError, Explanation, HostStatus};
 use hostler_protocol::resource::{ResourceView, Verdict};
 use hostler_protocol::text::printable;
 use tokio::time::Instant;
 
+use super::lifecycle::unavailable;
 use super::look::Look;
+use super::stray::strays;
+use super::sweep::Sweeps;
 use super::{Engine, now_ms};
 use crate::causes::chain;
-use crate::decide::{Ownership, everything_of, explain, plan};
+use crate::decide::policy::Stage;
+use crate::decide::{Ownership, PROTECTED, everything_of, explain};
 use crate::kernel::loops;
 use crate::metrics::LEASE_STATES;
 use crate::model::{Gap, Lease, LoopState, ResourceIdentity, Snapshot, SnapshotDepth};
@@ -42,7 +46,8 @@ impl Engine {
             loops_in_use: snapshot.loops.len() as u64,
             loops_limit: loops::limit(),
             leases,
-            others: others(snapshot, ownership),
+            others: others(snapshot, ownership, &self.shared.sweeps),
+            stray_qemu: strays(snapshot, ownership, state.leases()),
             gaps: snapshot.gaps.iter().map(Gap::sentence).collect(),
         })
     }
@@ -58,21 +63,6 @@ impl Engine {
             Some(tree) => Ok(Explanation { tree, gaps: snapshot.gaps.iter().map(Gap::sentence).collect() }),
             None => Err(CallError::NoSuchTarget { target: printable(target.as_bytes()) }),
         }
-    }
-
-    /// What would be done now.
-    ///
-    /// # Errors
-    /// When looking gives nothing.
-    pub async fn planned(&self) -> Result<Planned, CallError> {
-        let look = self.look(SnapshotDepth::Ownership).await.map_err(unavailable)?;
-        let Look { snapshot, ownership } = &*look;
-        let state = self.shared.state.borrow();
-        let steps = state.leases().flat_map(|lease| {
-            let steps = plan(lease, snapshot, ownership, &self.plan_settings(lease.id)).steps;
-            steps.into_iter().map(|step| PlannedStep { lease: lease.id, does: step.sentence() })
-        });
-        Ok(Planned { steps: steps.collect() })
     }
 
     /// The metrics as text, after a look when the last one is older than a few seconds.
@@ -120,7 +110,7 @@ impl Engine {
                 *counts.entry((identity.kind().name(), verdict.name())).or_default() += 1;
             }
         }
-        for other in others(snapshot, ownership) {
+        for other in others(snapshot, ownership, &self.shared.sweeps) {
             *counts.entry((other.kind.name(), other.verdict.name())).or_default() += 1;
         }
         for kind in hostler_protocol::resource::Kind::ALL {
@@ -130,15 +120,13 @@ impl Engine {
                 metrics.resources.with_label_values(&[labels.0, labels.1]).set(count);
             }
         }
+        let stray = strays(snapshot, ownership, state.leases()).len();
+        metrics.stray_qemu.set(i64::try_from(stray).unwrap_or(i64::MAX));
         metrics.loops_in_use.set(i64::try_from(snapshot.loops.len()).unwrap_or(i64::MAX));
         let limit = loops::limit().unwrap_or(0);
         metrics.loops_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
         self.shared.measured.set(Some(Instant::now()));
     }
-}
-
-fn unavailable(error: impl std::fmt::Display) -> CallError {
-    CallError::Unavailable { reason: error.to_string() }
 }
 
 fn verdict_of(state: LeaseState) -> Verdict {
@@ -149,18 +137,30 @@ fn verdict_of(state: LeaseState) -> Verdict {
     }
 }
 
-/// Loop devices, and mounts of loop devices, that no lease has.
-fn others(snapshot: &Snapshot, ownership: &Ownership) -> Vec<ResourceView> {
+/// Loop devices, mounts of loop devices, and whatever else a rule is about, that no lease has.
+fn others(snapshot: &Snapshot, ownership: &Ownership, sweeps: &Sweeps) -> Vec<ResourceView> {
     let is_free = |identity: &ResourceIdentity| !ownership.owners.contains_key(identity);
-    let verdict = |identity: &ResourceIdentity| {
-        if ownership.doubtful.contains(identity) { Verdict::Unknown } else { Verdict::Bystander }
+    let show_free = |identity| {
+        let sighting = sweeps.sighting(identity);
+        let is_quarantined = sighting.as_ref().is_some_and(|sighting| sighting.stage >= Stage::Quarantined);
+        let (verdict, remark) = if ownership.protected.contains(&identity) {
+            (Verdict::Bystander, Some(PROTECTED.to_owned()))
+        } else if ownership.doubtful.contains(&identity) {
+            (Verdict::Unknown, None)
+        } else {
+            let verdict = if is_quarantined { Verdict::Quarantined } else { Verdict::Bystander };
+            (verdict, sighting.map(|sighting| sighting.sentence()))
+        };
+        let mut shown = show(identity, snapshot, verdict, None);
+        if let Some(remark) = remark {
+            shown.detail = format!("{} ({remark})", shown.detail);
+        }
+        shown
     };
     let mut found = Vec::new();
     for device in &snapshot.loops {
         match device.identity().map(ResourceIdentity::Loop) {
-            Some(identity) if is_free(&identity) => {
-                found.push(show(identity, snapshot, verdict(&identity), None));
-            }
+            Some(identity) if is_free(&identity) => found.push(show_free(identity)),
             Some(_) => {}
             None => found.push(ResourceView {
                 kind: hostler_protocol::resource::Kind::Loop,
@@ -179,11 +179,16 @@ fn others(snapshot: &Snapshot, ownership: &Ownership) -> Vec<ResourceView> {
     for mount in &snapshot.mounts {
         let identity = ResourceIdentity::Mount(mount.identity);
         let of_a_loop = snapshot.loops.iter().any(|device| device.has_device(mount.device()));
-        if of_a_loop && is_free(&identity) {
-            found.push(show(identity, snapshot, verdict(&identity), None));
+        if (of_a_loop || sweeps.sighting(identity).is_some()) && is_free(&identity) {
+            found.push(show_free(identity));
         }
     }
     found
+}
+
+/// A resource's name for people, as a look has it.
+pub(super) fn name_of(identity: ResourceIdentity, snapshot: &Snapshot) -> String {
+    show(identity, snapshot, Verdict::Bystander, None).name
 }
 
 fn show(

@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2};
 
@@ -18,6 +19,31 @@ use crate::model::{DeviceNumber, DiskSequence, Partition};
 #[must_use]
 pub fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ENXIO))
+}
+
+/// Reads what there is of a device, once more where it just goes; `None` when it is gone then.
+///
+/// The kernel takes a device away file by file, and its folder last. Until then a file may be missing, or
+/// answer `EINVAL` (of a map: `dm_attr_show`) or `EBUSY` (of an array: `md_attr_show`). An error that
+/// stays while the folder does is one.
+///
+/// # Errors
+/// What `read` says.
+pub fn unless_gone<T>(directory: &Path, read: impl Fn() -> io::Result<Option<T>>) -> io::Result<Option<T>> {
+    const TRIES: usize = 10;
+    const INTERVAL: Duration = Duration::from_millis(2);
+    let mut result = read();
+    for _ in 1..TRIES {
+        if result.is_ok() {
+            break;
+        }
+        if !directory.exists() {
+            return Ok(None);
+        }
+        std::thread::sleep(INTERVAL);
+        result = read();
+    }
+    result
 }
 
 /// A file that is there only sometimes.
@@ -253,6 +279,19 @@ mod tests {
     fn a_disk_of_an_old_kernel_has_no_sequence() {
         let tree = Tree::new().file("block/loop0/dev", "7:0\n");
         assert_eq!(sequence(&tree.path().join("block/loop0")).expect("there"), None);
+    }
+
+    #[test]
+    fn a_device_that_goes_while_it_is_read_is_not_there_and_an_error_that_stays_is_one() {
+        let tree = loop_with_partitions();
+        let directory = tree.path().join("block/loop0");
+        let refused = || Err::<Option<()>, _>(io::Error::from_raw_os_error(libc::EINVAL));
+        let error = unless_gone(&directory, refused).expect_err("its folder stays");
+        assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+        let once = std::cell::Cell::new(true);
+        let refused_once = || if once.take() { refused() } else { Ok(Some(())) };
+        assert_eq!(unless_gone(&directory, refused_once).expect("read the second time"), Some(()));
+        assert_eq!(unless_gone(&tree.path().join("block/loop9"), refused).expect("gone"), None);
     }
 
     #[test]

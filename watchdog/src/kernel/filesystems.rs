@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use nix::fcntl::{FcntlArg, fcntl};
-use rustix::io::{IoSliceMut, ReadWriteFlags, preadv2};
+use rustix::io::pread;
 
 use super::block;
 use super::detached::Detached;
@@ -72,15 +72,6 @@ fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// How a device's blocks are read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reading {
-    /// From the device, if they are not in memory. May hang with the device.
-    Whole,
-    /// Only what is in memory, so it does not wait for the device (`RWF_NOWAIT`).
-    InMemory,
-}
-
 /// Whether the ext4 that lives on a device is frozen; `None` when that cannot be told.
 ///
 /// No interface of the kernel tells it, but the file system's own mark on the disk does. One with a
@@ -90,32 +81,27 @@ pub enum Reading {
 /// way, and without a journal never one: there it cannot be told. The same holds for all other types,
 /// whose marks do not follow a freeze.
 ///
+/// The mark is in memory for as long as the file system lives, and reading it may read the device all the
+/// same, since the kernel reads whole pages. So this may hang with the device; of a map that is
+/// suspended nothing is read.
+///
 /// # Errors
 /// What opening or reading says.
-pub fn is_ext4_frozen(
-    sys: &Path,
-    proc: &Path,
-    device: DeviceNumber,
-    reading: Reading,
-) -> io::Result<Option<bool>> {
+pub fn is_ext4_frozen(sys: &Path, proc: &Path, device: DeviceNumber) -> io::Result<Option<bool>> {
     let name = block::name(sys, device)?;
     // Its first line is `rw` or `ro`, whatever single mounts of it say (`ext4_seq_options_show`).
     let options = block::read_if_there(&proc.join("fs/ext4").join(name).join("options"))?;
     let is_writable = options.is_some_and(|options| options.starts_with(b"rw\n"));
-    if !is_writable {
+    // What is read of a suspended map waits until it is resumed.
+    let suspended = block::read_if_there(&block::directory(sys, device).join("dm/suspended"))?;
+    let is_suspended = suspended.is_some_and(|suspended| suspended.starts_with(b"1"));
+    if !is_writable || is_suspended {
         return Ok(None);
     }
     let node = block::open_node(sys, device)?;
     let mut superblock = [0; SUPERBLOCK_SIZE];
-    let flags = match reading {
-        Reading::Whole => ReadWriteFlags::empty(),
-        Reading::InMemory => ReadWriteFlags::NOWAIT,
-    };
-    match preadv2(&node, &mut [IoSliceMut::new(&mut superblock)], SUPERBLOCK_PLACE, flags) {
-        Ok(SUPERBLOCK_SIZE) => Ok(is_marked_frozen(&superblock)),
-        Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::OPNOTSUPP) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+    let count = pread(&node, &mut superblock, SUPERBLOCK_PLACE)?;
+    Ok(if count == SUPERBLOCK_SIZE { is_marked_frozen(&superblock) } else { None })
 }
 
 const SUPERBLOCK_PLACE: u64 = 1024;
@@ -254,14 +240,21 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_mounted_read_only_may_be_frozen_or_not() {
+    fn one_that_is_mounted_read_only_or_cannot_be_read_may_be_frozen_or_not() {
         let tree = Tree::new()
             .file("sys/block/loop0/uevent", "DEVNAME=loop0\n")
             .link("sys/dev/block/7:0", "../../block/loop0")
             .file("proc/fs/ext4/loop0/options", "ro\nbsddf\nnogrpid\n");
-        // Its device is not even opened.
+        // Its device is not even opened, nor is a map that is suspended.
+        let suspended = Tree::new()
+            .file("sys/block/dm-0/uevent", "DEVNAME=dm-0\n")
+            .file("sys/block/dm-0/dm/suspended", "1\n")
+            .link("sys/dev/block/254:0", "../../block/dm-0")
+            .file("proc/fs/ext4/dm-0/options", "rw\nbsddf\n");
         let frozen =
-            is_ext4_frozen(&tree.path().join("sys"), &tree.path().join("proc"), number(7, 0), Reading::Whole);
+            is_ext4_frozen(&suspended.path().join("sys"), &suspended.path().join("proc"), number(254, 0));
+        assert_eq!(frozen.expect("readable"), None);
+        let frozen = is_ext4_frozen(&tree.path().join("sys"), &tree.path().join("proc"), number(7, 0));
         assert_eq!(frozen.expect("readable"), None);
     }
 }

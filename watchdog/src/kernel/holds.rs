@@ -6,9 +6,13 @@
 
 use std::ffi::CStr;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Statx, StatxFlags, openat, readlinkat, statx};
+use rustix::buffer::spare_capacity;
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, RawDir, Statx, StatxFlags, openat, readlinkat, readlinkat_raw, statx,
+};
 
 use super::processes::is_gone;
 use crate::model::{DeviceNumber, FileHold, MountNamespace, Place, Process};
@@ -43,13 +47,13 @@ pub(super) fn read(directory: BorrowedFd<'_>, process: &mut Process, buffer: &mu
     keep(place(directory, c"cwd").map(|found| process.current_directory = found));
     keep(place(directory, c"root").map(|found| process.root_directory = found));
     keep(place(directory, c"exe").map(|found| process.program = found));
-    keep(read_files(directory, &mut process.files, buffer));
+    keep(read_files(directory, &mut process.files));
     keep(read_file(directory, "maps", buffer).map(|()| process.mapped = mapped(buffer)));
     failure.map_or(Ok(()), Err)
 }
 
 /// The path in version 2's hierarchy (`0::/…`), or in systemd's own one of version 1.
-fn unit(cgroup: &[u8]) -> String {
+pub(super) fn unit(cgroup: &[u8]) -> String {
     let mut named = cgroup.split(|byte| *byte == b'\n').filter_map(|line| {
         let mut fields = line.splitn(3, |byte| *byte == b':').skip(1);
         Some((fields.next()?, fields.next()?))
@@ -80,33 +84,37 @@ fn place(directory: BorrowedFd<'_>, name: &CStr) -> io::Result<Option<Place>> {
     Ok(look(directory, name, AtFlags::empty())?.as_ref().map(place_of))
 }
 
-fn read_files(directory: BorrowedFd<'_>, files: &mut Vec<FileHold>, buffer: &mut Vec<u8>) -> io::Result<()> {
+fn read_files(directory: BorrowedFd<'_>, files: &mut Vec<FileHold>) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let descriptors = openat(directory, "fd", flags, Mode::empty())?;
-    for entry in Dir::read_from(&descriptors)? {
+    let mut names = [MaybeUninit::uninit(); 4096];
+    let mut names = RawDir::new(&descriptors, &mut names);
+    while let Some(entry) = names.next() {
         let entry = entry?;
         let name = entry.file_name();
         let Some(descriptor) = name.to_str().ok().and_then(|name| name.parse().ok()) else { continue };
-        let text = match readlinkat(&descriptors, name, std::mem::take(buffer)) {
-            Ok(text) => text.into_bytes(),
+        // A path longer than the kernel's limit is none that it shows.
+        let mut text = [MaybeUninit::uninit(); libc::PATH_MAX as usize];
+        let text = match readlinkat_raw(&descriptors, name, &mut text) {
+            Ok((text, _)) => &*text,
             Err(rustix::io::Errno::NOENT) => continue,
             Err(error) => return Err(error.into()),
         };
-        let namespace = namespace_in(&text);
-        if namespace.is_none() && is_kernels_own(&text) {
-            *buffer = text;
+        let namespace = namespace_in(text);
+        if namespace.is_none() && is_kernels_own(text) {
             continue;
         }
         let Some(status) = look(&descriptors, name, AtFlags::empty())? else { continue };
-        let is_block = FileType::from_raw_mode(u32::from(status.stx_mode)) == FileType::BlockDevice;
+        let kind = FileType::from_raw_mode(u32::from(status.stx_mode));
         let node = DeviceNumber { major: status.stx_rdev_major, minor: status.stx_rdev_minor };
         files.push(FileHold {
             descriptor,
             place: place_of(&status),
-            block_device: is_block.then_some(node),
-            is_path: is_path(directory, descriptors.as_fd(), name)?,
+            block_device: (kind == FileType::BlockDevice).then_some(node),
+            // Every process has terminals or `/dev/null` open, and no `open_tree(2)` gives one.
+            is_path: kind != FileType::CharacterDevice && is_path(directory, descriptors.as_fd(), name)?,
             namespace,
-            text,
+            text: text.to_vec(),
         });
     }
     Ok(())
@@ -179,11 +187,8 @@ fn read_file(
     let file = openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     buffer.clear();
     loop {
-        let length = buffer.len();
-        buffer.resize(length + CHUNK, 0);
-        let count = rustix::io::read(&file, &mut buffer[length..])?;
-        buffer.truncate(length + count);
-        if count == 0 {
+        buffer.reserve(CHUNK);
+        if rustix::io::read(&file, spare_capacity(buffer))? == 0 {
             return Ok(());
         }
     }

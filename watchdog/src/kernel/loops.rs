@@ -25,12 +25,7 @@ pub fn list(sys: &Path) -> io::Result<Vec<LoopDevice>> {
     let mut devices = Vec::new();
     for (name, directory) in block::disks(sys)? {
         let Some(number) = number_in(&name) else { continue };
-        match describe(&directory, number) {
-            Ok(device) => devices.extend(device),
-            // Loop devices come and go; a node that went while it was read is not there.
-            Err(error) if block::is_gone(&error) => {}
-            Err(error) => return Err(error),
-        }
+        devices.extend(block::unless_gone(&directory, || describe(&directory, number))?);
     }
     devices.sort_by_key(|device| device.number);
     Ok(devices)

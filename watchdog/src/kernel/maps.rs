@@ -27,12 +27,7 @@ const INTERVAL: Duration = Duration::from_millis(50);
 pub fn list(sys: &Path) -> io::Result<Vec<Map>> {
     let mut maps = Vec::new();
     for (name, directory) in block::disks(sys)? {
-        match describe(&name, &directory) {
-            Ok(map) => maps.extend(map),
-            // It went while it was read.
-            Err(error) if block::is_gone(&error) => {}
-            Err(error) => return Err(error),
-        }
+        maps.extend(block::unless_gone(&directory, || describe(&name, &directory))?);
     }
     maps.sort_by_key(|map| map.identity);
     Ok(maps)

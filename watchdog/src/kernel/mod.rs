@@ -5,6 +5,7 @@
 //! directory, is only ever called in a worker process; see [`crate::worker`].
 
 mod acted;
+pub mod backing;
 pub mod block;
 pub mod block_calls;
 pub mod calls;
@@ -28,6 +29,7 @@ pub mod namespace_calls;
 pub mod namespaces;
 pub mod nbd;
 pub mod processes;
+pub mod qemu;
 pub mod reach;
 pub mod signals;
 pub mod statmount;

@@ -18,11 +18,7 @@ pub fn list(sys: &Path, proc: &Path) -> io::Result<Vec<Nbd>> {
     let mut found = Vec::new();
     for (name, directory) in block::disks(sys)? {
         let Some(number) = name.strip_prefix("nbd").and_then(|number| number.parse().ok()) else { continue };
-        match describe(&directory, proc, number) {
-            Ok(nbd) => found.extend(nbd),
-            Err(error) if block::is_gone(&error) => {}
-            Err(error) => return Err(error),
-        }
+        found.extend(block::unless_gone(&directory, || describe(&directory, proc, number))?);
     }
     found.sort_by_key(|nbd| nbd.number);
     Ok(found)

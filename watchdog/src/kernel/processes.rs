@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use rustix::buffer::spare_capacity;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, StatxFlags, fstat, openat, statx};
 
 use super::holds;
@@ -189,9 +190,8 @@ fn read_line(directory: impl AsFd, name: &str, buffer: &mut Vec<u8>) -> io::Resu
     const LONGEST: usize = 4096;
     let file = openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     buffer.clear();
-    buffer.resize(LONGEST, 0);
-    let count = rustix::io::read(&file, buffer.as_mut_slice())?;
-    buffer.truncate(count);
+    buffer.reserve(LONGEST);
+    rustix::io::read(&file, spare_capacity(buffer))?;
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use super::identity::{
     BootId, CgroupIdentity, DirectoryIdentity, DiskSequence, LoopIdentity, MapIdentity, MountIdentity,
     MountNumber, ProcessIdentity, ResourceIdentity,
 };
+use super::policy::Opener;
 
 /// Where a lease is in its life, as far as decisions need it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +48,9 @@ pub struct Lease {
     pub epoch: Epoch,
     /// What its client called it, fit to be printed.
     pub name: String,
+    /// Who opened it. What the daemon opened has what it names, and nothing that follows from it.
+    #[serde(default)]
+    pub opener: Opener,
     /// Whose it is.
     pub uid: u32,
     /// The process whose death ends it.

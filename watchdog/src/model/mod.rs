@@ -6,6 +6,7 @@
 mod identity;
 mod lease;
 mod plan;
+mod policy;
 mod snapshot;
 
 pub use identity::{
@@ -15,6 +16,7 @@ pub use identity::{
 };
 pub use lease::{Claim, Lease, Phase, none_is_later};
 pub use plan::{Plan, Step, StepResult, UnmountHow};
+pub use policy::{Action, Criterion, Match, Opener, Qemu, Rule, Taking};
 pub use snapshot::{
     FileHold, Filesystem, FuseConnection, Gap, LoopDevice, LoopState, Map, Mount, Namespace, Nbd, Partition,
     Place, Process, Snapshot, SnapshotDepth, Swap, UnderClaim,

@@ -1,14 +1,15 @@
 //! What was seen of the host at one look.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hostler_protocol::lease::LeaseId;
 use serde::{Deserialize, Serialize};
 
 use super::identity::{
     BackingFile, CgroupIdentity, DeviceNumber, DirectoryIdentity, DiskSequence, MapIdentity, MountIdentity,
-    MountNamespace, NbdIdentity, ProcessIdentity, SwapIdentity,
+    MountNamespace, NbdIdentity, ProcessIdentity, ResourceIdentity, SwapIdentity,
 };
+use super::policy::{Match, Qemu};
 
 /// How much a look reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -254,6 +255,8 @@ pub enum Gap {
     Cgroup(LeaseId, String),
     /// A claimed directory could not be searched.
     Claim(LeaseId, String),
+    /// What a rule is about, or what `[protect]` protects, could not be told.
+    Criterion(String),
 }
 
 impl Gap {
@@ -283,6 +286,7 @@ impl Gap {
             Self::Claim(lease, cause) => {
                 format!("a directory that lease {lease} claimed could not be searched: {cause}")
             }
+            Self::Criterion(sentence) => sentence.clone(),
         }
     }
 }
@@ -324,6 +328,12 @@ pub struct Snapshot {
     pub claimed_files: Vec<UnderClaim<BackingFile>>,
     /// Mounts whose mount points lie below claims.
     pub claimed_mounts: Vec<UnderClaim<MountIdentity>>,
+    /// What the rules are about.
+    pub matches: Vec<Match>,
+    /// What `[protect]` names, or may name: where that cannot be told, it is protected.
+    pub protected: BTreeSet<ResourceIdentity>,
+    /// Processes of qemu.
+    pub qemus: Vec<Qemu>,
     /// What could not be read.
     pub gaps: Vec<Gap>,
 }

@@ -6,8 +6,7 @@ use std::path::Path;
 
 use hostler_protocol::text::printable;
 
-use crate::kernel::filesystems::{self, Reading};
-use crate::kernel::{fuse, maps, nbd, swaps};
+use crate::kernel::{filesystems, fuse, maps, nbd, swaps};
 use crate::model::{DeviceNumber, Filesystem, Gap, LoopState, Partition, Snapshot};
 
 /// Says what is about to be touched, and keeps from what hung at an earlier look.
@@ -22,7 +21,7 @@ pub(super) struct Careful<'a> {
 
 impl Careful<'_> {
     /// Whether this may be touched now; if so, that has been said.
-    fn may_touch(&mut self, of_loop: Option<u32>, what: &str) -> bool {
+    pub(super) fn may_touch(&mut self, of_loop: Option<u32>, what: &str) -> bool {
         let hung_before = of_loop.is_some_and(|number| self.avoid.contains(&number))
             || self.skip.iter().any(|one| one == what);
         if !hung_before {
@@ -34,7 +33,7 @@ impl Careful<'_> {
 
 /// Reads maps, network block devices, swap, file systems and FUSE connections into a snapshot that has
 /// its loop devices already.
-pub(super) fn read(mut careful: Careful<'_>, snapshot: &mut Snapshot) {
+pub(super) fn read(careful: &mut Careful<'_>, snapshot: &mut Snapshot) {
     let (sys, proc) = (Path::new("/sys"), Path::new("/proc"));
     let gaps = &mut snapshot.gaps;
     snapshot.maps = list("maps and arrays", maps::list(sys), gaps);
@@ -52,8 +51,8 @@ pub(super) fn read(mut careful: Careful<'_>, snapshot: &mut Snapshot) {
     let mut listed = list("file systems", filesystems::list(sys), gaps);
     for filesystem in &mut listed {
         match filesystem.kind.as_str() {
-            "ext4" => read_freeze(sys, proc, filesystem, &mut careful, snapshot),
-            "btrfs" => read_number(sys, filesystem, &mut careful, snapshot),
+            "ext4" => read_freeze(sys, proc, filesystem, careful, snapshot),
+            "btrfs" => read_number(sys, filesystem, careful, snapshot),
             _ => {}
         }
     }
@@ -67,10 +66,8 @@ fn list<T>(what: &str, result: io::Result<Vec<T>>, gaps: &mut Vec<Gap>) -> Vec<T
     })
 }
 
-/// Of loop devices the mark is read from the device if need be: they are asked at each look anyway,
-/// and one that hangs is known by its number from then on. Of maps and arrays only what is in memory is
-/// read, so one that is suspended, or built on what hangs, is no trouble; the superblock of a mounted
-/// ext4 with blocks as large as pages is always in memory. All other devices are nobody's to take back.
+/// Looks for the mark of a freeze where a lease may have to know of one: on loop devices, which are asked
+/// at each look anyway, and on maps and arrays that stand on some. The host's own devices are not read.
 fn read_freeze(
     sys: &Path,
     proc: &Path,
@@ -79,33 +76,37 @@ fn read_freeze(
     snapshot: &Snapshot,
 ) {
     let &[device] = filesystem.blocks.as_slice() else { return };
-    let of_loop = snapshot.loops.iter().find(|one| one.has_device(device));
-    let is_of_map = || snapshot.maps.iter().any(|map| is_part(device, map.identity.device, &map.partitions));
-    let reading = match of_loop {
-        Some(one) if matches!(one.state, LoopState::Bound(_)) => Reading::Whole,
-        Some(_) => return,
-        None if is_of_map() => Reading::InMemory,
-        None => return,
+    let loops = loops_below(device, snapshot);
+    let is_answering = |number: &u32| {
+        !careful.avoid.contains(number)
+            && snapshot
+                .loops
+                .iter()
+                .any(|one| one.number == *number && matches!(one.state, LoopState::Bound(_)))
     };
+    if loops.is_empty() || !loops.iter().all(is_answering) {
+        return;
+    }
     let what = format!("whether the file system on {device} is frozen");
-    if careful.may_touch(of_loop.map(|one| one.number), &what) {
+    if careful.may_touch(loops.first().copied(), &what) {
         // An error is one way of not knowing: the device may have gone meanwhile.
-        filesystem.frozen = filesystems::is_ext4_frozen(sys, proc, device, reading).unwrap_or(None);
+        filesystem.frozen = filesystems::is_ext4_frozen(sys, proc, device).unwrap_or(None);
     }
 }
 
 /// Finds the number that the mounts of a btrfs show, when it lies on what may be a lease's: the host's own
 /// are left alone.
 fn read_number(sys: &Path, filesystem: &mut Filesystem, careful: &mut Careful<'_>, snapshot: &mut Snapshot) {
-    let is_reclaimable = |device: &DeviceNumber| {
-        snapshot.loops.iter().any(|one| one.has_device(*device))
-            || snapshot.maps.iter().any(|map| is_part(*device, map.identity.device, &map.partitions))
-            || snapshot.nbds.iter().any(|nbd| is_part(*device, nbd.device, &nbd.partitions))
+    let is_nbd =
+        |device: &DeviceNumber| snapshot.nbds.iter().any(|nbd| is_part(*device, nbd.device, &nbd.partitions));
+    let mut below = filesystem.blocks.iter().map(|device| (*device, loops_below(*device, snapshot)));
+    let Some((device, loops)) = below.find(|(device, loops)| !loops.is_empty() || is_nbd(device)) else {
+        return;
     };
-    let Some(&device) = filesystem.blocks.iter().find(|device| is_reclaimable(device)) else { return };
-    let of_loop = snapshot.loops.iter().find(|one| one.has_device(device)).map(|one| one.number);
     let what = format!("the number of the btrfs on {device}");
-    let number = if careful.may_touch(of_loop, &what) {
+    let number = if loops.iter().all(|number| !careful.avoid.contains(number))
+        && careful.may_touch(loops.first().copied(), &what)
+    {
         let number = filesystems::number_of_living(sys, &filesystem.kind, device);
         number.map_err(|error| error.to_string())
     } else {
@@ -117,6 +118,23 @@ fn read_number(sys: &Path, filesystem: &mut Filesystem, careful: &mut Careful<'_
     }
 }
 
+/// The loop devices that a device is, is a partition of, or stands on through maps and arrays.
+fn loops_below(device: DeviceNumber, snapshot: &Snapshot) -> Vec<u32> {
+    let mut found = Vec::new();
+    let mut seen = Vec::new();
+    let mut left = vec![device];
+    while let Some(device) = left.pop() {
+        if seen.contains(&device) {
+            continue;
+        }
+        seen.push(device);
+        found.extend(snapshot.loops.iter().find(|one| one.has_device(device)).map(|one| one.number));
+        let map = snapshot.maps.iter().find(|map| is_part(device, map.identity.device, &map.partitions));
+        left.extend(map.iter().flat_map(|map| &map.lower));
+    }
+    found
+}
+
 fn is_part(device: DeviceNumber, whole: DeviceNumber, partitions: &[Partition]) -> bool {
     device == whole || partitions.iter().any(|partition| partition.device == device)
 }
@@ -124,6 +142,55 @@ fn is_part(device: DeviceNumber, whole: DeviceNumber, partitions: &[Partition]) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{BackingFile, DiskSequence, LoopDevice, Map, MapIdentity, MapKind};
+
+    fn number(major: u32, minor: u32) -> DeviceNumber {
+        DeviceNumber { major, minor }
+    }
+
+    fn disk(index: u32) -> LoopDevice {
+        LoopDevice {
+            number: index,
+            device: number(7, index),
+            sequence: Some(DiskSequence(1)),
+            state: LoopState::Bound(BackingFile { device: number(254, 0), inode: 12 }),
+            backing_text: String::new(),
+            autoclear: false,
+            partitions: vec![Partition { number: 1, device: number(259, index) }],
+        }
+    }
+
+    fn map(minor: u32, lower: &[DeviceNumber]) -> Map {
+        let device = number(252, minor);
+        Map {
+            identity: MapIdentity { kind: MapKind::DeviceMapper, device, sequence: DiskSequence(2) },
+            name: String::new(),
+            uuid: String::new(),
+            lower: lower.to_vec(),
+            partitions: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn finds_the_loop_devices_below_a_stack_of_maps() {
+        let snapshot = Snapshot {
+            loops: vec![disk(1), disk(2), disk(3)],
+            maps: vec![
+                map(0, &[number(259, 1), number(7, 2)]),
+                map(1, &[number(252, 0)]),
+                map(2, &[number(8, 1)]),
+                // No kernel makes such a thing, and no text of its may hang a look.
+                map(3, &[number(252, 3)]),
+            ],
+            ..Snapshot::default()
+        };
+        let mut below = loops_below(number(252, 1), &snapshot);
+        below.sort_unstable();
+        assert_eq!(below, [1, 2]);
+        assert_eq!(loops_below(number(7, 3), &snapshot), [3]);
+        assert_eq!(loops_below(number(252, 2), &snapshot), [0; 0]);
+        assert_eq!(loops_below(number(252, 3), &snapshot), [0; 0]);
+    }
 
     #[test]
     fn what_hung_before_is_not_touched_again() {

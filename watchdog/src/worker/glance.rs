@@ -20,6 +20,7 @@ const DEPTH_LIMIT: usize = 16;
 pub(super) fn glance(
     (devices, numbers): (&[u32], &[u64]),
     query: &Query,
+    skip: &[String],
     passed: &[OwnedFd],
     touching: &mut dyn FnMut(Option<u32>, &str),
 ) -> Snapshot {
@@ -49,7 +50,7 @@ pub(super) fn glance(
     let found = std::mem::take(&mut snapshot.mounts);
     let points = MountPoints::new(&found, snapshot.namespace);
     for lease in &query.leases {
-        read_claims(lease, passed, &points, touching, &mut snapshot);
+        read_claims(lease, skip, passed, &points, touching, &mut snapshot);
     }
     snapshot.mounts = found;
     snapshot

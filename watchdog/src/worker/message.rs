@@ -3,7 +3,7 @@
 use hostler_protocol::lease::LeaseId;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{CgroupIdentity, Claim, Snapshot, SnapshotDepth, Step, StepResult};
+use crate::model::{CgroupIdentity, Claim, Criterion, Snapshot, SnapshotDepth, Step, StepResult};
 
 /// What a look needs to know of a lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +49,10 @@ pub struct Query {
     pub depth: SnapshotDepth,
     /// For which leases.
     pub leases: Vec<LeaseQuery>,
+    /// What the rules for what no lease has are about.
+    pub criteria: Vec<Criterion>,
+    /// What `[protect]` protects.
+    pub protected: Vec<Criterion>,
     /// Loop devices not to ask, because asking them hung before.
     pub avoid: Vec<u32>,
 }

@@ -8,6 +8,7 @@
 mod act;
 mod blocks;
 mod child;
+mod criteria;
 mod descriptors;
 mod glance;
 mod message;
@@ -19,4 +20,5 @@ mod release;
 pub use child::serve;
 pub use descriptors::{receive, send};
 pub use message::{ClaimQuery, Extent, LeaseQuery, Query, Request, Response};
+pub use observe::look;
 pub use pool::{Pool, WorkerError};

@@ -7,7 +7,13 @@
 #
 # The host put next to this script: /modules/order and the modules, /hostler/nonce,
 # /hostler/settings, /hostler/steps/* (run in the chroot, in the order of their names) and
-# /hostler/files (copied to /run/hostler in the chroot). The nonce stays on this side of the chroot.
+# /hostler/files (copied to /run/hostler in the chroot).
+#
+# No step can deliver the proof by accident. A chroot keeps nothing of root's: /proc/1/root leads out
+# of it. So the nonce's file is gone before the first step, and the nonce is only in this shell's own
+# memory, not in its environment. And the port can be opened once at a time, which is here, until the
+# end. What remains is root that reads this shell's memory and takes its descriptor on purpose: that
+# is the recipe's own author, who need not cheat.
 
 /bin/busybox mkdir -p /proc /sys /dev /target
 /bin/busybox --install -s /bin
@@ -37,6 +43,9 @@ stage() {
     echo "hostler: [$uptime s] $1"
     echo "stage $1" >&3
 }
+
+read -r nonce </hostler/nonce
+rm /hostler/nonce
 
 while read -r module; do
     insmod "/modules/$module" || echo "hostler: module $module did not load"
@@ -136,6 +145,5 @@ mount -t "$file_system" -o ro "$root_device" /target || fail remount $?
 umount /target || fail remount $?
 sync
 
-read -r nonce </hostler/nonce
 echo "done $nonce" >&3
 finish

@@ -17,31 +17,36 @@ use rustix::net::{
 };
 
 /// The largest message in bytes; qemu's arguments take a few kilobytes.
-pub(crate) const LARGEST_MESSAGE: usize = 128 * 1024;
+pub const LARGEST_MESSAGE: usize = 128 * 1024;
 /// The most descriptors beside one message.
-pub(crate) const MOST_DESCRIPTORS: usize = 8;
+pub const MOST_DESCRIPTORS: usize = 8;
 
 /// A message, and the descriptors beside it.
-pub(crate) type Received = (Vec<u8>, Vec<OwnedFd>);
+pub type Received = (Vec<u8>, Vec<OwnedFd>);
 
 /// A packet socket and its peer, both close-on-exec.
-pub(crate) fn packet_pair() -> Result<(OwnedFd, OwnedFd), Errno> {
+///
+/// # Errors
+/// When there are no descriptors left.
+pub fn packet_pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
 }
 
 /// A stream socket and its peer, both close-on-exec; the first does not block.
-pub(crate) fn stream_pair() -> Result<(OwnedFd, OwnedFd), Errno> {
+///
+/// # Errors
+/// When there are no descriptors left.
+pub fn stream_pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     rustix::io::ioctl_fionbio(&ours, true)?;
     Ok((ours, theirs))
 }
 
 /// Sends one message.
-pub(crate) fn send(
-    socket: BorrowedFd<'_>,
-    message: &[u8],
-    descriptors: &[BorrowedFd<'_>],
-) -> Result<(), Errno> {
+///
+/// # Errors
+/// `MSGSIZE` when it is too large, `PIPE` when the peer has closed.
+pub fn send(socket: BorrowedFd<'_>, message: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<(), Errno> {
     if message.len() > LARGEST_MESSAGE || descriptors.len() > MOST_DESCRIPTORS {
         return Err(Errno::MSGSIZE);
     }
@@ -54,8 +59,11 @@ pub(crate) fn send(
     if sent == message.len() { Ok(()) } else { Err(Errno::MSGSIZE) }
 }
 
-/// Receives one message, or `None` once the peer has closed. `TIMEDOUT` after `within`.
-pub(crate) fn receive(socket: BorrowedFd<'_>, within: Duration) -> Result<Option<Received>, Errno> {
+/// Receives one message, or `None` once the peer has closed.
+///
+/// # Errors
+/// `TIMEDOUT` after `within`, `MSGSIZE` when more came than a message may have.
+pub fn receive(socket: BorrowedFd<'_>, within: Duration) -> Result<Option<Received>, Errno> {
     wait_readable(socket, within)?;
     let mut message = vec![0; LARGEST_MESSAGE];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
@@ -86,8 +94,11 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, within: Duration) -> Result<Option
     Ok(Some((message, descriptors)))
 }
 
-/// Waits until `descriptor` is readable or hung up. `TIMEDOUT` after `within`.
-pub(crate) fn wait_readable(descriptor: BorrowedFd<'_>, within: Duration) -> Result<(), Errno> {
+/// Waits until `descriptor` is readable or hung up.
+///
+/// # Errors
+/// `TIMEDOUT` after `within`.
+pub fn wait_readable(descriptor: BorrowedFd<'_>, within: Duration) -> Result<(), Errno> {
     let deadline = Instant::now() + within;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());

@@ -1,10 +1,15 @@
 //! `hostlerd`'s configuration: TOML, every key known, every error with its line.
 
+mod policy;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use policy::{Protect, Sweep};
 use serde::{Deserialize, Deserializer};
+
+use crate::model::Rule;
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +47,13 @@ pub struct Config {
     pub reclaim: Reclaim,
     /// What one user may have.
     pub limits: Limits,
+    /// How often the host is looked at anyway.
+    pub sweep: Sweep,
+    /// What is done with what no lease has: `[[policy]]`.
+    #[serde(deserialize_with = "policy::rules")]
+    pub policy: Vec<Rule>,
+    /// What nobody may touch.
+    pub protect: Protect,
 }
 
 /// `[api]`

@@ -1,14 +1,17 @@
-//! The one thread that creates child processes.
+//! The one thread that creates child processes which must not outlive this one.
 //!
-//! A parent-death signal follows the *thread* that made the child (prctl(2), `PR_SET_PDEATHSIG`):
-//! a child of a worker thread would die with that worker, in the middle of its work. So every
-//! machine is born on a thread that lives as long as the process.
+//! They have a parent-death signal, so that not even SIGKILL of this process leaves one running. That
+//! signal follows the *thread* that made the child (prctl(2), `PR_SET_PDEATHSIG`): a child of a worker
+//! thread would die with that worker, in the middle of its work. So every machine and every tool is
+//! born on a thread that lives as long as the process.
 
 use std::io;
 use std::process::{Child, Command};
 use std::sync::OnceLock;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
+
+use crate::calls::die_with_the_starter;
 
 struct Request {
     command: Command,
@@ -17,7 +20,7 @@ struct Request {
 
 static SPAWNER: OnceLock<Option<Sender<Request>>> = OnceLock::new();
 
-/// Spawns `command` on the permanent thread.
+/// Spawns `command` on the permanent thread. What it starts is killed when this process dies.
 pub(crate) fn spawn(command: Command) -> io::Result<Child> {
     let requests = SPAWNER
         .get_or_init(start)
@@ -36,6 +39,7 @@ fn start() -> Option<Sender<Request>> {
         .name("spawner".to_owned())
         .spawn(move || {
             for mut request in inbox {
+                die_with_the_starter(&mut request.command);
                 // Nobody waits any more when this fails; the child's owner reaps it, so a child
                 // without one is ended here.
                 if let Err(unclaimed) = request.answer.send(request.command.spawn())

@@ -1,0 +1,193 @@
+//! The building side: gives root's privileges up, then does the work as any user would.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use hostler_runner::build::delivery::{Delivery, DeliveryError};
+use hostler_runner::build::preflight::Workspace;
+use hostler_runner::cancel::Cancel;
+use hostler_runner::recipe::Recipe;
+use nix::unistd::{Gid, Uid, setgid, setgroups, setsid, setuid};
+use rustix::io::fcntl_dupfd_cloexec;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use rustix::thread::{
+    CapabilitySet, capabilities, clear_ambient_capability_set, remove_capability_from_bounding_set,
+    set_no_new_privs,
+};
+
+use super::message::{FromBuilder, FromRoot, receive, send};
+use crate::cli::arguments::{Global, Unprivileged};
+use crate::cli::build::{Around, fail, run};
+use crate::cli::exit::Exit;
+use crate::cli::{doctor, signals};
+
+/// The largest recipe, in bytes.
+const LARGEST_RECIPE: u64 = 1024 * 1024;
+/// How long root's process may take to hand over the recipe.
+const RECIPE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long root's process may take to copy a file.
+const COPY_PATIENCE: Duration = Duration::from_secs(3600);
+
+#[derive(Debug, thiserror::Error)]
+enum BuilderError {
+    #[error("could not give up root's privileges for user {user}")]
+    Privileges {
+        user: u32,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the process of root's that started this one does not answer")]
+    Root(#[source] io::Error),
+    #[error("could not read the recipe {}", path.display())]
+    Recipe {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Continues as the build user, in the process that root's started.
+pub(crate) fn main(global: &Global, wanted: &Unprivileged) -> Exit {
+    let privileges = |source| BuilderError::Privileges { user: wanted.user, source };
+    let prepared = give_up_privileges(wanted).map_err(privileges).and_then(|()| {
+        let socket = fcntl_dupfd_cloexec(io::stdin().as_fd(), 3);
+        let socket = socket.map_err(|error| BuilderError::Root(error.into()))?;
+        Ok((socket, Cancel::new().map(Arc::new).map_err(BuilderError::Root)?))
+    });
+    let (socket, cancel) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => return fail(&error, Exit::Failed),
+    };
+    let asked = Arc::clone(&cancel);
+    if let Err(error) = signals::watch(move |_| asked.cancel()) {
+        return fail(&error, Exit::Failed);
+    }
+    let workspace = Workspace { folder: ".".into(), shown: wanted.cache.clone(), option: "--cache" };
+    let text = wanted.recipe.as_deref().map(|path| read_recipe(&socket, path)).transpose();
+    let link = text.and_then(|text| {
+        Link::new(socket, Arc::clone(&cancel)).map(|link| (text, link)).map_err(BuilderError::Root)
+    });
+    let (text, link) = match link {
+        Ok(link) => link,
+        Err(error @ BuilderError::Recipe { .. }) => return fail(&error, Exit::Usage),
+        Err(error) => return fail(&error, Exit::Failed),
+    };
+    let (Some(text), Some(path)) = (text, &wanted.recipe) else {
+        return doctor::examine_host(global, &workspace, Path::new("."), wanted.limit, cancel);
+    };
+    let recipe = match Recipe::parse(&text, path) {
+        Ok(recipe) => recipe,
+        Err(error) => return fail(&error, Exit::Usage),
+    };
+    let unwatched = format!(
+        "no watchdog is reachable: if this build is killed, its machine dies with it, and its scratch directory stays until the next build with the cache {}",
+        wanted.cache.display()
+    );
+    let around = Around {
+        workspace,
+        cache: ".".into(),
+        delivery: Arc::new(link),
+        cancel,
+        unwatched: (!wanted.registered).then_some(unwatched),
+    };
+    run(global, recipe, around)
+}
+
+fn give_up_privileges(wanted: &Unprivileged) -> io::Result<()> {
+    // A session of its own: with root's terminal it could type into root's shell.
+    setsid()?;
+    let groups: Vec<Gid> = wanted.kvm_group.map(Gid::from_raw).into_iter().collect();
+    setgroups(&groups)?;
+    // While it may: what is not in this set comes with no program, whatever its bits say.
+    for capability in CapabilitySet::all().iter() {
+        // One that this kernel does not know cannot be removed, nor had.
+        let _ = remove_capability_from_bounding_set(capability);
+    }
+    clear_ambient_capability_set()?;
+    setgid(Gid::from_raw(wanted.group))?;
+    setuid(Uid::from_raw(wanted.user))?;
+    let left = capabilities(None)?;
+    if setuid(Uid::from_raw(0)).is_ok() || !(left.effective | left.permitted | left.inheritable).is_empty() {
+        return Err(io::Error::other("some of root's privileges are left"));
+    }
+    set_no_new_privs(true)?;
+    // Changing the user made this process' own files in /proc root's.
+    set_dumpable_behavior(DumpableBehavior::Dumpable)?;
+    Ok(())
+}
+
+/// The text of the recipe, which root has opened: this user may not be able to.
+fn read_recipe(socket: &OwnedFd, path: &Path) -> Result<String, BuilderError> {
+    let failed = |source| BuilderError::Recipe { path: path.to_owned(), source };
+    let file = match receive(socket, RECIPE_PATIENCE).map_err(BuilderError::Root)? {
+        Some((FromRoot::Recipe, Some(file))) => File::from(file),
+        _ => return Err(BuilderError::Root(io::Error::other("it hands over no recipe"))),
+    };
+    let mut text = String::new();
+    file.take(LARGEST_RECIPE + 1).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > LARGEST_RECIPE {
+        return Err(failed(io::Error::other("it has more than 1 MiB, so it is no recipe")));
+    }
+    Ok(text)
+}
+
+/// The way to root's process.
+struct Link {
+    socket: Arc<OwnedFd>,
+    /// Locked from a question to its answer.
+    answers: Mutex<Receiver<Result<PathBuf, String>>>,
+}
+
+impl Link {
+    /// Listens to root's process from now on: its wish to stop, and its death, end the build in order.
+    fn new(socket: OwnedFd, cancel: Arc<Cancel>) -> io::Result<Self> {
+        let socket = Arc::new(socket);
+        let (sender, answers) = channel();
+        let heard = Arc::clone(&socket);
+        thread::Builder::new().name("root".to_owned()).spawn(move || {
+            listen(&heard, &sender, &cancel);
+            cancel.cancel();
+        })?;
+        Ok(Self { socket, answers: Mutex::new(answers) })
+    }
+}
+
+/// Returns when root's process is gone.
+fn listen(socket: &OwnedFd, answers: &Sender<Result<PathBuf, String>>, cancel: &Cancel) {
+    loop {
+        let answer = match receive(socket, Duration::from_secs(3600)) {
+            Ok(Some((FromRoot::Taken(path), _))) => Ok(path),
+            Ok(Some((FromRoot::NotTaken(reason), _))) => Err(reason),
+            Ok(Some((FromRoot::Stop(signal), _))) => {
+                signals::pretend(signal);
+                cancel.cancel();
+                continue;
+            }
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => continue,
+            Ok(Some((FromRoot::Recipe, _)) | None) | Err(_) => return,
+        };
+        if answers.send(answer).is_err() {
+            return;
+        }
+    }
+}
+
+impl Delivery for Link {
+    fn deliver(&self, file: &Path) -> Result<PathBuf, DeliveryError> {
+        let ask = || -> io::Result<PathBuf> {
+            let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+            let opened = File::open(file)?;
+            let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+            send(&self.socket, &FromBuilder::Finished { name }, Some(opened.as_fd()))?;
+            let answer = answers.recv_timeout(COPY_PATIENCE);
+            answer.map_err(|_| io::Error::other("root's process gave no answer"))?.map_err(io::Error::other)
+        };
+        ask().map_err(|source| DeliveryError { file: file.to_owned(), source })
+    }
+}

@@ -1,0 +1,211 @@
+//! What a build leaves, in root's output directory.
+//!
+//! Root copies each file. The build user had the original open, and so may some process of a
+//! subverted build that is not gone yet: it could change the original at any time, but never the
+//! copy. The output directory is opened once, before the build, so that whoever may rename things
+//! around it cannot send root somewhere else in the meantime; in there, no name is followed.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Seek as _};
+use std::os::fd::AsRawFd as _;
+use std::path::{Path, PathBuf};
+
+use hostler_runner::vm::nonce::nonce;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fchmod, fsync, linkat, openat, renameat, unlinkat};
+use rustix::io::Errno;
+
+/// The output directory.
+pub(super) struct Results {
+    directory: File,
+    path: PathBuf,
+}
+
+impl Results {
+    /// Makes the directory where it is missing, and opens it.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        fs::create_dir_all(path)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(path, flags, Mode::empty())?;
+        Ok(Self { directory: directory.into(), path: path.to_owned() })
+    }
+
+    /// Copies a file of the build's; its path.
+    pub(super) fn take(&self, name: &str, mut file: File) -> io::Result<PathBuf> {
+        if !is_a_result(name) {
+            return Err(io::Error::other("a build makes no file of such a name"));
+        }
+        let size = match file.metadata()? {
+            data if data.is_file() => data.len(),
+            _ => return Err(io::Error::other("it is not a plain file")),
+        };
+        file.rewind()?;
+        let copy = self.nameless()?;
+        // Not more than it has now: a file that grows as it is read would never end.
+        let mut original = file.take(size);
+        match copy {
+            Some(mut copy) => {
+                io::copy(&mut original, &mut copy)?;
+                self.publish(&copy, name, |beside| {
+                    let descriptor = format!("/proc/self/fd/{}", copy.as_raw_fd());
+                    linkat(CWD, descriptor, &self.directory, beside, AtFlags::SYMLINK_FOLLOW)
+                })
+            }
+            None => {
+                let (mut copy, beside) = self.named()?;
+                let copied =
+                    io::copy(&mut original, &mut copy).and_then(|_| self.publish_named(&copy, name, &beside));
+                if copied.is_err() {
+                    // The copy may be in its place already.
+                    let _ = unlinkat(&self.directory, &beside, AtFlags::empty());
+                }
+                copied
+            }
+        }
+    }
+
+    /// A file without a name, which is gone if this process is killed before it has one; `None`
+    /// where the file system has none such.
+    fn nameless(&self) -> io::Result<Option<File>> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        match openat(&self.directory, ".", flags, Mode::RUSR | Mode::WUSR) {
+            Ok(file) => Ok(Some(file.into())),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT | Errno::INVAL) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn named(&self) -> io::Result<(File, String)> {
+        let name = format!(".hostler-result.{}", &nonce()?[..12]);
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = openat(&self.directory, &name, flags, Mode::RUSR | Mode::WUSR)?;
+        Ok((file.into(), name))
+    }
+
+    /// Gives a finished copy its name, in the place of what may have that name.
+    fn publish(
+        &self,
+        copy: &File,
+        name: &str,
+        link: impl Fn(&str) -> Result<(), Errno>,
+    ) -> io::Result<PathBuf> {
+        seal(copy)?;
+        match link(name) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                let beside = format!(".hostler-result.{}", &nonce()?[..12]);
+                link(&beside)?;
+                renameat(&self.directory, &beside, &self.directory, name)?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        fsync(&self.directory)?;
+        Ok(self.path.join(name))
+    }
+
+    fn publish_named(&self, copy: &File, name: &str, beside: &str) -> io::Result<PathBuf> {
+        seal(copy)?;
+        renameat(&self.directory, beside, &self.directory, name)?;
+        fsync(&self.directory)?;
+        Ok(self.path.join(name))
+    }
+}
+
+/// Readable for all, and on the disk for good.
+fn seal(copy: &File) -> io::Result<()> {
+    fchmod(copy, Mode::from_raw_mode(0o644))?;
+    copy.sync_all()
+}
+
+/// Whether a build makes a file of this name: nothing else of what a subverted one hands over comes
+/// near root's own files.
+fn is_a_result(name: &str) -> bool {
+    let ends = [".console.log", ".verify.log", ".qcow2", ".qcow2.sha256"];
+    !name.starts_with('.') && !name.contains('/') && ends.iter().any(|end| name.ends_with(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt as _, symlink};
+
+    use super::*;
+
+    fn file(folder: &Path, text: &str) -> File {
+        let path = folder.join("original");
+        fs::write(&path, text).unwrap();
+        File::open(path).unwrap()
+    }
+
+    #[test]
+    fn root_takes_results_and_nothing_else() {
+        for name in ["debian-12.qcow2", "debian-12.qcow2.sha256", "a.console.log", "a.verify.log"] {
+            assert!(is_a_result(name), "{name}");
+        }
+        for name in ["Makefile", ".qcow2", ".profile.console.log", "deploy.sh", "../x.qcow2", "a/b.qcow2", ""]
+        {
+            assert!(!is_a_result(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_result_is_a_copy_that_later_writes_to_the_original_do_not_reach() {
+        let builders = tempfile::tempdir().unwrap();
+        let output = tempfile::tempdir().unwrap();
+        let results = Results::open(&output.path().join("new")).unwrap();
+        let taken = results.take("x.qcow2", file(builders.path(), "image")).unwrap();
+        fs::write(builders.path().join("original"), "other").unwrap();
+        assert_eq!(fs::read_to_string(&taken).unwrap(), "image");
+        assert_eq!(fs::metadata(&taken).unwrap().mode() & 0o7777, 0o644);
+        // Another build of the same name takes its place; nothing else is left.
+        results.take("x.qcow2", file(builders.path(), "newer")).unwrap();
+        assert_eq!(fs::read_to_string(&taken).unwrap(), "newer");
+        assert_eq!(fs::read_dir(output.path().join("new")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn file_systems_without_nameless_files_serve_as_well() {
+        let builders = tempfile::tempdir().unwrap();
+        let output = tempfile::tempdir().unwrap();
+        let results = Results::open(output.path()).unwrap();
+        let (mut copy, beside) = results.named().unwrap();
+        io::copy(&mut file(builders.path(), "image"), &mut copy).unwrap();
+        let taken = results.publish_named(&copy, "x.qcow2", &beside).unwrap();
+        assert_eq!(fs::read_to_string(taken).unwrap(), "image");
+        assert_eq!(fs::read_dir(output.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_link_in_a_results_place_is_replaced_and_not_followed() {
+        let builders = tempfile::tempdir().unwrap();
+        let output = tempfile::tempdir().unwrap();
+        let precious = builders.path().join("precious");
+        fs::write(&precious, "precious").unwrap();
+        symlink(&precious, output.path().join("x.qcow2")).unwrap();
+        let results = Results::open(output.path()).unwrap();
+        results.take("x.qcow2", file(builders.path(), "image")).unwrap();
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
+        assert!(fs::symlink_metadata(output.path().join("x.qcow2")).unwrap().is_file());
+    }
+
+    #[test]
+    fn an_output_directory_that_is_swapped_during_the_build_gets_nothing() {
+        let builders = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("out");
+        let results = Results::open(&output).unwrap();
+        fs::rename(&output, folder.path().join("moved")).unwrap();
+        fs::create_dir(folder.path().join("roots-own")).unwrap();
+        symlink(folder.path().join("roots-own"), &output).unwrap();
+        results.take("x.qcow2", file(builders.path(), "image")).unwrap();
+        assert!(folder.path().join("moved/x.qcow2").exists());
+        assert!(!folder.path().join("roots-own/x.qcow2").exists());
+    }
+
+    #[test]
+    fn what_is_no_plain_file_is_not_read() {
+        let output = tempfile::tempdir().unwrap();
+        let results = Results::open(output.path()).unwrap();
+        assert!(results.take("x.qcow2", File::open("/dev/zero").unwrap()).is_err());
+        assert!(results.take("x.qcow2", File::open("/").unwrap()).is_err());
+        assert_eq!(fs::read_dir(output.path()).unwrap().count(), 0);
+    }
+}

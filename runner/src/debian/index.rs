@@ -1,0 +1,81 @@
+//! Package indices: which of them a suite has, and their text.
+
+use std::io::Read as _;
+
+use crate::cache::{Digest, Wanted};
+
+use super::select::SelectError;
+use super::selection::Suite;
+
+/// For an index whose uncompressed size the Release file does not tell.
+const LIMIT: u64 = 1 << 30;
+
+/// A package index as the Release file describes it.
+pub(super) struct IndexFile {
+    pub(super) path: String,
+    pub(super) size: u64,
+    digest: Digest,
+    pub(super) plain_size: u64,
+}
+
+impl IndexFile {
+    pub(super) fn wanted(&self, uris: &[String], suite: &Suite) -> Wanted {
+        let paths = suite.index_paths(&self.path, self.digest);
+        Wanted {
+            name: format!("dists/{}/{}", suite.name, self.path),
+            urls: uris.iter().flat_map(|uri| paths.iter().map(move |path| format!("{uri}/{path}"))).collect(),
+            size: self.size,
+            digest: self.digest,
+        }
+    }
+}
+
+/// The indices of a suite's components.
+pub(super) fn index_files(suite: &Suite, architecture: &str) -> Result<Vec<IndexFile>, SelectError> {
+    let mut files = Vec::new();
+    for component in &suite.components {
+        let describe = |architecture: &str| {
+            let (path, size, digest) = suite.release.package_index(component, architecture)?;
+            let plain = format!("{component}/binary-{architecture}/Packages");
+            let plain_size = suite.release.indices.get(&plain).map_or(LIMIT, |entry| entry.0);
+            Some(IndexFile { path, size, digest, plain_size })
+        };
+        files.push(describe(architecture).ok_or_else(|| SelectError::NoIndex {
+            suite: suite.name.clone(),
+            component: component.clone(),
+        })?);
+        if suite.release.separate_all {
+            files.extend(describe("all"));
+        }
+    }
+    Ok(files)
+}
+
+/// The text of the index called `name`, of which its Release file says that it has `plain_size` bytes.
+pub(super) fn decompress(name: &str, compressed: &[u8], plain_size: u64) -> Result<Vec<u8>, SelectError> {
+    let mut text = Vec::with_capacity(usize::try_from(plain_size.min(LIMIT)).unwrap_or(0));
+    // One byte more than promised is enough to tell that there is more.
+    let limit = plain_size.min(LIMIT) + 1;
+    let read = match name.rsplit_once('.').map(|(_, suffix)| suffix) {
+        Some("xz") => liblzma::read::XzDecoder::new(compressed).take(limit).read_to_end(&mut text),
+        Some("gz") => flate2::read::GzDecoder::new(compressed).take(limit).read_to_end(&mut text),
+        _ => compressed.take(limit).read_to_end(&mut text),
+    };
+    let failed = |source| SelectError::Decompress { name: name.to_owned(), source };
+    if read.map_err(failed)? as u64 == limit {
+        return Err(failed(std::io::Error::other("it is larger than its Release file says")));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_larger_than_promised_is_refused() {
+        assert_eq!(decompress("Packages", b"abc", 3).expect("fits"), b"abc");
+        assert!(decompress("Packages", b"abcd", 3).is_err());
+        assert!(decompress("Packages.xz", b"abcd", 3).is_err());
+    }
+}
