@@ -113,21 +113,21 @@ pub fn part_from_peers(identity: &MountIdentity) -> io::Result<()> {
     }
 }
 
+/// Whether exactly the mount with this identity is there, in whatever namespace.
+///
+/// # Errors
+/// What says that the namespace cannot be entered, or its table not be read.
+pub fn is_mounted(identity: &MountIdentity) -> io::Result<bool> {
+    let Some(visit) = visit(identity.namespace)? else { return Ok(false) };
+    Ok(find_any(&visit, identity)?.is_some())
+}
+
 /// Goes to a namespace; `None` when there is none with this inode.
 fn visit(namespace: MountNamespace) -> io::Result<Option<Visit>> {
     if mounts::namespace_of(None)? == namespace {
         return Visit::at_home().map(Some);
     }
     namespaces::open_by_inode(namespace)?.map(Visit::to).transpose()
-}
-
-/// Whether exactly the mount with this identity is there.
-///
-/// # Errors
-/// When its namespace cannot be entered.
-pub fn is_there(identity: &MountIdentity) -> io::Result<bool> {
-    let Some(visit) = visit(identity.namespace)? else { return Ok(false) };
-    Ok(find_any(&visit, identity)?.is_some())
 }
 
 /// The mount with this identity, as it is now.

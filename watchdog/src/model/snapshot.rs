@@ -133,7 +133,8 @@ pub struct FuseConnection {
 pub struct Namespace {
     /// Which, by inode: what `/proc/PID/ns/mnt` shows.
     pub namespace: MountNamespace,
-    /// The number that is never given again, and grows (Linux 6.8, `NS_GET_MNTNS_ID`).
+    /// The number that is never given again (Linux 6.11, `NS_GET_MNTNS_ID`). It does not tell which of two
+    /// is older: Linux 6.18 gives each processor a supply of its own.
     pub unique: Option<u64>,
     /// It belongs to another user namespace than the daemon: what it got from its maker is locked in
     /// it.
@@ -307,10 +308,11 @@ pub struct Snapshot {
     pub filesystems: Vec<Filesystem>,
     /// FUSE connections.
     pub fuse: Vec<FuseConnection>,
-    /// Mounts: all of the host's namespace, in mountinfo's order (a mount comes after its parent, and
-    /// of two on one point the upper one comes later); then, of every other namespace, those that lie
-    /// on a block device of this snapshot or on FUSE, overlays, nsfs files, and all that is mounted on
-    /// those.
+    /// Mounts: all of the host's namespace, a mount after the one it is on (so of two on one point the
+    /// upper one comes later), and else in mountinfo's order; then, of every other namespace, those that
+    /// lie on a block device of this snapshot (but not on the one of the host's root) or on FUSE,
+    /// overlays, nsfs files, and all that is mounted on those, but for what is mounted on a namespace's
+    /// root.
     pub mounts: Vec<Mount>,
     /// The mount namespaces besides the host's, with and without processes.
     pub namespaces: Vec<Namespace>,

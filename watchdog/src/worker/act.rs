@@ -30,7 +30,7 @@ pub(super) fn act(step: &Step, claim: Option<&ClaimQuery>, passed: &[OwnedFd]) -
             .and_then(|()| unmount::unmount(mount, *short_number, point, *how))
             .map(unmounted),
         Step::AbortFuse { mount } => {
-            fuse::abort(Path::new(SYS), mount.device, || unmount::is_there(mount)).map(acted)
+            fuse::abort(Path::new(SYS), mount.device, || unmount::is_mounted(mount)).map(acted)
         }
         Step::SwapOff { swap, path } => swaps::off(Path::new(PROC), *swap, path).map(acted),
         Step::ReleaseFilesystem { kind, device, resource, swap_files } => {
