@@ -206,8 +206,16 @@ fn show(
         ResourceIdentity::Mount(mount) => {
             match snapshot.mounts.iter().find(|other| other.identity == mount) {
                 Some(mount) => {
-                    let detail =
-                        format!("{} on {}", printable(mount.filesystem.as_bytes()), printable(&mount.source));
+                    let elsewhere = if snapshot.namespace == Some(mount.identity.namespace) {
+                        String::new()
+                    } else {
+                        format!(" in mount namespace {}", mount.identity.namespace.0)
+                    };
+                    let detail = format!(
+                        "{} on {}{elsewhere}",
+                        printable(mount.filesystem.as_bytes()),
+                        printable(&mount.source)
+                    );
                     (printable(&mount.point), detail)
                 }
                 None => (format!("{:?}", mount.number), String::new()),
