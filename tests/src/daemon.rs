@@ -53,6 +53,18 @@ impl<'place> Daemon<'place> {
     #[must_use]
     pub fn start(place: &'place Place, settings: &Settings) -> Self {
         let metrics = settings.metrics.then(free_port);
+        let mut daemon = Self { place, child: None, metrics };
+        daemon.configure(settings);
+        daemon.start_again();
+        daemon
+    }
+
+    /// Writes its configuration anew, for its next start.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn configure(&self, settings: &Settings) {
+        let (place, metrics) = (self.place, self.metrics);
         let listen = metrics.map_or_else(String::new, |port| format!("[metrics]\nlisten = \"{port}\"\n"));
         let text = format!(
             "[api]\nsocket = {:?}\n[state]\ndirectory = {:?}\n[reclaim]\ngrace = {:?}\nterm_timeout = {:?}\n[limits]\nleases = {}\n{listen}{}",
@@ -64,9 +76,6 @@ impl<'place> Daemon<'place> {
             settings.more,
         );
         fs::write(place.path("hostlerd.toml"), text).or_fail("writing the configuration");
-        let mut daemon = Self { place, child: None, metrics };
-        daemon.start_again();
-        daemon
     }
 
     /// Starts it again after it was killed or stopped.

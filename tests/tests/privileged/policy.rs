@@ -13,7 +13,7 @@ use hostler_protocol::methods::PolicyStep;
 use hostler_protocol::resource::{Kind, Outcome, ResourceView, Verdict};
 use hostler_tests::bystander::{Bystander, attach};
 use hostler_tests::daemon::{Daemon, Settings};
-use hostler_tests::failure::{OrFail, wait_for, wait_until};
+use hostler_tests::failure::{OrFail, wait_until};
 use hostler_tests::place::{Place, kill};
 use hostler_tests::probe::{self, LoopSeen};
 use hostler_tests::{program, scenario};
@@ -94,9 +94,20 @@ fn verdict(daemon: &Daemon<'_>, name: &str) -> Option<Verdict> {
 
 #[track_caller]
 fn wait_for_quarantine(daemon: &Daemon<'_>, name: &str) {
-    wait_for(format_args!("{name} to be quarantined\n{}", daemon.log()), SOON, || {
-        (verdict(daemon, name) == Some(Verdict::Quarantined)).then_some(())
-    });
+    // What it was called before tells why, where that never happens.
+    let mut told: Vec<String> = Vec::new();
+    let limit = std::time::Instant::now() + SOON;
+    loop {
+        match shown(daemon, name) {
+            Some(seen) if seen.verdict == Verdict::Quarantined => return,
+            Some(seen) if told.last() != Some(&seen.detail) => told.push(seen.detail),
+            // A mount is told of once a rule is about it.
+            Some(_) | None => {}
+        }
+        let gaps = || daemon.status().gaps;
+        assert!(std::time::Instant::now() < limit, "{name} was not quarantined: {told:#?}, {:#?}", gaps());
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// The ended lease of a rule.
@@ -129,11 +140,9 @@ fn a_leaked_loop_device_is_quarantined_then_taken_back_and_what_is_not_meant_sta
         let ci = place.directory("ci");
         let other = place.directory("other");
         let vm = place.directory("ci/vm");
-        let more = format!(
-            "{}[protect]\nbacking_under = [{vm:?}]\n",
-            loop_rule(&ci, "min_age = \"1s\"\nobservations = 2\naction = \"reclaim\"")
-        );
-        let mut daemon = Daemon::start(place, &settings("3s", &more));
+        let rule = |rest: &str| format!("{}[protect]\nbacking_under = [{vm:?}]\n", loop_rule(&ci, rest));
+        let only_quarantined = rule("min_age = \"2s\"\nobservations = 2\naction = \"quarantine\"");
+        let mut daemon = Daemon::start(place, &settings("1s", &only_quarantined));
         let leaked = Attached::new(place, &ci.join("leaked.img"));
         let point = place.directory("leaked");
         leaked.mount(&point);
@@ -169,8 +178,11 @@ fn a_leaked_loop_device_is_quarantined_then_taken_back_and_what_is_not_meant_sta
         let why = daemon.ask(&["why", &protected.node()]).succeeded();
         assert!(why.contains("[protected by [protect]]"), "{why}");
 
-        // All that was counted is forgotten with the daemon that counted it.
+        // Now for good. All that was counted is forgotten with the daemon that counted it. On a busy host
+        // an answer takes seconds, so there are some between two sweeps.
         daemon.kill();
+        let for_good = rule("min_age = \"1s\"\nobservations = 2\naction = \"reclaim\"");
+        daemon.configure(&settings("6s", &for_good));
         daemon.start_again();
         leaked.assert_untouched();
         assert_ne!(verdict(&daemon, &leaked.node()), Some(Verdict::Quarantined));
@@ -181,7 +193,7 @@ fn a_leaked_loop_device_is_quarantined_then_taken_back_and_what_is_not_meant_sta
         assert_eq!(does.len(), 2, "{planned:?}");
         assert!(does[0].ends_with(&format!("unmount {}", point.display())), "{planned:?}");
         assert_eq!(does[1], format!("detach {}", leaked.node()));
-        assert!(planned.by_policy.iter().all(|step| step.policy == "stale loops" && step.in_seconds <= 3.0));
+        assert!(planned.by_policy.iter().all(|step| step.policy == "stale loops" && step.in_seconds <= 6.0));
         // Seconds may pass between the two answers, and a sweep with them.
         assert!(told.contains(&format!("detach {}", leaked.node())), "{told}");
 
@@ -200,7 +212,7 @@ fn a_leaked_loop_device_is_quarantined_then_taken_back_and_what_is_not_meant_sta
             assert!(probe::loops().contains(&of_build), "the device of the living build is gone");
         };
         // Nor later.
-        std::thread::sleep(Duration::from_secs(5));
+        std::thread::sleep(Duration::from_secs(7));
         assert_they_stay();
         let policies = daemon.status().leases.into_iter().filter(|lease| lease.name.starts_with("policy"));
         assert_eq!(policies.count(), 1);
@@ -217,15 +229,14 @@ fn killed_in_the_middle_it_finishes_what_a_rule_had_it_begin() {
         let rest = "min_age = \"0s\"\nobservations = 1\naction = \"reclaim\"";
         let mut daemon = Daemon::start(place, &settings("1s", &loop_rule(&ci, rest)));
         let point = place.directory("leaked");
-        for round in 0..8u64 {
+        let begun = |daemon: &Daemon<'_>| daemon.log().matches("opened by hostlerd: policy").count();
+        for round in 0..6u64 {
+            let before = begun(&daemon);
             let leaked = Attached::new(place, &ci.join(format!("{round}.img")));
             leaked.mount(&point);
-            let (planned, _) = wait_for(format_args!("a plan\n{}", daemon.log()), SOON, || {
-                Some(daemon.plan().by_policy).filter(|steps| !steps.is_empty())
-            });
-            // From just before the sweep until all is done.
-            let until = Duration::from_secs_f64(planned[0].in_seconds);
-            std::thread::sleep(until + Duration::from_millis(round * 17));
+            wait_until("the daemon to begin", SOON, || begun(&daemon) > before);
+            // From its beginning until it is done, which takes 100 ms or a few.
+            std::thread::sleep(Duration::from_millis(round * 23));
             daemon.kill();
             daemon.start_again();
             wait_until("the device to be taken back", SOON, || !leaked.is_there());
@@ -243,9 +254,9 @@ fn mounts_are_taken_back_where_a_rule_says_so_and_nobody_is_in_them() {
         let keep = place.directory("ci/keep");
         let more = format!(
             "{}[protect]\nmounted_under = [{keep:?}]\n",
-            mount_rule(&ci, "min_age = \"0s\"\nobservations = 2\naction = \"reclaim\"")
+            mount_rule(&ci, "min_age = \"0s\"\nobservations = 1\naction = \"reclaim\"")
         );
-        let daemon = Daemon::start(place, &settings("1s", &more));
+        let daemon = Daemon::start(place, &settings("5s", &more));
         let tmpfs = |below: &str| {
             let point = place.directory(below);
             program::succeed("mount", ["-t", "tmpfs", "none", &*point.to_string_lossy()]);
@@ -267,7 +278,7 @@ fn mounts_are_taken_back_where_a_rule_says_so_and_nobody_is_in_them() {
         assert_eq!(does, [format!("unmount {}", upper.display()), format!("unmount {}", leaked.display())]);
         let lease = wait_for_policy(&daemon, "stale mounts");
         assert_was_done(&daemon, &lease, &planned);
-        std::thread::sleep(Duration::from_millis(2500));
+        std::thread::sleep(Duration::from_secs(6));
         assert_eq!(probe::mounts_below(&leaked), []);
         for point in [&outside, &kept, &used, &holding] {
             assert_eq!(probe::mounts_below(point).len(), 1, "{point:?}");
