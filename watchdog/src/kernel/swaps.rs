@@ -153,16 +153,23 @@ pub fn off_below(directory: impl AsFd, paths: &[Vec<u8>]) -> io::Result<usize> {
         while let Some(place) = end.iter().position(|byte| *byte == b'/') {
             end = &end[place + 1..];
             let Some(file) = file_below(&directory, OsStr::from_bytes(end)) else { continue };
-            match off_by_descriptor(&file)? {
-                Acted::Done => {
+            match off_by_descriptor(&file) {
+                Ok(Acted::Done) => {
                     ended += 1;
                     break;
                 }
-                Acted::Gone | Acted::Replaced => {}
+                Ok(Acted::Gone | Acted::Replaced) => {}
+                // swapoff(2) opens what it is given for writing first, which every swap area could be.
+                Err(error) if is_not_writable(&error) => {}
+                Err(error) => return Err(error),
             }
         }
     }
     Ok(ended)
+}
+
+fn is_not_writable(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EROFS | libc::EACCES | libc::EPERM | libc::ETXTBSY))
 }
 
 fn file_below(directory: impl AsFd, path: &OsStr) -> Option<OwnedFd> {
