@@ -4,12 +4,13 @@ CARGO ?= cargo
 # What needs root and real kernel objects; `make test PRIVILEGED=no` leaves it out on purpose.
 PRIVILEGED ?= yes
 
-.PHONY: help demo build test test-vm test-churn bench lint setup setup-tests install uninstall clean
+.PHONY: help demo build test test-vm test-vm-short test-churn bench lint setup setup-tests install uninstall clean
 
 help:
 	@echo "make demo      see Hostler work: builds an image, boots it, kills builders, cleans up (< 20 min)"
 	@echo "make test      run every test (root for the privileged ones; PRIVILEGED=no leaves them out)"
-	@echo "make test-vm   the watchdog under systemd in a virtual machine (about 5 min)"
+	@echo "make test-vm   everything that needs root, in a virtual machine; TESTS=TEXT: only tests so named"
+	@echo "make test-vm-short  in one, only what cannot be tested elsewhere"
 	@echo "make test-churn 100,000 detaches against a process that binds the same device at full speed"
 	@echo "make bench     what Hostler costs, against goals, as a table (root; a quiet machine; about 15 min)"
 	@echo "make lint      formatting, clippy with warnings denied, dependencies, units, scripts"
@@ -42,12 +43,22 @@ else
 	@echo "PRIVILEGED=no: the privileged tests were left out on purpose"
 endif
 
-# The watchdog under a real systemd, on Debian's own kernel, in a virtual machine. IMAGE=FILE.qcow2
-# takes an image that `hostler build` made before.
+# What needs root, on Debian's own kernel under systemd, in a virtual machine that is thrown away; the
+# programs optimised, since most machines have to emulate it. tests/vm.sh tells of TESTS, NOT_YET,
+# SUITES, APPEND and IMAGE.
+target = $(or $(CARGO_TARGET_DIR),target)
 test-vm:
-	@tests/setup.sh run
-	@$(MAKE) --no-print-directory build
-	tests/vm.sh target/release $(IMAGE)
+	@tests/setup.sh test
+	$(CARGO) build --release --locked --bin hostler --bin hostlerd --bin hostler-vm
+	@TESTS='$(TESTS)' NOT_YET='$(NOT_YET)' SUITES='$(SUITES)' APPEND='$(APPEND)' IMAGE='$(IMAGE)' \
+		tests/vm.sh full $(target)/release
+
+# Only what no other tests cover, with the programs that `make test` runs.
+test-vm-short:
+	@tests/setup.sh test
+	$(CARGO) build --locked --workspace --bins
+	@TESTS='$(TESTS)' NOT_YET='$(NOT_YET)' SUITES='$(SUITES)' APPEND='$(APPEND)' IMAGE='$(IMAGE)' \
+		tests/vm.sh short $(target)/debug
 
 # Another process binds a loop device to something else at full speed (about 10 min).
 test-churn: setup-tests
@@ -65,6 +76,7 @@ lint:
 	@tests/setup.sh lint
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- --deny warnings
+	$(CARGO) clippy --locked --package hostler-tests --test guest -- --deny warnings
 	$(CARGO) deny --offline check bans licenses sources
 	tests/lint.sh
 

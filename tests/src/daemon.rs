@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::failure::{OrFail, wait_for};
-use crate::place::{self, Place};
+use crate::place::{self, Mounts, Place};
 use crate::program::{self, Ended};
 use crate::wire::Client;
 
@@ -105,12 +105,12 @@ impl<'place> Daemon<'place> {
         assert!(self.child.is_none(), "hostlerd runs already");
         let log = File::options().create(true).append(true).open(self.place.path("hostlerd.log"));
         let log = log.or_fail("opening the daemon's log");
-        let child = self
-            .place
-            .command(program::path("hostlerd"))
-            .arg("--config")
-            .arg(self.place.path("hostlerd.toml"))
-            .arg("--own-mount-namespace")
+        let mut command = self.place.command(program::path("hostlerd"));
+        command.arg("--config").arg(self.place.path("hostlerd.toml"));
+        if self.place.mounts() == Mounts::Own {
+            command.arg("--own-mount-namespace");
+        }
+        let child = command
             .env("HOSTLER_LOG", "info")
             .env_remove("JOURNAL_STREAM")
             .stdin(Stdio::null())

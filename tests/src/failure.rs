@@ -3,6 +3,8 @@
 use std::fmt::Display;
 use std::time::{Duration, Instant};
 
+use crate::patience::stretched;
+
 /// Ends the test with a sentence when something did not work.
 pub trait OrFail<T> {
     /// The value, or a panic that names `what` was tried and why it failed.
@@ -32,7 +34,7 @@ impl<T> OrFail<T> for Option<T> {
 /// Asks again and again until `answer` is there; says how long that took.
 ///
 /// # Panics
-/// When it is not there within `limit`.
+/// When it is not there within `limit`, [`stretched`].
 #[track_caller]
 pub fn wait_for<T>(
     what: impl Display,
@@ -40,6 +42,7 @@ pub fn wait_for<T>(
     mut answer: impl FnMut() -> Option<T>,
 ) -> (T, Duration) {
     const INTERVAL: Duration = Duration::from_millis(10);
+    let limit = stretched(limit);
     let start = Instant::now();
     loop {
         if let Some(answer) = answer() {

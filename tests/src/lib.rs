@@ -14,6 +14,7 @@
 
 #[cfg(feature = "privileged")]
 pub mod bench;
+pub mod blocks;
 pub mod builds;
 pub mod bystander;
 pub mod daemon;
@@ -22,9 +23,11 @@ pub mod leak;
 pub mod namespace;
 #[cfg(feature = "privileged")]
 pub mod oracle;
+pub mod patience;
 pub mod place;
 pub mod probe;
 pub mod program;
 pub mod scenario;
+pub mod stack;
 pub mod terminal;
 pub mod wire;

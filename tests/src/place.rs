@@ -4,6 +4,7 @@
 //! directory. So what is left at the end can be found without asking the daemon, and removed
 //! without touching anything else.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -13,12 +14,12 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::failure::{OrFail, wait_until};
-use crate::{probe, program};
+use crate::{blocks, probe, program};
 
 /// The user and group that unprivileged parts of privileged tests run as: a number that no user has,
 /// so that nothing has to be set up and nothing of the host belongs to it.
@@ -36,10 +37,20 @@ pub fn signal(pid: u32, signal: Signal) {
     }
 }
 
+/// Among which mounts a test runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mounts {
+    /// In a namespace of its own.
+    Own,
+    /// In the host's: only where the test has the host to itself.
+    Hosts,
+}
+
 /// The place.
 #[derive(Debug)]
 pub struct Place {
     directory: PathBuf,
+    mounts: Mounts,
     groups: Vec<PathBuf>,
 }
 
@@ -50,7 +61,7 @@ impl Place {
     /// # Panics
     /// When it cannot be made.
     #[must_use]
-    pub fn new(name: &str) -> Self {
+    pub fn new(name: &str, mounts: Mounts) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let own =
             format!("hostler-tests-{}-{}-{name}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
@@ -58,7 +69,7 @@ impl Place {
         let directory = above.join(&own);
         fs::create_dir(&directory).or_fail(format_args!("making {}", directory.display()));
         // From here on, dropping it removes what there is.
-        let mut place = Self { directory, groups: Vec::new() };
+        let mut place = Self { directory, mounts, groups: Vec::new() };
         let open_to_all = fs::Permissions::from_mode(0o755);
         fs::set_permissions(&place.directory, open_to_all).or_fail("opening the place to all users");
         for above in hierarchies() {
@@ -73,6 +84,12 @@ impl Place {
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.directory
+    }
+
+    /// Among which mounts it is.
+    #[must_use]
+    pub fn mounts(&self) -> Mounts {
+        self.mounts
     }
 
     /// A path below the place's directory.
@@ -177,8 +194,8 @@ impl Place {
         for mount in probe::mounts_below(&self.directory) {
             left.push(format!("mount {:?}", mount.point));
         }
-        for device in probe::loops_below(&self.directory) {
-            left.push(format!("/dev/loop{} ({:?})", device.number, device.backing));
+        for block in blocks::made_of_files_below(&self.directory) {
+            left.push(format!("/dev/{} ({:?})", block.name, block.block));
         }
         for group in self.lease_groups() {
             left.push(format!("control group {}", group.display()));
@@ -211,13 +228,8 @@ impl Place {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        for mount in probe::mounts_below(&self.directory).iter().rev() {
-            let _ = umount2(&mount.point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
-        }
-        for device in probe::loops_below(&self.directory) {
-            // Of this place by its backing file; losetup names what it cannot do.
-            let _ = Command::new("losetup").arg("-d").arg(format!("/dev/loop{}", device.number)).output();
-        }
+        unmount_below(&self.directory, self.mounts);
+        blocks::remove_made_of_files_below(&self.directory);
         for group in self.lease_groups() {
             let _ = fs::remove_dir(group);
         }
@@ -239,6 +251,33 @@ impl Drop for Place {
     }
 }
 
+/// Unmounts what is mounted at and below a directory, from the top. For the end: it is not looked at
+/// whether that worked.
+pub fn unmount_below(directory: &Path, mounts: Mounts) {
+    let all = probe::mounts();
+    let is_below = |seen: &probe::MountSeen| seen.point.starts_with(directory);
+    let mut parted = false;
+    for seen in all.iter().rev().filter(|seen| is_below(seen)) {
+        // A bind of a shared mount is its peer: what is unmounted below the one goes from the other,
+        // too. So where that other one is not the test's, the two are parted first; and not elsewhere,
+        // because copies in other namespaces only go as long as they follow.
+        let parent = all.iter().find(|other| other.number == seen.parent).filter(|parent| is_below(parent));
+        let has_peer = |group: u64| all.iter().any(|other| other.peers == Some(group) && !is_below(other));
+        if let Some(parent) = parent
+            && parent.peers.is_some_and(has_peer)
+        {
+            let _ = mount(None::<&str>, &parent.point, None::<&str>, MsFlags::MS_PRIVATE, None::<&str>);
+            parted = true;
+        }
+        let _ = umount2(&seen.point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+    }
+    if parted && mounts == Mounts::Hosts {
+        // What was parted stays in udev's namespace, and even twice: systemd moves a copy of the tree over
+        // the first one, where nobody can reach it. It goes with that namespace.
+        let _ = Command::new("systemctl").args(["restart", "systemd-udevd.service"]).output();
+    }
+}
+
 /// Makes an ext4 image.
 ///
 /// # Panics
@@ -256,6 +295,8 @@ pub fn make_image(path: &Path, mebibytes: u64) {
 fn hierarchies() -> Vec<PathBuf> {
     let own = fs::read_to_string("/proc/thread-self/cgroup").or_fail("reading /proc/thread-self/cgroup");
     let mut found = Vec::new();
+    // Builders bind hierarchies elsewhere; the first of each is the host's.
+    let mut seen = BTreeSet::new();
     for mount in probe::mounts() {
         let controller = match mount.filesystem.as_str() {
             "cgroup2" => "",
@@ -267,7 +308,9 @@ fn hierarchies() -> Vec<PathBuf> {
             let is_it = fields.next()?.split(',').any(|name| name == controller);
             is_it.then(|| fields.next()).flatten()
         });
-        if let Some(place) = place {
+        if let Some(place) = place
+            && seen.insert(mount.device)
+        {
             found.push(mount.point.join(place.trim_start_matches('/')));
         }
     }

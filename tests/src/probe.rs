@@ -17,10 +17,14 @@ const UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 pub struct MountSeen {
     /// The first column.
     pub number: u64,
+    /// The number of the mount that it is on.
+    pub parent: u64,
     /// The device, `MAJOR:MINOR`.
     pub device: String,
     /// Where it is mounted.
     pub point: PathBuf,
+    /// Its peer group, when it is shared.
+    pub peers: Option<u64>,
     /// The file system's type.
     pub filesystem: String,
     /// The file system's own options, last on the line.
@@ -55,8 +59,10 @@ fn mount(line: &[u8]) -> MountSeen {
     };
     MountSeen {
         number: text(0).parse().or_fail("a mount's number"),
+        parent: text(1).parse().or_fail("the number of a mount's parent"),
         device: text(2),
         point: PathBuf::from(OsString::from_vec(unescape(fields[4]))),
+        peers: (6..dash).find_map(|index| text(index).strip_prefix("shared:")?.parse().ok()),
         filesystem: text(dash + 1),
         options: text(dash + 3),
     }
@@ -99,6 +105,18 @@ pub fn mounts_below(directory: &Path) -> Vec<MountSeen> {
 pub fn mount_number(path: &Path) -> u64 {
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
     statx(CWD, path, flags, UNIQUE).or_fail(format_args!("statx of {}", path.display())).stx_mnt_id
+}
+
+/// Whether this kernel gives each mount a number that no other gets (Linux 6.8). Where it does not,
+/// a mount cannot be told from an earlier one of the same number.
+///
+/// # Panics
+/// When `/` cannot be looked at.
+#[must_use]
+pub fn mounts_are_numbered_once() -> bool {
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let told = statx(CWD, "/", flags, UNIQUE).or_fail("statx of /").stx_mask;
+    told & UNIQUE.bits() != 0
 }
 
 /// A bound loop device, as sysfs shows it.

@@ -3,11 +3,12 @@
 use std::ffi::OsStr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::failure::OrFail;
+use crate::patience::stretched;
 
 /// How long any single command of a test may take.
 const COMMAND_TIME: Duration = Duration::from_secs(30);
@@ -92,16 +93,38 @@ pub fn finish(command: &mut Command) -> Ended {
         // The test may have given up.
         let _ = done.send(child.wait_with_output());
     });
-    match result.recv_timeout(COMMAND_TIME) {
+    let limit = stretched(COMMAND_TIME);
+    match result.recv_timeout(limit) {
         Ok(output) => {
             waiter.join().or_fail_join();
             Ended::of(&output.or_fail(format_args!("waiting for {command:?}")))
         }
         Err(_) => {
             crate::place::kill(pid);
-            panic!("{command:?} did not end within {COMMAND_TIME:?}");
+            panic!("{command:?} did not end within {limit:?}");
         }
     }
+}
+
+/// Runs a command to its end, and reads nothing of what it says: what it started may live on and keep
+/// its output open.
+///
+/// # Panics
+/// When it cannot be started, or does not end in time; it is killed then.
+#[track_caller]
+pub fn run(command: &mut Command) -> ExitStatus {
+    let mut child = command.spawn().or_fail(format_args!("starting {command:?}"));
+    let pid = child.id();
+    let started = std::time::Instant::now();
+    while started.elapsed() < stretched(COMMAND_TIME) {
+        if let Some(status) = child.try_wait().or_fail(format_args!("waiting for {command:?}")) {
+            return status;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    crate::place::kill(pid);
+    let _ = child.wait();
+    panic!("{command:?} did not end within {:?}", stretched(COMMAND_TIME));
 }
 
 /// Runs a program with arguments to its end, and wants it to succeed.

@@ -1,4 +1,4 @@
-//! The frame that every privileged test runs in.
+//! The frame that every test runs in which makes kernel objects.
 
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -8,7 +8,8 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 use crate::failure::OrFail;
-use crate::place::Place;
+use crate::patience::stretched;
+use crate::place::{Mounts, Place};
 
 /// How long a test may take before the whole run is ended.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -16,13 +17,20 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// The same for one that builds images: under emulation that takes its time.
 const BUILD_LIMIT: Duration = Duration::from_secs(300);
 
+/// How mounts of a test's own namespace propagate: `private`, which is what is meant where it is
+/// unset, or `shared`, as systemd sets hosts up, where each bind of a mount is its peer.
+const PROPAGATION: &str = "HOSTLER_TESTS_PROPAGATION";
+
+/// What `hostler-vm` tells its guest, and puts on the guest's kernel's command line.
+const GUEST: &str = "HOSTLER_TESTS_GUEST";
+
 /// Runs a privileged test: as root, in a mount namespace of its own from which nothing propagates,
 /// with a deadline, and with a look at the end at what it left.
 ///
 /// # Panics
 /// When not run as root, when the test does, or when it left something behind.
 pub fn privileged(name: &str, test: impl FnOnce(&Place) + Send) {
-    run(name, LIMIT, test);
+    privileged_within(name, LIMIT, test);
 }
 
 /// The same for one that is made to take long.
@@ -30,7 +38,11 @@ pub fn privileged(name: &str, test: impl FnOnce(&Place) + Send) {
 /// # Panics
 /// As [`privileged`].
 pub fn privileged_within(name: &str, limit: Duration, test: impl FnOnce(&Place) + Send) {
-    run(name, limit, test);
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "this test makes loop devices, mounts or namespaces: run it as root, or leave the whole target out with `make test PRIVILEGED=no`"
+    );
+    run(name, Mounts::Own, limit, test);
 }
 
 /// The same for a test that builds images.
@@ -38,23 +50,50 @@ pub fn privileged_within(name: &str, limit: Duration, test: impl FnOnce(&Place) 
 /// # Panics
 /// As [`privileged`].
 pub fn build(name: &str, test: impl FnOnce(&Place) + Send) {
-    run(name, BUILD_LIMIT, test);
+    privileged_within(name, BUILD_LIMIT, test);
 }
 
-fn run(name: &str, limit: Duration, test: impl FnOnce(&Place) + Send) {
+/// Runs a test that needs a host to itself, among that host's own mounts: only in a machine that
+/// `hostler-vm` booted.
+///
+/// # Panics
+/// When run anywhere else, when the test does, or when it left something behind.
+pub fn guest(name: &str, test: impl FnOnce(&Place) + Send) {
+    assert_is_guest();
+    run(name, Mounts::Hosts, LIMIT, test);
+}
+
+/// The same in a mount namespace of its own, for a test to which mounts do not matter.
+///
+/// # Panics
+/// As [`guest`].
+pub fn guest_apart(name: &str, test: impl FnOnce(&Place) + Send) {
+    assert_is_guest();
+    run(name, Mounts::Own, LIMIT, test);
+}
+
+fn assert_is_guest() {
+    let mark = std::env::var(GUEST).unwrap_or_default();
+    let line = std::fs::read_to_string("/proc/cmdline").or_fail("reading /proc/cmdline");
+    let is_guest =
+        !mark.is_empty() && line.split_whitespace().any(|word| word == format!("hostler.tests={mark}"));
     assert!(
-        nix::unistd::geteuid().is_root(),
-        "this test makes loop devices, mounts or namespaces: run it as root, or leave the whole target out with `make test PRIVILEGED=no`"
+        is_guest,
+        "this test has the host to itself, with its mounts, maps, arrays and nbd devices: it only runs in a virtual machine of its own, with `make test-vm`"
     );
+}
+
+fn run(name: &str, mounts: Mounts, limit: Duration, test: impl FnOnce(&Place) + Send) {
+    let limit = stretched(limit);
     let (places, placed) = channel();
     let (done, ended) = channel();
     std::thread::scope(|scope| {
         // A namespace is a thread's: the test gets a thread, and what it starts inherits from it.
         let thread = scope.spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNS).or_fail("making a mount namespace");
-            let all = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-            mount(None::<&str>, "/", None::<&str>, all, None::<&str>).or_fail("making mounts private");
-            let place = Arc::new(Place::new(name));
+            if mounts == Mounts::Own {
+                leave_the_hosts_mounts();
+            }
+            let place = Arc::new(Place::new(name, mounts));
             // Nobody waits for it when the deadline has passed.
             let _ = places.send(Arc::clone(&place));
             test(&place);
@@ -79,4 +118,19 @@ fn run(name: &str, limit: Duration, test: impl FnOnce(&Place) + Send) {
             Err(panic) => std::panic::resume_unwind(panic),
         }
     });
+}
+
+/// Gives the calling thread a mount namespace of its own, from which nothing gets to the host's.
+fn leave_the_hosts_mounts() {
+    unshare(CloneFlags::CLONE_NEWNS).or_fail("making a mount namespace");
+    let change = |how: MsFlags, what: &str| {
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | how, None::<&str>).or_fail(what);
+    };
+    change(MsFlags::MS_PRIVATE, "making mounts private");
+    match std::env::var(PROPAGATION).as_deref() {
+        Err(_) | Ok("private") => {}
+        // After they were private: peers of each other in here, and of none outside.
+        Ok("shared") => change(MsFlags::MS_SHARED, "making mounts shared"),
+        Ok(other) => panic!("{PROPAGATION} is {other:?}; give it private or shared, or leave it unset"),
+    }
 }

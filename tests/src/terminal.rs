@@ -13,6 +13,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::failure::{OrFail, wait_for};
+use crate::patience::stretched;
 
 /// How long any text may take to appear.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -97,7 +98,7 @@ impl Terminal {
         };
         let found = || Some(start + all().get(start..)?.find(text)? + text.len());
         let begun = std::time::Instant::now();
-        while found().is_none() && begun.elapsed() < PATIENCE {
+        while found().is_none() && begun.elapsed() < stretched(PATIENCE) {
             std::thread::sleep(Duration::from_millis(10));
         }
         let what = format!("{text:?} on the terminal, which shows:\n{}", all());

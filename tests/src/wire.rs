@@ -13,6 +13,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use serde_json::{Value, json};
 
 use crate::failure::OrFail;
+use crate::patience::stretched;
 
 /// How long an answer may take.
 const ANSWER_TIME: Duration = Duration::from_secs(20);
@@ -46,8 +47,8 @@ impl Client {
     /// When nobody listens.
     pub fn connect(socket: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(ANSWER_TIME))?;
-        stream.set_write_timeout(Some(ANSWER_TIME))?;
+        stream.set_read_timeout(Some(stretched(ANSWER_TIME)))?;
+        stream.set_write_timeout(Some(stretched(ANSWER_TIME)))?;
         Ok(Self { stream })
     }
 

@@ -73,7 +73,7 @@ fn detach_and_see(worker: &mut Worker, node: &str) {
 
 #[test]
 fn a_map_is_removed_when_it_is_that_map_and_nobody_has_it_open() {
-    scenario::privileged("linear", |place| {
+    scenario::guest_apart("linear", |place| {
         let node = disk(place, "disk", 32);
         let map_node = linear("hostler-linear", &node);
         program::succeed("mke2fs", ["-q".as_ref(), "-F".as_ref(), map_node.as_os_str()]);
@@ -109,7 +109,7 @@ fn a_map_is_removed_when_it_is_that_map_and_nobody_has_it_open() {
 
 #[test]
 fn a_frozen_file_system_on_a_map_is_released() {
-    scenario::privileged("frozen-map", |place| {
+    scenario::guest_apart("frozen-map", |place| {
         let node = disk(place, "disk", 64);
         let map_node = linear("hostler-frozen", &node);
         let make = ["-q", "-F", "-t", "ext4", "-b", "4096"].map(OsStr::new);
@@ -147,7 +147,7 @@ fn a_frozen_file_system_on_a_map_is_released() {
 
 #[test]
 fn logical_volumes_are_removed_and_swapped_to_no_more() {
-    scenario::privileged("lvm", |place| {
+    scenario::guest_apart("lvm", |place| {
         let node = disk(place, "disk", 128);
         program::succeed("pvcreate", ["-q", &node]);
         program::succeed("vgcreate", ["-q", "hostlervg", &node]);
@@ -173,7 +173,7 @@ fn logical_volumes_are_removed_and_swapped_to_no_more() {
 
 #[test]
 fn an_encrypted_device_and_what_is_on_it_are_removed_from_the_top() {
-    scenario::privileged("luks", |place| {
+    scenario::guest_apart("luks", |place| {
         let node = disk(place, "disk", 64);
         let key = place.path("key");
         fs::write(&key, "not a secret").or_fail("writing a key");
@@ -198,7 +198,7 @@ fn an_encrypted_device_and_what_is_on_it_are_removed_from_the_top() {
 
 #[test]
 fn partitions_as_maps_are_removed() {
-    scenario::privileged("kpartx", |place| {
+    scenario::guest_apart("kpartx", |place| {
         let node = disk(place, "disk", 32);
         let table = "label: dos\n,8M\n,8M\n";
         let mut sfdisk = place.command("sh");
@@ -217,7 +217,7 @@ fn partitions_as_maps_are_removed() {
 
 #[test]
 fn an_array_is_stopped_when_it_is_that_array_and_nobody_has_it_open() {
-    scenario::privileged("raid", |place| {
+    scenario::guest_apart("raid", |place| {
         let disks = [disk(place, "one", 64), disk(place, "two", 64)];
         let make = ["--create", "/dev/md77", "--run", "--level=1", "--metadata=1.2", "--raid-devices=2"];
         program::succeed("mdadm", make.into_iter().chain(disks.iter().map(String::as_str)));

@@ -43,7 +43,7 @@ impl Drop for Server {
 
 #[test]
 fn a_device_is_disconnected_when_its_server_is_that_server() {
-    scenario::privileged("qemu-nbd", |place| {
+    scenario::guest_apart("qemu-nbd", |place| {
         program::succeed("modprobe", ["nbd"]);
         // Being verbose it stays what was started, and makes no process of its own.
         let mut server = Server::start(place, &["--connect=/dev/nbd3", "--verbose"]);
@@ -71,7 +71,7 @@ fn a_device_is_disconnected_when_its_server_is_that_server() {
 
 #[test]
 fn a_device_that_was_connected_over_netlink_has_no_server_to_know_it_by() {
-    scenario::privileged("nbd-client", |place| {
+    scenario::guest_apart("nbd-client", |place| {
         program::succeed("modprobe", ["nbd"]);
         let socket = place.path("socket");
         let socket = socket.to_str().or_fail("a path that is text");

@@ -50,7 +50,7 @@ fn rest_and_an_event_are_measured() {
 #[test]
 fn a_bench_that_is_killed_leaves_nothing_and_takes_nothing_of_others() {
     scenario::privileged("guardian", |place| {
-        let bystanders = Place::new("bystander");
+        let bystanders = Place::new("bystander", place.mounts());
         let bystander = Bystander::new(&bystanders, bystanders.root());
         let guardian = Guardian::of(place);
         let mut leaks: Vec<Leak> =

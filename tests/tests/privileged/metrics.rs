@@ -10,6 +10,7 @@ use hostler_protocol::lease::LeaseState;
 use hostler_tests::bystander::Bystander;
 use hostler_tests::daemon::{Daemon, Settings};
 use hostler_tests::failure::{OrFail, wait_for};
+use hostler_tests::patience::stretched;
 use hostler_tests::place::{Place, kill};
 use hostler_tests::{probe, program, scenario};
 use serde_json::Value;
@@ -22,7 +23,7 @@ const LEAK: &str = r#"
 
 /// The body of an answer to GET.
 pub(crate) fn get(address: SocketAddr, path: &str) -> Result<String, String> {
-    let limit = Duration::from_secs(10);
+    let limit = stretched(Duration::from_secs(10));
     let mut stream = TcpStream::connect_timeout(&address, limit).map_err(|error| error.to_string())?;
     stream.set_read_timeout(Some(limit)).map_err(|error| error.to_string())?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").map_err(|error| error.to_string())?;
