@@ -11,12 +11,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use hostler_runner::build::scratch::{Scratch, sweep};
 use hostler_runner::cancel::Cancel;
-use hostler_runner::child::{Finished, Tool, find_program};
+use hostler_runner::child::HostTool;
 use hostler_runner::event::{Silent, Stage};
 use hostler_runner::stop::Stop;
+use hostler_runner::vm::NO_TIMER_CHECK;
 use hostler_runner::vm::argv::{Accelerator, Boot, CONTROL_PORT, Disk, DiskFormat, Network, VmSpec};
 use hostler_runner::vm::canary::Canary;
 use hostler_runner::vm::launch::Programs;
@@ -82,15 +83,16 @@ fn boot_in(
     scratch: &Path,
     cancel: &Arc<Cancel>,
 ) -> anyhow::Result<Ended> {
-    let find = |name: &str, package: &str| {
-        find_program(name).ok_or_else(|| anyhow!("{name} is missing: install {package}"))
-    };
+    let stop = Stop::new(Arc::clone(cancel));
     let programs = Programs {
         // Not the path of the program: a build may put another one there meanwhile.
         shim: "/proc/self/exe".into(),
-        qemu: find("qemu-system-x86_64", "qemu-system-x86")?,
+        qemu: HostTool { name: "qemu-system-x86_64", package: "qemu-system-x86" }
+            .find()?
+            .program()
+            .to_owned(),
     };
-    let accelerator = accelerator(&programs, work, image, scratch, cancel)?;
+    let accelerator = accelerator(&programs, work, image, scratch, &stop)?;
     // Two secrets: the mark lets tests tell this machine from any other, the nonce is the proof.
     let (mark, nonce) = (nonce()?, nonce()?);
     let environment = [
@@ -99,8 +101,8 @@ fn boot_in(
         ("HOSTLER_TESTS_PATIENCE", accelerator.patience().to_string()),
     ];
     let puts = Work { puts: &arguments.puts, environment: &environment, command: &arguments.command };
-    let payload = payload::write(&puts, scratch, cancel)?;
-    let overlay = overlay(&find("qemu-img", "qemu-utils")?, &image.join("disk.raw"), scratch, cancel)?;
+    let payload = payload::write(&puts, scratch, &stop)?;
+    let overlay = overlay(&image.join("disk.raw"), scratch, &stop)?;
     let spec = VmSpec {
         accelerator,
         processors: 2,
@@ -108,7 +110,10 @@ fn boot_in(
         boot: Boot::Kernel {
             kernel: image.join("vmlinuz"),
             initramfs: image.join("initrd.img"),
-            command_line: format!("{COMMAND_LINE} {START} hostler.tests={mark} {}", arguments.append),
+            command_line: format!(
+                "{COMMAND_LINE} {NO_TIMER_CHECK} {START} hostler.tests={mark} {}",
+                arguments.append
+            ),
         },
         disks: vec![
             Disk { path: overlay, format: DiskFormat::Qcow2 },
@@ -154,10 +159,9 @@ fn accelerator(
     work: &Path,
     image: &Path,
     scratch: &Path,
-    cancel: &Arc<Cancel>,
+    stop: &Stop,
 ) -> anyhow::Result<Accelerator> {
-    let stop = Stop::new(Arc::clone(cancel));
-    let version = qemu::version(&programs.qemu, &stop)?.unwrap_or_default();
+    let version = qemu::version(&programs.qemu, stop)?.unwrap_or_default();
     let canary = Canary {
         programs,
         qemu_version: &version,
@@ -165,7 +169,7 @@ fn accelerator(
         busybox: &image.join("busybox"),
         scratch,
         register: &|_| Ok(()),
-        stop: &stop,
+        stop,
     };
     let verdicts = canary.judge(Some(&work.join("acceleration")))?;
     match verdicts.best() {
@@ -175,15 +179,12 @@ fn accelerator(
 }
 
 /// A disk that shows `base` and takes the writes in its stead.
-fn overlay(qemu_img: &Path, base: &Path, scratch: &Path, cancel: &Arc<Cancel>) -> anyhow::Result<PathBuf> {
+fn overlay(base: &Path, scratch: &Path, stop: &Stop) -> anyhow::Result<PathBuf> {
     let target = scratch.join("overlay.qcow2");
-    let qemu_img = Tool::at(qemu_img.to_owned())
-        .arguments(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
-        .argument(base)
-        .argument("--")
-        .argument(&target);
-    let made = qemu_img.run(OVERLAY_DEADLINE, &Stop::new(Arc::clone(cancel))).and_then(Finished::success);
-    made.context("making an overlay of the image")?;
+    let qemu_img = HostTool { name: "qemu-img", package: "qemu-utils" }.find()?;
+    let qemu_img = qemu_img.arguments(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).argument(base);
+    let made = qemu_img.argument("--").argument(&target).run(OVERLAY_DEADLINE, stop)?;
+    made.success().context("making an overlay of the image")?;
     Ok(target)
 }
 

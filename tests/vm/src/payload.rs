@@ -7,12 +7,10 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-use hostler_runner::cancel::Cancel;
-use hostler_runner::child::{Finished, Tool, find_program};
+use anyhow::Context as _;
+use hostler_runner::child::HostTool;
 use hostler_runner::stop::Stop;
 
 /// The name of the step that is the command, as `start` tells it.
@@ -55,7 +53,7 @@ pub(crate) struct Work<'a> {
 }
 
 /// Writes the disk into `scratch`. Its path.
-pub(crate) fn write(work: &Work<'_>, scratch: &Path, cancel: &Arc<Cancel>) -> anyhow::Result<PathBuf> {
+pub(crate) fn write(work: &Work<'_>, scratch: &Path, stop: &Stop) -> anyhow::Result<PathBuf> {
     let tree = scratch.join("payload");
     fs::create_dir(&tree).with_context(|| format!("making {}", tree.display()))?;
     fs::set_permissions(&tree, Permissions::from_mode(0o755))?;
@@ -80,15 +78,10 @@ pub(crate) fn write(work: &Work<'_>, scratch: &Path, cancel: &Arc<Cancel>) -> an
     let file = fs::File::create(&disk).with_context(|| format!("making {}", disk.display()))?;
     // A quarter more than the files, and some for the file system itself.
     file.set_len((size + size / 4).next_multiple_of(MEBIBYTE) + 16 * MEBIBYTE)?;
-    let Some(mke2fs) = find_program("mke2fs") else {
-        bail!("mke2fs is missing: install e2fsprogs");
-    };
-    let mke2fs = Tool::at(mke2fs)
-        .arguments(["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0"])
-        .arguments(["-E", "root_owner=0:0", "-d"])
-        .arguments([&tree, &disk]);
-    let written = mke2fs.run(MAKE_DEADLINE, &Stop::new(Arc::clone(cancel))).and_then(Finished::success);
-    written.context("writing the disk with the tests")?;
+    let mke2fs = HostTool { name: "mke2fs", package: "e2fsprogs" }.find()?;
+    let options = ["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-E", "root_owner=0:0", "-d"];
+    let mke2fs = mke2fs.arguments(options).argument(&tree).argument(&disk);
+    mke2fs.run(MAKE_DEADLINE, stop)?.success().context("writing the disk with the tests")?;
     fs::remove_dir_all(&tree).with_context(|| format!("removing {}", tree.display()))?;
     Ok(disk)
 }
