@@ -13,6 +13,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
 use hostler_protocol::lease::{LeaseId, Report};
 use serde::{Deserialize, Serialize};
@@ -201,7 +202,7 @@ impl Journal {
             .truncate(false)
             .open(&lock_path)
             .map_err(failed("opening", &lock_path))?;
-        if let Err(error) = lock.try_lock() {
+        if let Err(error) = lock_patiently(&lock) {
             return Err(match error {
                 fs::TryLockError::WouldBlock => JournalError::InUse { path: lock_path },
                 fs::TryLockError::Error(source) => {
@@ -264,6 +265,20 @@ impl Journal {
         async move {
             sent?;
             result.await.map_err(|_| JournalError::ThreadEnded)?
+        }
+    }
+}
+
+/// A worker that a killed daemon was just starting has the lock for the moment until it is another
+/// program.
+fn lock_patiently(lock: &File) -> Result<(), fs::TryLockError> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    const INTERVAL: Duration = Duration::from_millis(20);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match lock.try_lock() {
+            Err(fs::TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(INTERVAL),
+            result => return result,
         }
     }
 }

@@ -59,7 +59,7 @@ fn a_restart_finds_the_leases_that_had_not_ended() {
     drop(journal);
     // The thread ends with the last handle, and with it the lock.
     let reopened = (0..100).find_map(|_| {
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(10));
         Journal::open(place.path(), &boot()).ok()
     });
     let (_, recovered) = reopened.expect("the lock is free once the thread ended");
