@@ -1,7 +1,7 @@
 //! The frame that every test runs in which makes kernel objects.
 
-use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
@@ -23,6 +23,9 @@ const PROPAGATION: &str = "HOSTLER_TESTS_PROPAGATION";
 
 /// What `hostler-vm` tells its guest, and puts on the guest's kernel's command line.
 const GUEST: &str = "HOSTLER_TESTS_GUEST";
+
+/// The guest, which most tests can share.
+static HOST: RwLock<()> = RwLock::new(());
 
 /// Runs a privileged test: as root, in a mount namespace of its own from which nothing propagates,
 /// with a deadline, and with a look at the end at what it left.
@@ -60,6 +63,17 @@ pub fn build(name: &str, test: impl FnOnce(&Place) + Send) {
 /// When run anywhere else, when the test does, or when it left something behind.
 pub fn guest(name: &str, test: impl FnOnce(&Place) + Send) {
     assert_is_guest();
+    let _shared = HOST.read().unwrap_or_else(PoisonError::into_inner);
+    run(name, Mounts::Hosts, LIMIT, test);
+}
+
+/// The same, with no other test beside it: for one that changes what the host itself does.
+///
+/// # Panics
+/// As [`guest`].
+pub fn guest_alone(name: &str, test: impl FnOnce(&Place) + Send) {
+    assert_is_guest();
+    let _alone = HOST.write().unwrap_or_else(PoisonError::into_inner);
     run(name, Mounts::Hosts, LIMIT, test);
 }
 
@@ -69,6 +83,7 @@ pub fn guest(name: &str, test: impl FnOnce(&Place) + Send) {
 /// As [`guest`].
 pub fn guest_apart(name: &str, test: impl FnOnce(&Place) + Send) {
     assert_is_guest();
+    let _shared = HOST.read().unwrap_or_else(PoisonError::into_inner);
     run(name, Mounts::Own, LIMIT, test);
 }
 

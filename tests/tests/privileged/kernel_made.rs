@@ -2,8 +2,10 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use hostler_tests::failure::OrFail;
 use hostler_tests::namespace::Namespace;
@@ -28,9 +30,25 @@ pub(crate) fn make(point: &Path, how: MsFlags) {
     mount(None::<&str>, point, None::<&str>, how, None::<&str>).or_fail("changing how a mount propagates");
 }
 
+/// Whenever another test starts a program, the new process has all descriptors of this one for a moment,
+/// also those of directories on mounts. So what is busy may be free a little later.
+fn while_busy<T>(mut attempt: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let start = Instant::now();
+    loop {
+        match attempt() {
+            Err(error) if error.kind() == ErrorKind::ResourceBusy && start.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
+}
+
 /// Unmounts what is on top.
 pub(crate) fn take_down(point: &Path) {
-    umount2(point, MntFlags::UMOUNT_NOFOLLOW).or_fail(format_args!("unmounting {}", point.display()));
+    let unmounted = while_busy(|| Ok(umount2(point, MntFlags::UMOUNT_NOFOLLOW)?));
+    unmounted.or_fail(format_args!("unmounting {}", point.display()));
 }
 
 /// The mounts of the own namespace on a point, the lowest first, as the watchdog sees them.
@@ -72,7 +90,7 @@ pub(crate) fn in_namespace(namespace: &Namespace, point: &Path) -> Mount {
 pub(crate) fn unmount_how(mount: &Mount, how: UnmountHow) -> std::io::Result<Unmounted> {
     let home = mounts::namespace_of(None).or_fail("the own namespace");
     let table = probe::mounts().len();
-    let result = unmount::unmount(&mount.identity, mount.short_number, &mount.point, how);
+    let result = while_busy(|| unmount::unmount(&mount.identity, mount.short_number, &mount.point, how));
     assert_eq!(mounts::namespace_of(None).or_fail("the own namespace"), home);
     assert_eq!(std::env::current_dir().or_fail("the current directory"), Path::new("/"));
     if mount.identity.namespace != home {

@@ -18,23 +18,12 @@ use hostler_watchdog::kernel::mounts::{self, Wanted};
 use hostler_watchdog::kernel::namespaces::{self, Means, Others};
 use hostler_watchdog::kernel::visit::Visit;
 use hostler_watchdog::model::{DeviceNumber, Mount, MountNamespace, MountNumber};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 use nix::sys::epoll::EpollFlags;
 
+use crate::kernel_made::{bind, mount_tmpfs, take_down};
+
 const SOON: Duration = Duration::from_secs(10);
-
-fn mount_tmpfs(point: &Path) {
-    fs::create_dir_all(point).or_fail("making a mount point");
-    mount(Some("none"), point, Some("tmpfs"), MsFlags::empty(), None::<&str>).or_fail("mounting a tmpfs");
-}
-
-fn bind(from: &Path, to: &Path) {
-    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).or_fail("binding");
-}
-
-fn unmount(point: &Path) {
-    umount2(point, MntFlags::UMOUNT_NOFOLLOW).or_fail("unmounting");
-}
 
 /// A loop device with a file system, and what is to be wanted of it.
 fn device(place: &Place) -> (String, Wanted) {
@@ -108,8 +97,8 @@ fn namespaces_are_found_with_and_without_processes_by_every_means() {
         // Without their files the kept ones end, whatever was read of them, and free the device.
         drop(living);
         drop(foreign);
-        unmount(&base.join("outer"));
-        unmount(&base);
+        take_down(&base.join("outer"));
+        take_down(&base);
         program::succeed("losetup", ["-d", &node]);
         wait_until("the end of all that held the device", SOON, || {
             probe::loops_below(&place.path("image")).is_empty()
@@ -176,10 +165,10 @@ fn the_own_table_is_mountinfos_with_unique_numbers_and_parents_first() {
         }
         let MountNumber::Unique(unique) = overlay.identity.number else { panic!("{overlay:?}") };
         assert_eq!(mounts::made_after(unique).or_fail("listing"), Vec::<u64>::new());
-        unmount(&merged);
+        take_down(&merged);
         assert_eq!(mounts::one(unique).or_fail("looking at one"), None);
         for point in ["young", "young/moved", "young", "target", ""] {
-            unmount(&base.join(point));
+            take_down(&base.join(point));
         }
     });
 }
@@ -216,9 +205,9 @@ fn names_of_every_kind_are_read_alike_by_every_means() {
             assert_eq!(of.map(|mount| mount.point).collect::<BTreeSet<_>>(), expected, "{means:?}");
         }
         for name in names.iter().rev() {
-            unmount(&base.join(name));
+            take_down(&base.join(name));
         }
-        unmount(&base);
+        take_down(&base);
     });
 }
 
@@ -242,7 +231,7 @@ fn a_table_tells_whether_it_changed_since_it_was_opened() {
         // What is mounted elsewhere is another table's.
         let other = Namespace::new(place);
         assert!(!changed_by(&|| drop(other.run(["mount", "-t", "tmpfs", "none", "/tmp"]))));
-        assert!(changed_by(&|| unmount(&two)));
+        assert!(changed_by(&|| take_down(&two)));
     });
 }
 
@@ -258,7 +247,7 @@ fn events_tell_each_mount_that_came_or_went_and_who_did_it() {
         let number = probe::mount_number(&one);
         let nothing = None::<&str>;
         mount(Some(&one), &two, nothing, MsFlags::MS_MOVE, nothing).or_fail("moving");
-        unmount(&two);
+        take_down(&two);
         // Not of this namespace.
         let other = Namespace::new(place);
         other.run(["mount", "-t", "tmpfs", "none", "/tmp"]);

@@ -205,6 +205,67 @@ mod tests {
         assert_eq!(config.limits.leases, 3);
     }
 
+    /// The configuration as it is shipped, with every line that is there to be changed.
+    fn shipped_with_all_keys() -> String {
+        let shipped = include_str!("../../../systemd/hostlerd.toml");
+        let is_setting = |line: &str| {
+            let key = line.split(" = ").next().unwrap_or_default();
+            line == "[[policy]]"
+                || line.contains(" = ") && !key.contains(|one: char| one != '_' && !one.is_ascii_lowercase())
+        };
+        let lines = shipped.lines().map(|line| match line.strip_prefix("# ") {
+            Some(setting) if is_setting(setting) => setting,
+            Some(_) | None => line,
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn the_shipped_file_shows_every_key_with_its_default() {
+        let shipped = Config::parse(&shipped_with_all_keys()).expect("valid");
+        let default = Config::default();
+        assert_eq!(shipped.api.socket, default.api.socket);
+        assert_eq!(
+            (&shipped.state, &shipped.reclaim, &shipped.limits, &shipped.sweep, &shipped.protect),
+            (&default.state, &default.reclaim, &default.limits, &default.sweep, &default.protect)
+        );
+        let usual = Config::parse(
+            "[[policy]]\nname = \"stale loops of jenkins\"\nkind = \"loop\"\nbacking_under = \"/var/lib/jenkins\"\nuid = 1000\n\
+             [[policy]]\nname = \"stale mounts of jenkins\"\nkind = \"mount\"\nmounted_under = \"/srv/ci\"\n",
+        );
+        assert_eq!(shipped.policy, usual.expect("valid").policy);
+        // And each key is there.
+        let text = shipped_with_all_keys();
+        for key in [
+            "socket",
+            "group",
+            "listen",
+            "textfile",
+            "directory",
+            "grace",
+            "term_timeout",
+            "step_timeout",
+            "lazy_after",
+            "leases",
+            "claims",
+            "connections",
+            "interval",
+            "name",
+            "kind",
+            "backing_under",
+            "mounted_under",
+            "uid",
+            "min_age",
+            "observations",
+            "action",
+            "uids",
+        ] {
+            assert!(text.lines().any(|line| line.starts_with(&format!("{key} = "))), "{key} is missing");
+        }
+        let as_it_is = Config::parse(include_str!("../../../systemd/hostlerd.toml")).expect("valid");
+        assert_eq!(as_it_is.policy, []);
+    }
+
     #[test]
     fn an_unknown_key_is_named_with_its_line_and_what_is_allowed() {
         let error = Config::parse("[reclaim]\ngrace = \"1s\"\ngarce = \"2s\"\n").expect_err("unknown key");

@@ -79,24 +79,35 @@ impl Engine {
             if !grace.is_zero() {
                 tokio::time::sleep(grace).await;
             }
-            engine.change(id, |lease| lease.phase = Phase::Over).await;
-            let lease = engine.shared.state.borrow().get(id).map(|record| record.lease.clone());
-            if let Some(lease) = lease {
-                engine.let_owner_out(&lease);
-            }
-            engine.reclaim(id).await;
+            let over = engine.change(id, |lease| lease.phase = Phase::Over);
+            let is_owner_inside =
+                engine.shared.state.borrow().get(id).is_some_and(|record| record.lease.owner_inside);
+            let first = if is_owner_inside {
+                over.await;
+                let lease = engine.shared.state.borrow().get(id).map(|record| record.lease.clone());
+                if let Some(lease) = lease {
+                    engine.let_owner_out(&lease);
+                }
+                None
+            } else {
+                // The look does not wait for the disk; what acts on it does. And all whose owners ended
+                // together ask for it before it begins.
+                let ((), look) = tokio::join!(over, engine.look(SnapshotDepth::Ownership));
+                look.ok()
+            };
+            engine.reclaim(id, first).await;
         });
     }
 
     /// Attempts until nothing is left. Between attempts it sleeps until something changes, at most
     /// a minute.
-    async fn reclaim(&self, id: LeaseId) {
+    async fn reclaim(&self, id: LeaseId, mut first: Option<Rc<Look>>) {
         let mut wait = RETRY_FIRST;
         // A retry leaves it pinned until it has worked: an alert on what is pinned must not begin anew
         // with each.
         self.set_state(id, LeaseState::Reclaiming);
         loop {
-            match self.attempt(id).await {
+            match self.attempt(id, first.take()).await {
                 Ok(true) => {
                     self.finish(id).await;
                     return;
@@ -137,11 +148,11 @@ impl Engine {
     }
 
     /// One attempt: rounds for as long as each frees something. Says whether nothing is left.
-    async fn attempt(&self, id: LeaseId) -> Result<bool, AttemptFailed> {
+    async fn attempt(&self, id: LeaseId, first: Option<Rc<Look>>) -> Result<bool, AttemptFailed> {
         let mut left_before: Option<BTreeSet<ResourceIdentity>> = None;
         let mut doubted_before = false;
         // The look after a round is as good as one before the next, when nothing was left.
-        let mut last_look = None;
+        let mut last_look = first;
         for round in 0..ROUND_LIMIT {
             let look = match last_look.take() {
                 Some(look) => look,
@@ -173,7 +184,8 @@ impl Engine {
                 tokio::time::sleep(DOUBT_WAIT).await;
                 continue;
             }
-            self.record(vec![Entry::Planned { lease: id, round, plan: plan.clone() }]).await;
+            // That the lease is over, and what is its own, is durable. The plan tells the story.
+            self.record_meanwhile(Entry::Planned { lease: id, round, plan: plan.clone() });
             let results = self.act(&lease, round, &plan).await?;
             let (left, look) = self.second_look(id, &owned, &plan, &results).await?;
             if left.is_empty() {

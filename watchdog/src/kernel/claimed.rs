@@ -77,9 +77,7 @@ impl<'mounts> MountPoints<'mounts> {
     /// directory above is covered too, since `..` leads onto what covers it.
     fn on(&self, directory: impl AsFd, base: &[u8]) -> io::Result<Vec<usize>> {
         let Some(name) = Path::new(OsStr::from_bytes(base)).file_name() else { return Ok(Vec::new()) };
-        let Some(own) = self.by_number.get(&directories::mount_of(&directory)?) else {
-            return Ok(Vec::new());
-        };
+        let Some(own) = self.top(&directory, OsStr::new("")) else { return Ok(Vec::new()) };
         if !self.is_point(base) {
             return Ok(Vec::new());
         }
@@ -88,7 +86,7 @@ impl<'mounts> MountPoints<'mounts> {
         };
         let stack = self.stack(self.top(&parent, name), base);
         // Whose stack it is, is told by where it ends.
-        let is_own = |index: usize| index == *own;
+        let is_own = |index: usize| index == own;
         let below = stack.iter().position(|index| is_own(*index));
         let ends_on_own = stack.last().and_then(|last| self.parent(*last)).is_some_and(is_own);
         Ok(match below {
@@ -116,8 +114,8 @@ impl<'mounts> MountPoints<'mounts> {
         points
     }
 
-    /// The mount that a name in a directory leads to.
-    fn top(&self, directory: &OwnedFd, name: &OsStr) -> Option<usize> {
+    /// The mount that a name in a directory leads to; without a name, the one that the directory is on.
+    fn top(&self, directory: impl AsFd, name: &OsStr) -> Option<usize> {
         let unique = matches!(self.mounts.first()?.identity.number, MountNumber::Unique(_));
         self.by_number.get(&mounts::number_at(directory, name, unique).ok()?).copied()
     }

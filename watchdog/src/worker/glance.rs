@@ -7,9 +7,8 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use super::claims::{self, Search};
 use super::message::Query;
-use super::observe::read_claims;
-use crate::kernel::claimed::MountPoints;
 use crate::kernel::{loops, mounts, statmount};
 use crate::model::{DeviceNumber, Gap, LoopState, Mount, MountNumber, Snapshot};
 
@@ -48,9 +47,9 @@ pub(super) fn glance(
         }
     }
     let found = std::mem::take(&mut snapshot.mounts);
-    let points = MountPoints::new(&found, snapshot.namespace);
+    let search = Search::new(&found, &snapshot);
     for lease in &query.leases {
-        read_claims(lease, skip, passed, &points, touching, &mut snapshot);
+        claims::read(lease, skip, passed, &search, touching, &mut snapshot);
     }
     snapshot.mounts = found;
     snapshot

@@ -8,6 +8,7 @@
 mod act;
 mod blocks;
 mod child;
+mod claims;
 mod criteria;
 mod descriptors;
 mod glance;

@@ -1,14 +1,14 @@
 //! One look at the host. Reads only.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use super::blocks::{self, Careful};
-use super::message::{ClaimQuery, Extent, LeaseQuery, Query};
+use super::claims::{self, Search};
+use super::message::{Extent, LeaseQuery, Query};
 use super::{criteria, glance, observe_mounts};
-use crate::kernel::claimed::MountPoints;
-use crate::kernel::{cgroups, directories, loops, processes, qemu};
-use crate::model::{Gap, LoopState, ProcessIdentity, Snapshot, SnapshotDepth, UnderClaim};
+use crate::kernel::{cgroups, loops, processes, qemu};
+use crate::model::{Gap, LoopState, ProcessIdentity, Snapshot, SnapshotDepth};
 
 /// Looks. `touching` is told each loop device before it is asked, and all else that may hang; `skip` is
 /// what it was told of at a look that did hang.
@@ -36,11 +36,16 @@ pub(super) fn observe(
         Err(error) => snapshot.gaps.push(Gap::Processes(error.to_string())),
     }
     let mounts = std::mem::take(&mut snapshot.mounts);
-    let points = MountPoints::new(&mounts, snapshot.namespace);
+    let search = Search::new(&mounts, &snapshot);
     for lease in &query.leases {
-        read_lease(lease, skip, passed, &points, touching, &mut snapshot);
+        read_lease(lease, skip, passed, &search, touching, &mut snapshot);
     }
-    criteria::read(query, &points, &mut Careful { avoid: &query.avoid, skip, touching }, &mut snapshot);
+    criteria::read(
+        query,
+        search.points(),
+        &mut Careful { avoid: &query.avoid, skip, touching },
+        &mut snapshot,
+    );
     snapshot.qemus = qemu::list(Path::new("/proc"), &snapshot.processes);
     snapshot.mounts = mounts;
     snapshot
@@ -93,7 +98,7 @@ fn read_lease(
     lease: &LeaseQuery,
     skip: &[String],
     passed: &[OwnedFd],
-    points: &MountPoints<'_>,
+    search: &Search<'_>,
     touching: &mut dyn FnMut(Option<u32>, &str),
     snapshot: &mut Snapshot,
 ) {
@@ -122,66 +127,5 @@ fn read_lease(
             Err(error) => snapshot.gaps.push(Gap::Cgroup(lease.lease, error.to_string())),
         }
     }
-    read_claims(lease, skip, passed, points, touching, snapshot);
-}
-
-/// What lies below a lease's claims, of what the snapshot has.
-pub(super) fn read_claims(
-    lease: &LeaseQuery,
-    skip: &[String],
-    passed: &[OwnedFd],
-    points: &MountPoints<'_>,
-    touching: &mut dyn FnMut(Option<u32>, &str),
-    snapshot: &mut Snapshot,
-) {
-    for query in &lease.claims {
-        let what = format!("the directory {} that lease {} claimed", query.claim.path, lease.lease);
-        if skip.contains(&what) {
-            // For the others, the look goes on.
-            let cause = format!("{what} did not answer before; its file system may be stuck");
-            snapshot.gaps.push(Gap::Claim(lease.lease, cause));
-            continue;
-        }
-        touching(None, &what);
-        if let Err(error) = read_claim(lease, query, passed, points, snapshot) {
-            snapshot.gaps.push(Gap::Claim(lease.lease, error.to_string()));
-        }
-    }
-}
-
-fn read_claim(
-    lease: &LeaseQuery,
-    query: &ClaimQuery,
-    passed: &[OwnedFd],
-    points: &MountPoints<'_>,
-    snapshot: &mut Snapshot,
-) -> std::io::Result<()> {
-    let reopened;
-    let directory: BorrowedFd<'_> = match query.descriptor.and_then(|index| passed.get(index)) {
-        Some(descriptor) => std::os::fd::AsFd::as_fd(descriptor),
-        None => match directories::reopen(&query.claim, points.mounts()) {
-            Ok(descriptor) => {
-                reopened = descriptor;
-                std::os::fd::AsFd::as_fd(&reopened)
-            }
-            // Removed: then nothing lies below it.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ESTALE | libc::ENOENT)) => return Ok(()),
-            Err(error) => return Err(error),
-        },
-    };
-    if directories::is_removed(directory)? {
-        return Ok(());
-    }
-    snapshot.directories.push(UnderClaim { lease: lease.lease, what: query.claim.directory });
-    for device in &snapshot.loops {
-        let LoopState::Bound(backing) = device.state else { continue };
-        let Some(hint) = loops::backing_hint(Path::new("/sys"), device.number) else { continue };
-        if directories::file_below(directory, &hint)? == Some(backing) {
-            snapshot.claimed_files.push(UnderClaim { lease: lease.lease, what: backing });
-        }
-    }
-    for mount in points.below(directory)? {
-        snapshot.claimed_mounts.push(UnderClaim { lease: lease.lease, what: mount });
-    }
-    Ok(())
+    claims::read(lease, skip, passed, search, touching, snapshot);
 }

@@ -1,0 +1,99 @@
+//! The part of a look that is about claimed directories: what lies below each. Reads only.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use super::message::{ClaimQuery, LeaseQuery};
+use crate::kernel::claimed::MountPoints;
+use crate::kernel::{directories, loops};
+use crate::model::{BackingFile, Gap, LoopState, Mount, Snapshot, UnderClaim};
+
+/// What is searched for, in an order in which what lies below a directory is found without looking at all
+/// else: there may be as many claims as loop devices.
+pub(super) struct Search<'mounts> {
+    points: MountPoints<'mounts>,
+    /// By what sysfs calls them.
+    files: Vec<(PathBuf, BackingFile)>,
+}
+
+impl<'mounts> Search<'mounts> {
+    /// Of the loop devices of a snapshot, and of its mounts, which were taken out of it.
+    pub(super) fn new(mounts: &'mounts [Mount], snapshot: &Snapshot) -> Self {
+        let mut files = Vec::new();
+        for device in &snapshot.loops {
+            let LoopState::Bound(backing) = device.state else { continue };
+            files.extend(loops::backing_hint(Path::new("/sys"), device.number).map(|hint| (hint, backing)));
+        }
+        files.sort();
+        Self { points: MountPoints::new(mounts, snapshot.namespace), files }
+    }
+
+    pub(super) fn points(&self) -> &MountPoints<'mounts> {
+        &self.points
+    }
+
+    /// Those that may be below a path. Paths are ordered by their components, so they are neighbours.
+    fn files_below(&self, base: &Path) -> impl Iterator<Item = &(PathBuf, BackingFile)> {
+        let begin = self.files.partition_point(|(hint, _)| hint.as_path() < base);
+        self.files[begin..].iter().take_while(move |(hint, _)| hint.starts_with(base))
+    }
+}
+
+/// What lies below a lease's claims, of what the snapshot has.
+pub(super) fn read(
+    lease: &LeaseQuery,
+    skip: &[String],
+    passed: &[OwnedFd],
+    search: &Search<'_>,
+    touching: &mut dyn FnMut(Option<u32>, &str),
+    snapshot: &mut Snapshot,
+) {
+    for query in &lease.claims {
+        let what = format!("the directory {} that lease {} claimed", query.claim.path, lease.lease);
+        if skip.contains(&what) {
+            // For the others, the look goes on.
+            let cause = format!("{what} did not answer before; its file system may be stuck");
+            snapshot.gaps.push(Gap::Claim(lease.lease, cause));
+            continue;
+        }
+        touching(None, &what);
+        if let Err(error) = read_claim(lease, query, passed, search, snapshot) {
+            snapshot.gaps.push(Gap::Claim(lease.lease, error.to_string()));
+        }
+    }
+}
+
+fn read_claim(
+    lease: &LeaseQuery,
+    query: &ClaimQuery,
+    passed: &[OwnedFd],
+    search: &Search<'_>,
+    snapshot: &mut Snapshot,
+) -> std::io::Result<()> {
+    let reopened;
+    let directory: BorrowedFd<'_> = match query.descriptor.and_then(|index| passed.get(index)) {
+        Some(descriptor) => descriptor.as_fd(),
+        None => match directories::reopen(&query.claim, search.points.mounts()) {
+            Ok(descriptor) => {
+                reopened = descriptor;
+                reopened.as_fd()
+            }
+            // Removed: then nothing lies below it.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ESTALE | libc::ENOENT)) => return Ok(()),
+            Err(error) => return Err(error),
+        },
+    };
+    if directories::is_removed(directory)? {
+        return Ok(());
+    }
+    snapshot.directories.push(UnderClaim { lease: lease.lease, what: query.claim.directory });
+    for (hint, backing) in search.files_below(&directories::path(directory)?) {
+        if directories::file_below(directory, hint)? == Some(*backing) {
+            snapshot.claimed_files.push(UnderClaim { lease: lease.lease, what: *backing });
+        }
+    }
+    for mount in search.points.below(directory)? {
+        snapshot.claimed_mounts.push(UnderClaim { lease: lease.lease, what: mount });
+    }
+    Ok(())
+}
