@@ -17,7 +17,8 @@ use hostler_watchdog::kernel::mount_events::{Change, MountEvent, MountEvents};
 use hostler_watchdog::kernel::mounts::{self, Wanted};
 use hostler_watchdog::kernel::namespaces::{self, Means, Others};
 use hostler_watchdog::kernel::visit::Visit;
-use hostler_watchdog::model::{DeviceNumber, Mount, MountNamespace, MountNumber};
+use hostler_watchdog::model::{DeviceNumber, Gap, Mount, MountNamespace, MountNumber, SnapshotDepth};
+use hostler_watchdog::worker;
 use nix::mount::{MsFlags, mount};
 use nix::sys::epoll::EpollFlags;
 
@@ -290,5 +291,41 @@ fn a_watch_of_mounts_does_not_keep_the_namespace() {
             probe::loops_below(&place.path("image")).is_empty()
         });
         drop(watch);
+    });
+}
+
+#[test]
+fn a_device_that_somebody_else_gets_during_a_look_is_nobodys_evidence() {
+    scenario::privileged("recheck", |place| {
+        // What happened: a lease's loop device was freed right after a look had read it, another builder
+        // got it and mounted it, and that mount was taken for the lease's, and unmounted.
+        let node = attach(&place.image("image", 8));
+        let kept = attach(&place.image("kept", 8));
+        let (theirs, point) = (place.image("theirs", 8), place.directory("mnt"));
+        let number = |node: &str| -> u32 {
+            node.trim_start_matches("/dev/loop").parse().or_fail("a loop device's number")
+        };
+        let other = Namespace::new(place);
+        let mut is_done = false;
+        let snapshot = worker::look_while(SnapshotDepth::Ownership, &mut |_, what| {
+            if what == "mounts" && !std::mem::replace(&mut is_done, true) {
+                program::succeed("losetup", ["-d", &node]);
+                program::succeed("losetup", [node.as_ref(), theirs.as_os_str()]);
+                other.run(["mount".as_ref(), node.as_ref(), point.as_os_str()]);
+            }
+        });
+        assert!(is_done);
+        let device = |node| snapshot.loops.iter().find(|device| device.number == number(node));
+        let given = device(&node).or_fail("the device");
+        assert!(snapshot.mounts.iter().any(|mount| mount.device() == given.device), "it was seen mounted");
+        assert_eq!(given.identity(), None);
+        let is_gap = |gap: &Gap| matches!(gap, Gap::Loop(which, _) if *which == number(&node));
+        assert!(snapshot.gaps.iter().any(is_gap), "{:?}", snapshot.gaps);
+        // The bystander's device stayed as it was, and is known.
+        assert!(device(&kept).or_fail("the other device").identity().is_some());
+        drop(other);
+        for node in [node, kept] {
+            program::succeed("losetup", ["-d", &node]);
+        }
     });
 }

@@ -109,6 +109,19 @@ fn limit_from(parameter: &str, command_line: &[String], devices: u64) -> Option<
     (devices <= value && (was_set || value != MADE_AT_START)).then_some(value)
 }
 
+/// Whether a device that was asked is still attached as it was then, with no partition less. Opens
+/// nothing, so it does not hang.
+#[must_use]
+pub fn is_unchanged(sys: &Path, device: &LoopDevice) -> bool {
+    let directory = sys.join(format!("block/loop{}", device.number));
+    let is_attachment = block::sequence(&directory).is_ok_and(|sequence| sequence == device.sequence);
+    // Few devices have any, and looking for them takes longer than all the rest.
+    is_attachment
+        && (device.partitions.is_empty()
+            || block::partitions(&directory)
+                .is_ok_and(|now| device.partitions.iter().all(|partition| now.contains(partition))))
+}
+
 /// Asks a listed device what it is bound to. May hang with the backing file's file system.
 ///
 /// # Errors
@@ -250,6 +263,39 @@ mod tests {
     use super::super::fixture::{Tree, device_number as number};
     use super::*;
     use crate::model::Partition;
+
+    #[test]
+    fn tells_an_attachment_from_a_later_one() {
+        let tree = Tree::new()
+            .file("block/loop1/diskseq", "65\n")
+            .file("block/loop1/loop1p1/dev", "259:0\n")
+            .file("block/loop1/loop1p1/partition", "1\n")
+            .file("block/loop1/loop1p2/dev", "259:1\n")
+            .file("block/loop1/loop1p2/partition", "2\n");
+        let device = |number: u32, sequence, partitions: &[(u32, u32)]| LoopDevice {
+            number,
+            device: DeviceNumber { major: 7, minor: number },
+            sequence,
+            state: LoopState::Closing,
+            backing_text: String::new(),
+            autoclear: false,
+            partitions: partitions
+                .iter()
+                .map(|(number, minor)| Partition {
+                    number: *number,
+                    device: DeviceNumber { major: 259, minor: *minor },
+                })
+                .collect(),
+        };
+        let unchanged = |device: LoopDevice| is_unchanged(tree.path(), &device);
+        let now = Some(DiskSequence(65));
+        assert!(unchanged(device(1, now, &[])));
+        assert!(unchanged(device(1, now, &[(1, 0), (2, 1)])));
+        assert!(!unchanged(device(1, now, &[(1, 1)])));
+        assert!(!unchanged(device(1, Some(DiskSequence(64)), &[])));
+        assert!(!unchanged(device(1, None, &[])));
+        assert!(!unchanged(device(2, now, &[])));
+    }
 
     #[test]
     fn lists_what_is_bound_and_what_has_partitions_left() {

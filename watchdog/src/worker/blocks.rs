@@ -96,7 +96,12 @@ fn read_freeze(
 
 /// Finds the number that the mounts of a btrfs show, when it lies on what may be a lease's: the host's own
 /// are left alone.
-fn read_number(sys: &Path, filesystem: &mut Filesystem, careful: &mut Careful<'_>, snapshot: &mut Snapshot) {
+pub(super) fn read_number(
+    sys: &Path,
+    filesystem: &mut Filesystem,
+    careful: &mut Careful<'_>,
+    snapshot: &mut Snapshot,
+) {
     let is_nbd =
         |device: &DeviceNumber| snapshot.nbds.iter().any(|nbd| is_part(*device, nbd.device, &nbd.partitions));
     let mut below = filesystem.blocks.iter().map(|device| (*device, loops_below(*device, snapshot)));

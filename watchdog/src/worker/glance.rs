@@ -39,6 +39,9 @@ pub(super) fn glance(
     for number in devices.iter().copied().chain(below.collect::<Vec<_>>()) {
         add_loop(number, query, touching, &mut snapshot);
     }
+    // Numbers of devices and file systems are given again. What is still mounted now was so when the loop
+    // devices were asked, so these are what it is on, and their files are on it.
+    snapshot.mounts.retain(is_still_there);
     for lease in &query.leases {
         for claim in &lease.claims {
             if let Some(MountNumber::Unique(unique)) = claim.claim.mount {
@@ -62,6 +65,13 @@ fn add_mount(unique: u64, into: &mut Vec<Mount>) {
         && let Ok(Some(mount)) = mounts::one(unique)
     {
         into.push(mount);
+    }
+}
+
+fn is_still_there(mount: &Mount) -> bool {
+    match mount.identity.number {
+        MountNumber::Unique(unique) => statmount::basics(None, unique).is_ok(),
+        MountNumber::Reusable(_) => false,
     }
 }
 

@@ -16,10 +16,11 @@ mod message;
 mod observe;
 mod observe_mounts;
 mod pool;
+mod recheck;
 mod release;
 
 pub use child::serve;
 pub use descriptors::{receive, send};
 pub use message::{ClaimQuery, Extent, LeaseQuery, Query, Request, Response};
-pub use observe::look;
+pub use observe::{look, look_while};
 pub use pool::{Pool, WorkerError};

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::blocks::{self, Careful};
 use super::claims::{self, Search};
 use super::message::{Extent, LeaseQuery, Query};
+use super::recheck::recheck;
 use super::{criteria, glance, observe_mounts};
 use crate::kernel::{cgroups, loops, processes, qemu};
 use crate::model::{Gap, LoopState, ProcessIdentity, Snapshot, SnapshotDepth};
@@ -48,6 +49,7 @@ pub(super) fn observe(
     );
     snapshot.qemus = qemu::list(Path::new("/proc"), &snapshot.processes);
     snapshot.mounts = mounts;
+    recheck(&mut Careful { avoid: &query.avoid, skip, touching }, &mut snapshot);
     snapshot
 }
 
@@ -56,6 +58,12 @@ pub(super) fn observe(
 /// namespaces, which takes a process with one thread.
 #[must_use]
 pub fn look(depth: SnapshotDepth) -> Snapshot {
+    look_while(depth, &mut |_, _| {})
+}
+
+/// The same, telling what is about to be touched: tests change the host in that very moment.
+#[must_use]
+pub fn look_while(depth: SnapshotDepth, touching: &mut dyn FnMut(Option<u32>, &str)) -> Snapshot {
     let query = Query {
         extent: Extent::Host,
         depth,
@@ -64,7 +72,7 @@ pub fn look(depth: SnapshotDepth) -> Snapshot {
         protected: Vec::new(),
         avoid: Vec::new(),
     };
-    observe(&query, &[], &[], &mut |_, _| {})
+    observe(&query, &[], &[], touching)
 }
 
 fn read_loops(query: &Query, touching: &mut dyn FnMut(Option<u32>, &str), snapshot: &mut Snapshot) {
