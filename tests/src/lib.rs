@@ -12,6 +12,7 @@
 //!
 //! A test fails by panicking, so the helpers panic too, each with what it was about.
 
+pub mod attached;
 #[cfg(feature = "privileged")]
 pub mod bench;
 pub mod blocks;

@@ -4,17 +4,18 @@ use std::fs;
 use std::io::IoSlice;
 use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use hostler_protocol::lease::{LeaseState, LeaseView};
 use hostler_protocol::methods::PolicyStep;
 use hostler_protocol::resource::{Kind, Outcome, ResourceView, Verdict};
-use hostler_tests::bystander::{Bystander, attach};
+use hostler_tests::attached::Attached;
+use hostler_tests::bystander::Bystander;
 use hostler_tests::daemon::{Daemon, Settings};
 use hostler_tests::failure::{OrFail, wait_until};
-use hostler_tests::place::{Place, kill};
+use hostler_tests::place::kill;
 use hostler_tests::probe::{self, LoopSeen};
 use hostler_tests::{program, scenario};
 use rustix::net::{
@@ -24,52 +25,6 @@ use rustix::net::{
 
 /// Some sweeps.
 const SOON: Duration = Duration::from_secs(25);
-
-/// A loop device of a test. It goes with this, if it has not gone before.
-struct Attached {
-    image: PathBuf,
-    device: LoopSeen,
-}
-
-impl Attached {
-    fn new(place: &Place, image: &Path) -> Self {
-        hostler_tests::place::make_image(image, 4);
-        Self::by(place, image, image)
-    }
-
-    /// Attaches an image by another of its names.
-    fn by(_place: &Place, name: &Path, image: &Path) -> Self {
-        let node = attach(name);
-        let devices = probe::loops();
-        let device = devices.into_iter().find(|device| format!("/dev/loop{}", device.number) == node);
-        Self { image: image.to_owned(), device: device.or_fail("the device that was attached") }
-    }
-
-    fn node(&self) -> String {
-        format!("/dev/loop{}", self.device.number)
-    }
-
-    fn is_there(&self) -> bool {
-        probe::loops().contains(&self.device)
-    }
-
-    fn mount(&self, point: &Path) {
-        program::succeed("mount", [self.node().as_ref(), point.as_os_str()]);
-    }
-
-    #[track_caller]
-    fn assert_untouched(&self) {
-        assert!(self.is_there(), "{} of {:?} is gone", self.node(), self.image);
-    }
-}
-
-impl Drop for Attached {
-    fn drop(&mut self) {
-        if self.is_there() {
-            let _ = Command::new("losetup").arg("-d").arg(self.node()).output();
-        }
-    }
-}
 
 fn settings(interval: &str, more: &str) -> Settings {
     Settings { more: format!("[sweep]\ninterval = \"{interval}\"\n{more}"), ..Settings::default() }
@@ -143,20 +98,20 @@ fn a_leaked_loop_device_is_quarantined_then_taken_back_and_what_is_not_meant_sta
         let rule = |rest: &str| format!("{}[protect]\nbacking_under = [{vm:?}]\n", loop_rule(&ci, rest));
         let only_quarantined = rule("min_age = \"2s\"\nobservations = 2\naction = \"quarantine\"");
         let mut daemon = Daemon::start(place, &settings("1s", &only_quarantined));
-        let leaked = Attached::new(place, &ci.join("leaked.img"));
+        let leaked = Attached::new(&ci.join("leaked.img"));
         let point = place.directory("leaked");
         leaked.mount(&point);
 
-        let outside = Attached::new(place, &other.join("outside.img"));
+        let outside = Attached::new(&other.join("outside.img"));
         let in_use = Bystander::new(place, &place.directory("ci/used"));
-        let protected = Attached::new(place, &vm.join("protected.img"));
+        let protected = Attached::new(&vm.join("protected.img"));
         // The directory has links to these files, and the files do not lie there.
         hostler_tests::place::make_image(&other.join("linked.img"), 4);
         symlink(other.join("linked.img"), ci.join("linked.img")).or_fail("making a link");
-        let linked = Attached::by(place, &ci.join("linked.img"), &other.join("linked.img"));
+        let linked = Attached::by(&ci.join("linked.img"), &other.join("linked.img"));
         hostler_tests::place::make_image(&other.join("hard.img"), 4);
         fs::hard_link(other.join("hard.img"), ci.join("hard.img")).or_fail("making a link");
-        let hard = Attached::by(place, &ci.join("hard.img"), &other.join("hard.img"));
+        let hard = Attached::by(&ci.join("hard.img"), &other.join("hard.img"));
         let (mut build, of_build) = live_build(&daemon, &place.directory("ci/job"));
 
         let stay = [&outside, &protected, &linked, &hard];
@@ -232,7 +187,7 @@ fn killed_in_the_middle_it_finishes_what_a_rule_had_it_begin() {
         let begun = |daemon: &Daemon<'_>| daemon.log().matches("opened by hostlerd: policy").count();
         for round in 0..6u64 {
             let before = begun(&daemon);
-            let leaked = Attached::new(place, &ci.join(format!("{round}.img")));
+            let leaked = Attached::new(&ci.join(format!("{round}.img")));
             leaked.mount(&point);
             wait_until("the daemon to begin", SOON, || begun(&daemon) > before);
             // From its beginning until it is done, which takes 100 ms or a few.
@@ -268,7 +223,7 @@ fn mounts_are_taken_back_where_a_rule_says_so_and_nobody_is_in_them() {
         let mut user = place.command("sleep").arg("600").current_dir(&used).spawn().or_fail("a user");
         // A file on it backs a loop device, which is somebody's.
         let holding = tmpfs("ci/holding");
-        let backed = Attached::new(place, &holding.join("image"));
+        let backed = Attached::new(&holding.join("image"));
         let leaked = tmpfs("ci/leaked");
         let upper = tmpfs("ci/leaked/upper");
 
@@ -311,8 +266,8 @@ fn a_rule_that_only_watches_touches_nothing() {
         );
         let settings = Settings { metrics: true, ..settings("1s", &more) };
         let daemon = Daemon::start(place, &settings);
-        let one = Attached::new(place, &seen.join("image"));
-        let other = Attached::new(place, &quarantined.join("image"));
+        let one = Attached::new(&seen.join("image"));
+        let other = Attached::new(&quarantined.join("image"));
         wait_for_quarantine(&daemon, &other.node());
         std::thread::sleep(Duration::from_millis(2500));
         one.assert_untouched();
@@ -449,7 +404,7 @@ fn what_is_protected_is_not_even_its_leases() {
 fn an_administrator_takes_back_by_name_what_is_nobodys() {
     scenario::privileged("reclaim-target", |place| {
         let daemon = Daemon::start(place, &Settings::default());
-        let leaked = Attached::new(place, &place.path("leaked.img"));
+        let leaked = Attached::new(&place.path("leaked.img"));
         let point = place.directory("mnt");
         leaked.mount(&point);
 

@@ -92,7 +92,7 @@ impl Engine {
             } else {
                 // The look does not wait for the disk; what acts on it does. And all whose owners ended
                 // together ask for it before it begins.
-                let ((), look) = tokio::join!(over, engine.look(SnapshotDepth::Ownership));
+                let ((), look) = tokio::join!(over, engine.look(engine.depth_for(id)));
                 look.ok()
             };
             engine.reclaim(id, first).await;
