@@ -184,8 +184,8 @@ impl Engine {
                 tokio::time::sleep(DOUBT_WAIT).await;
                 continue;
             }
-            // That the lease is over, and what is its own, is durable. The plan tells the story.
-            self.record_meanwhile(Entry::Planned { lease: id, round, plan: plan.clone() });
+            // Durable before it is acted on: whoever looks after a crash sees what was under way.
+            self.record(vec![Entry::Planned { lease: id, round, plan: plan.clone() }]).await;
             let results = self.act(&lease, round, &plan).await?;
             let (left, look) = self.second_look(id, &owned, &plan, &results).await?;
             if left.is_empty() {
