@@ -21,6 +21,7 @@ pub mod policy;
 mod propagation;
 mod protect;
 mod requested;
+mod settled;
 mod verify;
 
 pub use attribute::{Ownership, attribute};
@@ -28,4 +29,5 @@ pub use explain::{PROTECTED, explain, reasons_for};
 pub use plan::{PlanSettings, plan, stuck};
 pub use protect::strangers_below;
 pub use requested::{NotTaken, requested};
+pub use settled::{forget_what_is_gone, is_settled, may_still_go};
 pub use verify::{doubts, everything_of, verify};

@@ -410,5 +410,8 @@ fn directories(lease: &Lease, snapshot: &Snapshot, ownership: &Ownership) -> Vec
 }
 
 #[cfg(test)]
+#[path = "plan_properties.rs"]
+mod properties;
+#[cfg(test)]
 #[path = "plan_tests.rs"]
 mod tests;

@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use tokio::sync::watch;
 
-use super::reclaim::Seen;
+use super::memory::Seen;
 use super::{Engine, News, query};
 use crate::decide::{Ownership, attribute};
 use crate::model::{Claim, Snapshot, SnapshotDepth};

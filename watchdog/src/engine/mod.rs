@@ -10,8 +10,10 @@
 mod foresee;
 mod lifecycle;
 mod look;
+mod memory;
 mod reclaim;
 mod record;
+mod report;
 mod restart;
 mod stray;
 mod sweep;

@@ -1,26 +1,20 @@
 //! Taking back what a lease left: look, plan, act, look again, tell; again while it helps.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use hostler_protocol::lease::{LeaseId, LeaseState, Report, ResourceOutcome};
+use hostler_protocol::lease::{LeaseId, LeaseState};
 use hostler_protocol::resource::Outcome;
-use hostler_protocol::why::Reason;
 use tokio::time::Instant;
 
 use super::look::{Look, LookFailed};
-use super::view::name_of;
 use super::{Engine, now_ms};
 use crate::causes::chain;
-use crate::decide::{
-    Ownership, PlanSettings, doubts, everything_of, plan, reasons_for, strangers_below, stuck, verify,
-};
+use crate::decide::{PlanSettings, doubts, everything_of, is_settled, may_still_go, plan, stuck, verify};
 use crate::journal::Entry;
-use crate::model::{
-    Claim, Gap, Lease, LoopState, Phase, Plan, ResourceIdentity, Snapshot, SnapshotDepth, Step, StepResult,
-};
+use crate::model::{Lease, Phase, Plan, ResourceIdentity, SnapshotDepth, Step, StepResult};
 use crate::worker::{ClaimQuery, WorkerError};
 
 /// How many rounds one attempt has. Each must have freed something for the next to begin; a chain
@@ -39,15 +33,6 @@ const DOUBT_WAIT: Duration = Duration::from_millis(100);
 /// Waits before what is pinned is tried again.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LAST: Duration = Duration::from_secs(60);
-
-/// How much of the host a look saw.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
-    /// All that is not there is gone.
-    Whole,
-    /// What is not there was not looked for.
-    Part,
-}
 
 /// Why an attempt ended before it could say anything.
 #[derive(Debug, thiserror::Error)]
@@ -309,140 +294,6 @@ impl Engine {
         Ok((left, look))
     }
 
-    fn note_left(
-        &self,
-        id: LeaseId,
-        resource: ResourceIdentity,
-        plan: &Plan,
-        results: &[StepResult],
-        after: &Snapshot,
-        ownership: &Ownership,
-    ) {
-        let outcome = verify(resource, plan, results, after);
-        let (mut reasons, mut detail) = match resource {
-            ResourceIdentity::Directory(_) => strangers_below(id, after, ownership),
-            _ => reasons_for(resource, after, ownership),
-        };
-        let can_be_held_unseen = matches!(
-            resource,
-            ResourceIdentity::Mount(_)
-                | ResourceIdentity::Loop(_)
-                | ResourceIdentity::Map(_)
-                | ResourceIdentity::Nbd(_)
-        );
-        if reasons.is_empty() && can_be_held_unseen {
-            // Something holds it that no look can show: a descriptor on its way over a socket, for one.
-            reasons.push(Reason::Unknown);
-        }
-        if detail.is_empty() {
-            let said = plan.steps.iter().zip(results).find(|(step, _)| step.resources().contains(&resource));
-            detail = match said {
-                Some((_, StepResult::Failed { cause })) => cause.clone(),
-                Some((_, result @ StepResult::Locked)) => result.sentence(),
-                Some((_, StepResult::Hung { doing })) => format!("{doing} hangs"),
-                Some(_) => "every call succeeded, and it is still there".to_owned(),
-                None => "something that holds it cannot be taken back".to_owned(),
-            };
-        }
-        self.note(id, resource, outcome, (reasons, detail), plan, after);
-    }
-
-    /// Notes what a lease may still have, which cannot be told.
-    fn note_doubts(&self, lease: &Lease, before: &Snapshot, doubts: &[&Gap]) {
-        for gap in doubts {
-            let hidden: Vec<ResourceIdentity> = match gap {
-                Gap::Claim(..) => {
-                    let is_seen =
-                        |claim: &&Claim| before.directories.iter().any(|found| found.what == claim.directory);
-                    let unseen = lease.claims.iter().filter(|claim| !is_seen(claim));
-                    unseen.map(|claim| ResourceIdentity::Directory(claim.directory)).collect()
-                }
-                Gap::Loop(number, _) => {
-                    let own = lease.loops.iter().filter(|identity| identity.number == *number);
-                    own.copied().map(ResourceIdentity::Loop).collect()
-                }
-                Gap::Cgroup(..) => {
-                    lease.cgroup.iter().map(|(identity, _)| ResourceIdentity::Cgroup(*identity)).collect()
-                }
-                Gap::Loops(_)
-                | Gap::Mounts(_)
-                | Gap::Blocks(_)
-                | Gap::Namespaces(_)
-                | Gap::Processes(_)
-                | Gap::Namespace(..)
-                | Gap::Process(..)
-                | Gap::Criterion(_) => Vec::new(),
-            };
-            for resource in hidden {
-                let because = (vec![Reason::Unknown], gap.sentence());
-                self.note(lease.id, resource, Outcome::Unknown, because, &Plan::default(), before);
-            }
-        }
-    }
-
-    /// Once nothing is left, what was pinned or unknown at an earlier attempt has gone by itself.
-    fn settle(&self, id: LeaseId) {
-        let mut state = self.shared.state.borrow_mut();
-        let Some(record) = state.get_mut(id) else { return };
-        for outcome in record.outcomes.values_mut() {
-            match outcome.outcome {
-                Outcome::Reclaimed | Outcome::AlreadyGone | Outcome::Replaced => {}
-                Outcome::Pinned | Outcome::Unknown => {
-                    outcome.outcome = Outcome::AlreadyGone;
-                    outcome.reasons.clear();
-                    outcome.detail.clear();
-                }
-            }
-        }
-    }
-
-    fn note(
-        &self,
-        id: LeaseId,
-        resource: ResourceIdentity,
-        outcome: Outcome,
-        (reasons, detail): (Vec<Reason>, String),
-        plan: &Plan,
-        seen: &Snapshot,
-    ) {
-        let mut state = self.shared.state.borrow_mut();
-        let Some(record) = state.get_mut(id) else { return };
-        let known = record.outcomes.get(&resource);
-        // Each change counts once: what is pinned is seen while it is, and not at each retry.
-        if known.is_none_or(|known| known.outcome != outcome) {
-            let labels = [resource.kind().name(), outcome.name()];
-            self.shared.metrics.reclaims.with_label_values(&labels).inc();
-        }
-        let known = known.map(|known| known.name.clone());
-        let name = known.unwrap_or_else(|| name_in(plan, resource, &record.lease, seen));
-        let outcome = ResourceOutcome { kind: resource.kind(), name, outcome, reasons, detail };
-        record.outcomes.insert(resource, outcome);
-    }
-
-    /// Tells those who wait what became of a lease so far.
-    fn tell(&self, id: LeaseId, complete: bool) {
-        let state = self.shared.state.borrow();
-        let Some(record) = state.get(id) else { return };
-        let seconds = record.over_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
-        let report = Report { complete, seconds, resources: record.outcomes.values().cloned().collect() };
-        for left in
-            report.resources.iter().filter(|left| matches!(left.outcome, Outcome::Pinned | Outcome::Unknown))
-        {
-            tracing::warn!(
-                lease = id.0,
-                kind = left.kind.name(),
-                name = left.name,
-                outcome = left.outcome.name(),
-                detail = left.detail,
-                "lease {id}: {} {} is still there: {}",
-                left.kind.name(),
-                left.name,
-                left.detail
-            );
-        }
-        record.report.send_replace(Some(report));
-    }
-
     async fn finish(&self, id: LeaseId) {
         let record = self.shared.state.borrow_mut().remove(id, now_ms());
         let Some(record) = record else { return };
@@ -459,110 +310,5 @@ impl Engine {
             record.lease.name
         );
         self.record(vec![Entry::Looked { lease: id, report }, Entry::Ended { lease: id }]).await;
-    }
-
-    /// Keeps what a look found out about whose things are, for as long as evidence may vanish.
-    pub(super) async fn remember(&self, snapshot: &Snapshot, ownership: &Ownership, seen: Seen) {
-        let mut entries = Vec::new();
-        for record in self.shared.state.borrow_mut().records_mut() {
-            let before = record.lease.clone();
-            for resource in ownership.of(record.lease.id) {
-                match resource {
-                    ResourceIdentity::Loop(identity) => {
-                        record.lease.loops.insert(identity);
-                    }
-                    ResourceIdentity::Mount(identity) => {
-                        record.lease.mounts.insert(identity);
-                    }
-                    ResourceIdentity::Process(identity) if record.lease.cgroup.is_none() => {
-                        record.lease.processes.insert(identity);
-                    }
-                    ResourceIdentity::Map(identity) => {
-                        record.lease.maps.insert(identity);
-                    }
-                    ResourceIdentity::Process(_)
-                    | ResourceIdentity::Nbd(_)
-                    | ResourceIdentity::Swap(_)
-                    | ResourceIdentity::Directory(_)
-                    | ResourceIdentity::Cgroup(_) => {}
-                }
-            }
-            let of_lease = |(_, owner): &(&u64, &LeaseId)| **owner == record.lease.id;
-            let namespaces = ownership.namespaces.iter().filter(of_lease).map(|(namespace, _)| *namespace);
-            record.lease.namespaces.extend(namespaces.collect::<Vec<_>>());
-            match seen {
-                Seen::Whole => forget_what_is_gone(&mut record.lease, snapshot),
-                Seen::Part => {}
-            }
-            if record.lease != before {
-                entries.push(Entry::Lease { lease: Box::new(record.lease.clone()) });
-            }
-        }
-        if !entries.is_empty() {
-            self.record(entries).await;
-        }
-    }
-}
-
-/// Whether a look saw everything that a lease can have made: none of its processes is left to make
-/// more, and nothing hid from the look.
-fn is_settled(lease: &Lease, snapshot: &Snapshot, ownership: &Ownership) -> bool {
-    let has_process = |identity: &ResourceIdentity| matches!(identity, ResourceIdentity::Process(_));
-    !everything_of(lease.id, snapshot, ownership).iter().any(has_process)
-        && doubts(lease, snapshot).is_empty()
-}
-
-/// Identities are never used again, so those of what is gone only take space.
-fn forget_what_is_gone(lease: &mut Lease, snapshot: &Snapshot) {
-    let has_gap = |is_it: fn(&Gap) -> bool| snapshot.gaps.iter().any(is_it);
-    if !has_gap(|gap| matches!(gap, Gap::Loops(_))) {
-        lease.loops.retain(|identity| {
-            snapshot.loops.iter().any(|device| {
-                device.number == identity.number
-                    && (device.sequence == Some(identity.sequence) || device.state == LoopState::Unread)
-            })
-        });
-    }
-    if !has_gap(|gap| matches!(gap, Gap::Mounts(_) | Gap::Namespaces(_) | Gap::Namespace(..))) {
-        let there: HashSet<_> = snapshot.mounts.iter().map(|mount| mount.identity).collect();
-        lease.mounts.retain(|identity| there.contains(identity));
-    }
-    if !has_gap(|gap| matches!(gap, Gap::Blocks(_))) {
-        lease.maps.retain(|identity| snapshot.maps.iter().any(|map| map.identity == *identity));
-    }
-    if !has_gap(|gap| matches!(gap, Gap::Namespaces(_))) {
-        let is_there = |unique: &u64| snapshot.namespaces.iter().any(|other| other.unique == Some(*unique));
-        lease.namespaces.retain(is_there);
-    }
-    if !has_gap(|gap| matches!(gap, Gap::Processes(_))) {
-        lease.processes.retain(|identity| {
-            snapshot.processes.iter().any(|process| process.identity == *identity && !process.ended)
-        });
-    }
-}
-
-/// Whether a little patience may free what is left: only what a call was said to have freed.
-fn may_still_go(left: &BTreeSet<ResourceIdentity>, plan: &Plan, results: &[StepResult]) -> bool {
-    plan.steps.iter().zip(results).any(|(step, result)| {
-        *result == StepResult::Done && step.resources().iter().any(|resource| left.contains(resource))
-    })
-}
-
-/// A resource's name for people, as the plan, its lease or a look has it.
-fn name_in(plan: &Plan, resource: ResourceIdentity, lease: &Lease, seen: &Snapshot) -> String {
-    use hostler_protocol::text::printable;
-    let step = plan.steps.iter().find(|step| step.resources().contains(&resource));
-    match (resource, step) {
-        (ResourceIdentity::Mount(_), Some(Step::Unmount { point, .. })) => printable(point),
-        (ResourceIdentity::Directory(_), Some(Step::RemoveDirectory { path, .. }))
-        | (ResourceIdentity::Cgroup(_), Some(Step::RemoveCgroup { path, .. })) => path.clone(),
-        (ResourceIdentity::Process(process), _) => process.pid.to_string(),
-        (ResourceIdentity::Loop(device), _) => format!("/dev/loop{}", device.number),
-        // What somebody holds may be in no plan.
-        (ResourceIdentity::Mount(_), _) => name_of(resource, seen),
-        (ResourceIdentity::Map(map), _) => format!("map {}", map.device),
-        (ResourceIdentity::Nbd(nbd), _) => format!("/dev/nbd{}", nbd.number),
-        (ResourceIdentity::Swap(_), _) => String::new(),
-        (ResourceIdentity::Directory(_) | ResourceIdentity::Cgroup(_), _) => lease.path_of(resource),
     }
 }
