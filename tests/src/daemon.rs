@@ -23,6 +23,8 @@ pub struct Settings {
     pub grace: &'static str,
     /// `[reclaim] term_timeout`.
     pub term_timeout: &'static str,
+    /// `[reclaim] step_timeout`.
+    pub step_timeout: &'static str,
     /// `[limits] leases`.
     pub leases: usize,
     /// Whether it serves metrics.
@@ -33,7 +35,14 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { grace: "0s", term_timeout: "1s", leases: 256, metrics: false, more: String::new() }
+        Self {
+            grace: "0s",
+            term_timeout: "1s",
+            step_timeout: "10s",
+            leases: 256,
+            metrics: false,
+            more: String::new(),
+        }
     }
 }
 
@@ -67,11 +76,12 @@ impl<'place> Daemon<'place> {
         let (place, metrics) = (self.place, self.metrics);
         let listen = metrics.map_or_else(String::new, |port| format!("[metrics]\nlisten = \"{port}\"\n"));
         let text = format!(
-            "[api]\nsocket = {:?}\n[state]\ndirectory = {:?}\n[reclaim]\ngrace = {:?}\nterm_timeout = {:?}\n[limits]\nleases = {}\n{listen}{}",
+            "[api]\nsocket = {:?}\n[state]\ndirectory = {:?}\n[reclaim]\ngrace = {:?}\nterm_timeout = {:?}\nstep_timeout = {:?}\n[limits]\nleases = {}\n{listen}{}",
             place.path("hostler.sock"),
             place.path("state"),
             settings.grace,
             settings.term_timeout,
+            settings.step_timeout,
             settings.leases,
             settings.more,
         );

@@ -20,6 +20,7 @@ pub mod builds;
 pub mod bystander;
 pub mod daemon;
 pub mod failure;
+pub mod fuse;
 pub mod leak;
 pub mod namespace;
 #[cfg(feature = "privileged")]

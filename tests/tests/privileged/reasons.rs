@@ -3,12 +3,13 @@
 //! `detached_mount_fd` are in `pinned`; what needs drivers that not every kernel has is in the guest.)
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use hostler_protocol::resource::Kind;
 use hostler_protocol::why::Reason;
 use hostler_tests::failure::{OrFail, wait_until};
+use hostler_tests::fuse::Fuse;
 use hostler_tests::leak::{Leak, MOUNTED_IMAGE};
 use hostler_tests::place::{Place, kill};
 use hostler_tests::{program, scenario};
@@ -239,21 +240,13 @@ fn partitions_go_with_their_device() {
     });
 }
 
-/// A FUSE file system whose server never answers: this process has its descriptor and does not read it.
-fn silent_fuse(point: &std::path::Path) -> OwnedFd {
-    let server = File::options().read(true).write(true).open("/dev/fuse").or_fail("opening /dev/fuse");
-    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
-    mount(Some("silent"), point, Some("fuse"), MsFlags::empty(), Some(options.as_str())).or_fail("mounting");
-    server.into()
-}
-
 #[test]
 fn fuse_that_hangs_is_told_and_aborted_once_leaked() {
     scenario::privileged("fuse", |place| {
         let _ = place.directory("claim");
         let mut leak = Leak::start(place, "mkdir hung");
         let point = leak.path("hung");
-        let server = silent_fuse(&point);
+        let fuse = Fuse::silent(&point);
         // The lease's own process hangs on it.
         let victim = place.command("stat").arg(&point).spawn();
         let mut victim = victim.or_fail("starting stat");
@@ -262,7 +255,7 @@ fn fuse_that_hangs_is_told_and_aborted_once_leaked() {
         leak.gone();
         let ended = victim.wait().or_fail("waiting for stat");
         assert!(!ended.success(), "stat of an aborted file system");
-        drop(server);
+        drop(fuse);
     });
 }
 

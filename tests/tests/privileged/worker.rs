@@ -13,7 +13,7 @@ use hostler_tests::program;
 use hostler_watchdog::model::{
     LoopDevice, LoopIdentity, LoopState, Snapshot, SnapshotDepth, Step, StepResult,
 };
-use hostler_watchdog::worker::{Extent, Query, Request, Response};
+use hostler_watchdog::worker::{Query, Request, Response};
 
 /// How long a look or a step may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -63,14 +63,7 @@ impl Worker {
 
     /// A look that leaves out what an earlier one said that it touches.
     pub(crate) fn look_without(&mut self, depth: SnapshotDepth, skip: &[String]) -> (Snapshot, Vec<String>) {
-        let query = Query {
-            extent: Extent::Host,
-            depth,
-            leases: Vec::new(),
-            criteria: Vec::new(),
-            protected: Vec::new(),
-            avoid: Vec::new(),
-        };
+        let query = Query::host(depth);
         let (seen, touched) = self.ask(&Request::Observe { query, skip: skip.to_vec() });
         match seen {
             Response::Seen(snapshot) => (*snapshot, touched),

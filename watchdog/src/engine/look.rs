@@ -143,14 +143,7 @@ impl Engine {
         let descriptors: Vec<BorrowedFd<'_>> = kept.into_iter().map(|directory| directory.as_fd()).collect();
         let claim = ClaimQuery { claim: claim.clone(), descriptor: kept.map(|_| 0) };
         let leases = vec![LeaseQuery { lease, cgroup: None, claims: vec![claim] }];
-        let query = Query {
-            extent: Extent::Host,
-            depth: SnapshotDepth::Ownership,
-            leases,
-            criteria: Vec::new(),
-            protected: Vec::new(),
-            avoid: Vec::new(),
-        };
+        let query = Query { leases, ..Query::host(SnapshotDepth::Ownership) };
         let silence = self.shared.config.borrow().reclaim.step_timeout;
         self.shared.pool.observe(query, &descriptors, silence).await
     }

@@ -93,7 +93,8 @@ pub fn mount_of(directory: impl AsFd) -> io::Result<MountNumber> {
 /// [`super::visit`].
 ///
 /// # Errors
-/// `ESTALE` or `NotFound` when it is gone; `Unsupported` when it never had a handle.
+/// `ESTALE` when it is gone, `NotFound` when its file system is mounted nowhere; `Unsupported` when it
+/// never had a handle.
 pub fn reopen(claim: &Claim, mounts: &[&Mount]) -> io::Result<OwnedFd> {
     let Some((kind, bytes)) = &claim.handle else {
         return Err(io::Error::from(io::ErrorKind::Unsupported));
@@ -103,7 +104,11 @@ pub fn reopen(claim: &Claim, mounts: &[&Mount]) -> io::Result<OwnedFd> {
     let may_be = |mount: &&&Mount| {
         !is_it(mount) && (mount.device() == claim.directory.device || mount.filesystem == "btrfs")
     };
-    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    let mut last = if mounts.iter().any(|mount| is_it(&mount) || may_be(&mount)) {
+        io::Error::new(io::ErrorKind::ResourceBusy, "something is mounted over all mounts of its file system")
+    } else {
+        io::Error::new(io::ErrorKind::NotFound, "its file system is not mounted any more")
+    };
     for mount in mounts.iter().filter(is_it).chain(mounts.iter().filter(may_be)) {
         let root = match reach::open_seen_root(mount) {
             Ok(Some(root)) => root,

@@ -80,6 +80,11 @@ fn read_claim(
             }
             // Removed: then nothing lies below it.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ESTALE | libc::ENOENT)) => return Ok(()),
+            // Not mounted any more: nothing lies below it either. Of one that is to be removed it cannot be
+            // told whether it still is there.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !query.claim.scratch => {
+                return Ok(());
+            }
             Err(error) => return Err(error),
         },
     };

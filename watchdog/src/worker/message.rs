@@ -57,6 +57,21 @@ pub struct Query {
     pub avoid: Vec<u32>,
 }
 
+impl Query {
+    /// The whole host, on behalf of no lease and no rule.
+    #[must_use]
+    pub fn host(depth: SnapshotDepth) -> Self {
+        Self {
+            extent: Extent::Host,
+            depth,
+            leases: Vec::new(),
+            criteria: Vec::new(),
+            protected: Vec::new(),
+            avoid: Vec::new(),
+        }
+    }
+}
+
 /// What a worker is to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

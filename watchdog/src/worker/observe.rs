@@ -64,15 +64,7 @@ pub fn look(depth: SnapshotDepth) -> Snapshot {
 /// The same, telling what is about to be touched: tests change the host in that very moment.
 #[must_use]
 pub fn look_while(depth: SnapshotDepth, touching: &mut dyn FnMut(Option<u32>, &str)) -> Snapshot {
-    let query = Query {
-        extent: Extent::Host,
-        depth,
-        leases: Vec::new(),
-        criteria: Vec::new(),
-        protected: Vec::new(),
-        avoid: Vec::new(),
-    };
-    observe(&query, &[], &[], touching)
+    observe(&Query::host(depth), &[], &[], touching)
 }
 
 fn read_loops(query: &Query, touching: &mut dyn FnMut(Option<u32>, &str), snapshot: &mut Snapshot) {

@@ -1,6 +1,7 @@
 //! The daemon's side: starts workers, talks to them, gives up on those that hang.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as BlockingStream;
@@ -12,7 +13,7 @@ use hostler_protocol::frame::{Decoder, FrameError, REPLY_LIMIT, encode};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::descriptors::{receive, send};
 use super::message::{Query, Request, Response};
@@ -26,8 +27,13 @@ const ACTING_LIMIT: usize = 64;
 const LOOKING_LIMIT: usize = 4;
 /// How many idle workers are kept, so that the next reclaim need not wait for one to start.
 const IDLE_LIMIT: usize = 1;
-/// How many hangs one look survives before it is given up.
-const HANG_LIMIT: usize = 4;
+/// How many hangs one look survives before it is given up. Each costs the time that a step may take, but
+/// only once in a while; see [`HUNG_KEPT`].
+const HANG_LIMIT: usize = 64;
+/// For how long what hung a look is left out of others before it is tried again. Each time that it hangs
+/// again doubles it, up to [`HUNG_KEPT_LONGEST`]: who makes many things hang may not keep all looks busy.
+const HUNG_KEPT: Duration = Duration::from_secs(30);
+const HUNG_KEPT_LONGEST: Duration = Duration::from_secs(16 * 60);
 
 /// Why a worker gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -80,8 +86,26 @@ struct Inner {
     idle: RefCell<Vec<Worker>>,
     /// Killed, and not yet gone: a process in uninterruptible sleep takes its time.
     given_up: RefCell<Vec<Child>>,
+    /// What hung a look not long ago: the next ones need not find out again.
+    hung: RefCell<HashMap<Hung, Kept>>,
     acting: Semaphore,
     looking: Semaphore,
+}
+
+/// Something that hung a look.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Hung {
+    /// A loop device.
+    Device(u32),
+    /// Anything else, in the words in which a worker announced it.
+    Thing(String),
+}
+
+/// Since when, and for how long, something is left out of looks.
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    since: Instant,
+    span: Duration,
 }
 
 #[derive(Debug)]
@@ -99,6 +123,7 @@ impl Pool {
                 program,
                 idle: RefCell::default(),
                 given_up: RefCell::default(),
+                hung: RefCell::default(),
                 acting: Semaphore::new(ACTING_LIMIT),
                 looking: Semaphore::new(LOOKING_LIMIT),
             }),
@@ -118,6 +143,12 @@ impl Pool {
     ) -> Result<Snapshot, WorkerError> {
         let mut hangs = 0;
         let mut skip = Vec::new();
+        for hung in self.inner.hung_lately() {
+            match hung {
+                Hung::Device(device) => query.avoid.push(device),
+                Hung::Thing(what) => skip.push(what),
+            }
+        }
         loop {
             let request = Request::Observe { query: query.clone(), skip: skip.clone() };
             match self.call(&request, descriptors, silence).await {
@@ -125,6 +156,7 @@ impl Pool {
                 Ok(other) => return Err(WorkerError::Nonsense { cause: format!("{other:?}") }),
                 Err(WorkerError::Hung { device: Some(device), .. }) if hangs < HANG_LIMIT => {
                     hangs += 1;
+                    self.inner.note_hung(Hung::Device(device));
                     query.avoid.push(device);
                 }
                 // The same thing twice is one that cannot be left out.
@@ -132,6 +164,7 @@ impl Pool {
                     if hangs < HANG_LIMIT && !skip.contains(&doing) =>
                 {
                     hangs += 1;
+                    self.inner.note_hung(Hung::Thing(doing.clone()));
                     skip.push(doing);
                 }
                 Err(error) => return Err(error),
@@ -197,6 +230,27 @@ impl Pool {
         let mut given_up = self.inner.given_up.borrow_mut();
         given_up.push(worker.child);
         given_up.retain_mut(|child| !matches!(child.try_wait(), Ok(Some(_)) | Err(_)));
+    }
+}
+
+impl Inner {
+    fn note_hung(&self, hung: Hung) {
+        let mut all = self.hung.borrow_mut();
+        let span = match all.get(&hung) {
+            // Several looks at once found it out.
+            Some(kept) if kept.since.elapsed() < kept.span => return,
+            Some(kept) => (kept.span * 2).min(HUNG_KEPT_LONGEST),
+            None => HUNG_KEPT,
+        };
+        all.insert(hung, Kept { since: Instant::now(), span });
+    }
+
+    fn hung_lately(&self) -> Vec<Hung> {
+        let mut all = self.hung.borrow_mut();
+        // Remembered for as long again, so that it counts when it hangs at the next attempt.
+        all.retain(|_, kept| kept.since.elapsed() < kept.span * 2);
+        let is_left_out = |kept: &Kept| kept.since.elapsed() < kept.span;
+        all.iter().filter(|(_, kept)| is_left_out(kept)).map(|(hung, _)| hung.clone()).collect()
     }
 }
 
