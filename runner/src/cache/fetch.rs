@@ -1,7 +1,7 @@
 //! Brings files from upstream into the cache.
 //!
-//! A file is named by the digest that signed metadata gives for it; several addresses are tried in
-//! turn. What is truncated, too long or has another digest is never kept. The functions block and
+//! A file is named by the digest that signed metadata gives for it, so it is the same file wherever it
+//! comes from; several upstreams take turns, in the middle of a file where it must be. What is truncated, too long or has another digest is never kept. The functions block and
 //! may be called from any thread, also from within an asynchronous runtime: the fetcher has a small
 //! runtime of its own. Deliberately absent: what the digests ought to be, and printing.
 
@@ -22,6 +22,7 @@ use super::fetch_error::FetchError;
 use super::proxy::Proxies;
 use super::store::{Cache, Remembered, StoreError};
 use super::transfer::{Core, Metadata};
+use super::upstream::LeastPace;
 
 /// How downloads are done.
 #[derive(Clone, Debug)]
@@ -32,9 +33,11 @@ pub struct FetchOptions {
     pub connect_timeout: Duration,
     /// Without a byte.
     pub idle_timeout: Duration,
-    /// Tries per upstream.
+    /// What an upstream has to send at least, where there is another.
+    pub least_pace: LeastPace,
+    /// Rounds through the upstreams.
     pub attempts: u32,
-    /// Wait before the second try; doubled for each further one.
+    /// Wait before the second round; doubled for each further one.
     pub backoff: Duration,
     /// Downloads at the same time.
     pub parallel: usize,
@@ -48,6 +51,7 @@ impl Default for FetchOptions {
             proxies: Proxies::default(),
             connect_timeout: Duration::from_secs(15),
             idle_timeout: Duration::from_secs(30),
+            least_pace: LeastPace { bytes: 256 << 10, within: Duration::from_secs(10) },
             attempts: 4,
             backoff: Duration::from_millis(500),
             parallel: 6,
@@ -61,10 +65,10 @@ impl Default for FetchOptions {
 pub struct Wanted {
     /// How messages call it, such as its path under the archive's root.
     pub name: String,
-    /// Where it can be had, tried in turn.
+    /// Where it can be had: tried in turn, but for upstreams that did wrong, which come last.
     pub urls: Vec<String>,
-    /// Bytes it has.
-    pub size: u64,
+    /// Bytes it has, where that is known.
+    pub size: Option<u64>,
     /// Its digest.
     pub digest: Digest,
 }
@@ -82,6 +86,8 @@ pub struct Counted {
     pub cache_bytes: u64,
     /// Damaged files found in the cache and removed.
     pub damaged: u64,
+    /// What upstreams did wrong: lies, breaks, refusals.
+    pub upstream_faults: u64,
 }
 
 /// Fetches files into a cache.
@@ -182,7 +188,7 @@ impl Fetcher {
     /// # Errors
     /// The first file that cannot be had; the others in flight are broken off.
     pub fn fetch_all(&self, wanted: Vec<Wanted>, stage: Stage, sink: &dyn Sink) -> Result<(), FetchError> {
-        let total: u64 = wanted.iter().map(|one| one.size).sum();
+        let total: u64 = wanted.iter().filter_map(|one| one.size).sum();
         let future = async {
             let gate = Arc::new(Semaphore::new(self.core.options.parallel.max(1)));
             let before = self.core.counted();
@@ -206,6 +212,7 @@ impl Fetcher {
                         Some(Err(_)) => return Err(FetchError::BrokenOff { name: last }),
                     },
                     _ = tick.tick() => {
+                        self.tell_news(sink);
                         let now = self.core.counted();
                         let done = (now.upstream_bytes + now.cache_bytes)
                             .saturating_sub(before.upstream_bytes + before.cache_bytes);
@@ -215,7 +222,16 @@ impl Fetcher {
                 }
             }
         };
-        self.block_on("the packages", future)
+        let result = self.block_on("the packages", future);
+        self.tell_news(sink);
+        result
+    }
+
+    /// Says which upstreams were dropped since this was said last.
+    pub fn tell_news(&self, sink: &dyn Sink) {
+        for text in self.core.news() {
+            sink.event(Event::Warning(text));
+        }
     }
 
     /// Brings one file into the cache and returns its bytes.
@@ -241,27 +257,27 @@ impl Fetcher {
         self.block_on(name, self.core.metadata(name, urls))
     }
 
-    /// The answer last kept for one of the addresses.
+    /// The answer last kept for `identity`, whichever mirror it came from.
     #[must_use]
-    pub fn previous(&self, urls: &[String]) -> Option<Vec<u8>> {
-        urls.iter().find_map(|url| self.core.kept(url)).map(|(_, bytes)| bytes)
+    pub fn previous(&self, identity: &str) -> Option<Vec<u8>> {
+        self.core.kept(identity).map(|(_, bytes)| bytes)
     }
 
-    /// Keeps an answer that turned out to be trustworthy.
+    /// Keeps an answer that turned out to be trustworthy, for its address and for `identity`: what it is,
+    /// whichever mirror it comes from.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn keep(&self, metadata: &Metadata) -> Result<Digest, StoreError> {
+    pub fn keep(&self, metadata: &Metadata, identity: &str) -> Result<Digest, StoreError> {
         let digest = self.core.cache.put(&metadata.bytes)?;
-        if let Some((etag, last_modified)) = metadata.validators.clone() {
-            let answer = Remembered {
-                digest: digest.to_string(),
-                size: metadata.bytes.len() as u64,
-                etag,
-                last_modified,
-            };
-            self.core.cache.remember(&metadata.url, &answer)?;
+        let size = metadata.bytes.len() as u64;
+        let answer =
+            |(etag, last_modified)| Remembered { digest: digest.to_string(), size, etag, last_modified };
+        if let Some(validators) = metadata.validators.clone() {
+            self.core.cache.remember(&metadata.url, &answer(validators))?;
         }
+        // Validators are the host's; what it is is not.
+        self.core.cache.remember(identity, &answer((None, None)))?;
         Ok(digest)
     }
 }

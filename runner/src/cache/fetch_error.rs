@@ -6,6 +6,7 @@ use crate::stop::Stopped;
 
 use super::digest::Digest;
 use super::store::StoreError;
+use super::upstream::LeastPace;
 
 /// Metadata has no digest to compare a size with; Debian's is 0.15 MB.
 pub(super) const METADATA_LIMIT: usize = 32 << 20;
@@ -59,6 +60,41 @@ pub enum FetchError {
         name: String,
         /// How long was waited.
         idle: Duration,
+    },
+    /// Upstream sends too little.
+    #[error(
+        "upstream sends {name} at less than {} in {} s: it is too slow",
+        bytesize::ByteSize(least.bytes),
+        least.within.as_secs_f32()
+    )]
+    Slow {
+        /// The file.
+        name: String,
+        /// What it should send at least.
+        least: LeastPace,
+    },
+    /// Upstream has a file of another size.
+    #[error(
+        "upstream offers {offered} bytes for {name}, which has {expected}: it has another file under this name"
+    )]
+    OtherSize {
+        /// The file.
+        name: String,
+        /// Bytes that upstream offers.
+        offered: u64,
+        /// Bytes that signed metadata promises.
+        expected: u64,
+    },
+    /// Several upstreams failed, each in its way.
+    #[error("no upstream gives {name} ({})", others.join("; "))]
+    Everywhere {
+        /// The file.
+        name: String,
+        /// The other upstreams, and how they failed.
+        others: Vec<String>,
+        /// How the last one failed.
+        #[source]
+        source: Box<FetchError>,
     },
     /// The file ends too early.
     #[error("upstream truncated {name}: {received} of {expected} bytes came")]
@@ -126,6 +162,7 @@ impl FetchError {
     pub fn status(&self) -> Option<u16> {
         match self {
             Self::Status { status, .. } => Some(*status),
+            Self::Everywhere { source, .. } => source.status(),
             _ => None,
         }
     }
@@ -135,11 +172,13 @@ impl FetchError {
         match self {
             // 206 and 416 answer a wish to continue that failed; the next try is for the whole.
             Self::Status { status, .. } => *status >= 500 || matches!(status, 206 | 408 | 416 | 425 | 429),
-            Self::Connect { .. } | Self::Silent { .. } | Self::Truncated { .. } => true,
+            Self::Connect { .. } | Self::Silent { .. } | Self::Slow { .. } | Self::Truncated { .. } => true,
+            Self::Everywhere { source, .. } => source.is_transient(),
             Self::Client { .. }
             | Self::Runtime { .. }
             | Self::NoUpstream { .. }
             | Self::TooLong { .. }
+            | Self::OtherSize { .. }
             | Self::Altered { .. }
             | Self::Oversized { .. }
             | Self::Store { .. }

@@ -4,6 +4,7 @@
 //! What a digest ought to be always comes from the caller, who has it from signed metadata.
 
 mod digest;
+mod download;
 mod fetch;
 mod fetch_error;
 pub mod offer;
@@ -11,6 +12,7 @@ mod proxy;
 mod serve;
 mod store;
 mod transfer;
+mod upstream;
 mod writer;
 
 pub use digest::{Digest, Hasher, NotADigest};
@@ -20,4 +22,5 @@ pub use proxy::Proxies;
 pub use serve::{Failure, Mirror, MirrorError, MirrorReport};
 pub use store::{Cache, Remembered, StoreError, default_directory};
 pub use transfer::Metadata;
+pub use upstream::LeastPace;
 pub use writer::{Scratch, Writer};

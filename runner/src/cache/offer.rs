@@ -98,7 +98,7 @@ fn describe(repository: &Repository, suite: &Suite, index: &str, (size, digest):
             .iter()
             .flat_map(|uri| paths.iter().map(move |path| format!("{uri}/{path}")))
             .collect(),
-        size,
+        size: Some(size),
         digest,
     }
 }

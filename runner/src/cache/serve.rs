@@ -192,7 +192,7 @@ impl Shared {
     }
 
     /// The checked file behind an address, or the status to answer with.
-    async fn open(&self, path: &str) -> Result<(File, u64, Digest), StatusCode> {
+    async fn open(&self, path: &str) -> Result<(File, Digest), StatusCode> {
         let Some(offered) = self.offer.find(path) else {
             self.note(path, None, "the verified indices do not name it".to_owned());
             return Err(StatusCode::NOT_FOUND);
@@ -200,8 +200,8 @@ impl Shared {
         let wanted = match offered {
             Offered::File(wanted) => wanted,
             Offered::Signed { digest, size } => {
-                return match self.core.find(digest, size).await {
-                    Some(file) => Ok((file, size, digest)),
+                return match self.core.find(digest, Some(size)).await {
+                    Some(file) => Ok((file, digest)),
                     None => {
                         let reason = "the signed Release file was lost from the cache: build again";
                         self.note(path, None, reason.to_owned());
@@ -216,7 +216,7 @@ impl Shared {
             return Err(StatusCode::BAD_GATEWAY);
         }
         match self.core.obtain(&wanted).await {
-            Ok(file) => Ok((file, wanted.size, wanted.digest)),
+            Ok(file) => Ok((file, wanted.digest)),
             Err(error) => {
                 let reason = with_causes(&error);
                 if let Some(status) = error.status().filter(|status| *status < 500) {
@@ -251,9 +251,16 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request<Body>) -> Re
         shared.note(path, None, "the address is malformed".to_owned());
         return bare(StatusCode::BAD_REQUEST);
     };
-    let (mut file, size, digest) = match shared.open(&path).await {
+    let (mut file, digest) = match shared.open(&path).await {
         Ok(found) => found,
         Err(status) => return bare(status),
+    };
+    let size = match file.metadata() {
+        Ok(metadata) => metadata.len(),
+        Err(error) => {
+            shared.note(&path, None, format!("cannot read it from the cache: {error}"));
+            return bare(StatusCode::INTERNAL_SERVER_ERROR);
+        }
     };
     let tag = format!("\"{digest}\"");
     let headers = request.headers();

@@ -197,11 +197,13 @@ impl Cache {
         Ok(())
     }
 
-    /// Opens the content with `digest`, checked. `None` when it is absent or was found damaged.
+    /// Opens the content with `digest`, checked, and of `size` bytes where that is known. `None` when it is
+    /// absent or was found damaged.
     ///
     /// # Errors
     /// It is there and cannot be read.
-    pub fn get(&self, digest: Digest, size: u64) -> Result<Option<File>, StoreError> {
+    pub fn get(&self, digest: Digest, size: impl Into<Option<u64>>) -> Result<Option<File>, StoreError> {
+        let size = size.into();
         let path = self.path(digest);
         let failed = |source| StoreError::Read { path: path.clone(), source };
         let mut file = match File::open(&path) {
@@ -211,11 +213,12 @@ impl Cache {
         };
         let identity = Identity::of(&file).map_err(failed)?;
         let known = self.verified.lock().is_ok_and(|map| map.get(&digest) == Some(&identity));
-        if known && identity.size == size {
+        if known && size.is_none_or(|size| identity.size == size) {
             return Ok(Some(file));
         }
         // An unreadable sector is damage too.
-        let intact = identity.size == size && hash(&mut file).is_ok_and(|found| found == digest);
+        let intact = size.is_none_or(|size| identity.size == size)
+            && hash(&mut file).is_ok_and(|found| found == digest);
         if !intact {
             self.damaged.fetch_add(1, Ordering::Relaxed);
             return match fs::remove_file(&path) {

@@ -1,24 +1,23 @@
-//! The requests behind [`super::Fetcher`]: one file from one of several upstreams into the cache.
+//! What is behind [`super::Fetcher`]: asynchronous, and shared by its blocking functions and the mirror.
 //!
-//! Asynchronous, and shared by the fetcher's blocking functions and the mirror. One flight per digest:
-//! who wants a file that is on its way waits for it.
+//! One flight per digest: who wants a file that is on its way waits for it. `download` is what a flight
+//! does.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use reqwest::header::{
-    CONTENT_RANGE, ETAG, HeaderMap, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED, RANGE,
-};
-use reqwest::{Client, Response, StatusCode};
+use reqwest::header::{ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
+use reqwest::{Client, StatusCode};
 
 use super::digest::Digest;
+use super::download::next_chunk;
 use super::fetch::{Counted, FetchOptions, Wanted};
 use super::fetch_error::{FetchError, METADATA_LIMIT};
 use super::store::{Cache, Remembered, StoreError};
-use super::writer::Writer;
+use super::upstream::{Fault, Ledger};
 
 #[derive(Default)]
 pub(super) struct Counters {
@@ -46,15 +45,25 @@ pub struct Metadata {
 /// The part that asynchronous tasks share.
 pub(super) struct Core {
     pub(super) cache: Arc<Cache>,
-    client: Client,
+    pub(super) client: Client,
     pub(super) options: FetchOptions,
     counters: Counters,
+    ledger: Mutex<Ledger>,
+    news: Mutex<Vec<String>>,
     flights: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 impl Core {
     pub(super) fn new(cache: Arc<Cache>, client: Client, options: FetchOptions) -> Self {
-        Self { cache, client, options, counters: Counters::default(), flights: Mutex::default() }
+        Self {
+            cache,
+            client,
+            options,
+            counters: Counters::default(),
+            ledger: Mutex::default(),
+            news: Mutex::default(),
+            flights: Mutex::default(),
+        }
     }
 
     pub(super) fn counted(&self) -> Counted {
@@ -65,15 +74,44 @@ impl Core {
             upstream_requests: read(&self.counters.requests),
             cache_bytes: read(&self.counters.cache),
             damaged: self.cache.damaged(),
+            upstream_faults: self.ledger().faults(),
         }
+    }
+
+    pub(super) fn count_request(&self) {
+        add(&self.counters.requests, 1);
+    }
+
+    pub(super) fn count_upstream(&self, bytes: u64) {
+        add(&self.counters.upstream, bytes);
+    }
+
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Holds an error against the upstream that it is of; `urls` is where else the file can be had.
+    pub(super) fn blame(&self, url: &str, urls: &[String], error: &FetchError) {
+        let Some(fault) = fault_of(error) else {
+            return;
+        };
+        let mut ledger = self.ledger();
+        if let Some(upstream) = ledger.note(url, fault)
+            && ledger.has_other(url, urls)
+        {
+            let text = format!("{upstream} is asked last from now on: {fault} ({error})");
+            self.news.lock().unwrap_or_else(PoisonError::into_inner).push(text);
+        }
+    }
+
+    /// What is to be told of upstreams, once.
+    pub(super) fn news(&self) -> Vec<String> {
+        std::mem::take(&mut *self.news.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// One lock per digest, so that two who want the same file fetch it once.
     fn flight(&self, digest: Digest) -> Arc<tokio::sync::Mutex<()>> {
-        let mut flights = match self.flights.lock() {
-            Ok(flights) => flights,
-            Err(poisoned) => poisoned.into_inner(),
-        };
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(flight) = flights.get(&digest).and_then(Weak::upgrade) {
             return flight;
         }
@@ -84,13 +122,13 @@ impl Core {
     }
 
     /// The checked file with `digest`, if the cache has it.
-    pub(super) async fn find(&self, digest: Digest, size: u64) -> Option<File> {
+    pub(super) async fn find(&self, digest: Digest, size: Option<u64>) -> Option<File> {
         self.look_up(digest, size).await?.ok()?
     }
 
     /// Checks a digest on a thread of its own: a kernel's package takes a while to hash. `None` when
     /// the runtime is being stopped.
-    async fn look_up(&self, digest: Digest, size: u64) -> Option<Result<Option<File>, StoreError>> {
+    async fn look_up(&self, digest: Digest, size: Option<u64>) -> Option<Result<Option<File>, StoreError>> {
         let cache = Arc::clone(&self.cache);
         tokio::task::spawn_blocking(move || cache.get(digest, size)).await.ok()
     }
@@ -102,98 +140,14 @@ impl Core {
         let found = self.look_up(wanted.digest, wanted.size).await;
         let found = found.unwrap_or(Ok(None)).map_err(|source| store_error(wanted, source))?;
         if let Some(file) = found {
-            add(&self.counters.cache, wanted.size);
+            let size = file.metadata().map_or(0, |metadata| metadata.len());
+            add(&self.counters.cache, size);
             return Ok(file);
         }
-        let mut failure = FetchError::NoUpstream { name: wanted.name.clone() };
-        for url in &wanted.urls {
-            match self.download(url, wanted).await {
-                Ok(file) => return Ok(file),
-                Err(error @ FetchError::Store { .. }) => return Err(error),
-                Err(error) => failure = error,
-            }
-        }
-        Err(failure)
+        self.download(wanted).await
     }
 
-    async fn download(&self, url: &str, wanted: &Wanted) -> Result<File, FetchError> {
-        let mut writer = self.cache.writer().map_err(|source| store_error(wanted, source))?;
-        let mut attempt = 1;
-        let mut resumed = false;
-        loop {
-            resumed |= writer.size() > 0;
-            match self.transfer(url, wanted, &mut writer).await {
-                Ok(()) => match writer.commit(wanted.digest, wanted.size) {
-                    Ok(file) => return Ok(file),
-                    // The two halves may be of different files: once more, in one piece.
-                    Err(StoreError::Mismatch { .. }) if resumed => {
-                        resumed = false;
-                        writer = self.cache.writer().map_err(|source| store_error(wanted, source))?;
-                    }
-                    Err(StoreError::Mismatch { found, .. }) => {
-                        return Err(FetchError::Altered {
-                            name: wanted.name.clone(),
-                            wanted: wanted.digest,
-                            found,
-                        });
-                    }
-                    Err(source) => return Err(store_error(wanted, source)),
-                },
-                Err(error) if error.is_transient() && attempt < self.options.attempts => {
-                    tokio::time::sleep(self.options.backoff.saturating_mul(1 << (attempt - 1).min(6))).await;
-                    attempt += 1;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// One request; appends to what the writer already has where upstream can continue.
-    async fn transfer(&self, url: &str, wanted: &Wanted, writer: &mut Writer<'_>) -> Result<(), FetchError> {
-        let mut request = self.client.get(url);
-        if writer.size() > 0 {
-            request = request.header(RANGE, format!("bytes={}-", writer.size()));
-        }
-        add(&self.counters.requests, 1);
-        let mut response = request.send().await.map_err(|error| self.broken(error, wanted, 0))?;
-        match response.status() {
-            StatusCode::PARTIAL_CONTENT if continues_at(response.headers(), writer.size()) => {}
-            StatusCode::OK => writer.restart().map_err(|source| store_error(wanted, source))?,
-            status => {
-                writer.restart().map_err(|source| store_error(wanted, source))?;
-                return Err(FetchError::Status { name: wanted.name.clone(), status: status.as_u16() });
-            }
-        }
-        while let Some(chunk) =
-            next_chunk(&mut response).await.map_err(|error| self.broken(error, wanted, writer.size()))?
-        {
-            let length = chunk.as_ref().len() as u64;
-            add(&self.counters.upstream, length);
-            if writer.size() + length > wanted.size {
-                return Err(FetchError::TooLong { name: wanted.name.clone(), expected: wanted.size });
-            }
-            writer.write(chunk.as_ref()).map_err(|source| store_error(wanted, source))?;
-        }
-        if writer.size() < wanted.size {
-            return Err(FetchError::Truncated {
-                name: wanted.name.clone(),
-                received: writer.size(),
-                expected: wanted.size,
-            });
-        }
-        Ok(())
-    }
-
-    fn broken(&self, error: reqwest::Error, wanted: &Wanted, received: u64) -> FetchError {
-        let name = wanted.name.clone();
-        if received > 0 && !error.is_timeout() {
-            let expected = wanted.size;
-            return FetchError::Truncated { name, received, expected };
-        }
-        self.unreachable(error, name)
-    }
-
-    fn unreachable(&self, error: reqwest::Error, name: String) -> FetchError {
+    pub(super) fn unreachable(&self, error: reqwest::Error, name: String) -> FetchError {
         if error.is_timeout() && !error.is_connect() {
             let idle = self.options.idle_timeout;
             return FetchError::Silent { name, idle };
@@ -205,10 +159,14 @@ impl Core {
         let mut failure = FetchError::NoUpstream { name: name.to_owned() };
         let mut attempt = 1;
         loop {
-            for url in urls {
-                match self.ask(name, url).await {
+            let order = self.ledger().order(urls);
+            for place in order {
+                match self.ask(name, &urls[place]).await {
                     Ok(answer) => return Ok(answer),
-                    Err(error) => failure = error,
+                    Err(error) => {
+                        self.blame(&urls[place], urls, &error);
+                        failure = error;
+                    }
                 }
             }
             if !failure.is_transient() || attempt >= self.options.attempts {
@@ -253,7 +211,7 @@ impl Core {
                 request = request.header(IF_MODIFIED_SINCE, date);
             }
         }
-        add(&self.counters.requests, 1);
+        self.count_request();
         let sent = request.send().await;
         let mut response = sent.map_err(|error| self.unreachable(error, name.to_owned()))?;
         if let (StatusCode::NOT_MODIFIED, Some((_, bytes))) = (response.status(), kept) {
@@ -281,38 +239,29 @@ impl Core {
     }
 }
 
-async fn next_chunk(response: &mut Response) -> Result<Option<impl AsRef<[u8]> + use<>>, reqwest::Error> {
-    response.chunk().await
-}
-
 fn store_error(wanted: &Wanted, source: StoreError) -> FetchError {
     FetchError::Store { name: wanted.name.clone(), source }
 }
 
-/// Does the answer go on exactly where we stopped?
-fn continues_at(headers: &HeaderMap, position: u64) -> bool {
-    headers
-        .get(CONTENT_RANGE)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.trim().strip_prefix("bytes "))
-        .and_then(|value| value.split_once('-'))
-        .is_some_and(|(start, _)| start.trim().parse() == Ok(position))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_an_answer_that_continues_is_appended() {
-        let check = |text: &str, position| {
-            let mut headers = HeaderMap::new();
-            headers.insert(CONTENT_RANGE, text.parse().expect("header"));
-            continues_at(&headers, position)
-        };
-        assert!(check("bytes 5-9/10", 5));
-        assert!(!check("bytes 4-9/10", 5));
-        assert!(!check("bytes */10", 5));
-        assert!(!continues_at(&HeaderMap::new(), 0));
-    }
+/// What an upstream did, if the error is of one.
+fn fault_of(error: &FetchError) -> Option<Fault> {
+    Some(match error {
+        FetchError::Status { status: 408 | 425 | 429 | 500.., .. } => Fault::Failing,
+        FetchError::Status { .. } => Fault::Missing,
+        FetchError::Connect { .. } => Fault::Unreachable,
+        FetchError::Silent { .. } => Fault::Silent,
+        FetchError::Slow { .. } => Fault::Slow,
+        FetchError::Truncated { .. } => Fault::Truncated,
+        FetchError::TooLong { .. }
+        | FetchError::OtherSize { .. }
+        | FetchError::Altered { .. }
+        | FetchError::Oversized { .. } => Fault::Lied,
+        FetchError::Client { .. }
+        | FetchError::Runtime { .. }
+        | FetchError::NoUpstream { .. }
+        | FetchError::Everywhere { .. }
+        | FetchError::Store { .. }
+        | FetchError::Stopped { .. }
+        | FetchError::BrokenOff { .. } => return None,
+    })
 }

@@ -35,11 +35,12 @@ pub struct Writer<'a> {
     file: tempfile::NamedTempFile,
     hasher: Hasher,
     size: u64,
+    pieces: u32,
 }
 
 impl<'a> Writer<'a> {
     pub(super) fn new(cache: &'a Cache, file: tempfile::NamedTempFile) -> Self {
-        Self { cache, file, hasher: Hasher::default(), size: 0 }
+        Self { cache, file, hasher: Hasher::default(), size: 0, pieces: 0 }
     }
 
     /// Bytes written so far.
@@ -48,7 +49,17 @@ impl<'a> Writer<'a> {
         self.size
     }
 
-    /// Takes the next piece.
+    /// From how many answers what was written so far comes.
+    pub(super) fn pieces(&self) -> u32 {
+        self.pieces
+    }
+
+    /// What comes next is of another answer.
+    pub(super) fn begin(&mut self) {
+        self.pieces += 1;
+    }
+
+    /// Takes the next bytes.
     ///
     /// # Errors
     /// It cannot be written.
@@ -71,6 +82,7 @@ impl<'a> Writer<'a> {
         emptied.map_err(|source| StoreError::Write { path: self.file.path().to_owned(), source })?;
         self.hasher = Hasher::default();
         self.size = 0;
+        self.pieces = 0;
         Ok(())
     }
 

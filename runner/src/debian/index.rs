@@ -24,7 +24,7 @@ impl IndexFile {
         Wanted {
             name: format!("dists/{}/{}", suite.name, self.path),
             urls: uris.iter().flat_map(|uri| paths.iter().map(move |path| format!("{uri}/{path}"))).collect(),
-            size: self.size,
+            size: Some(self.size),
             digest: self.digest,
         }
     }

@@ -175,6 +175,7 @@ pub fn select(
         }
         repositories[repository].suites.push(suite);
     }
+    fetcher.tell_news(sink);
     tell_damage(fetcher, damaged, sink);
     let packages = choose_packages(&catalogue, architecture, &wanted.packages)?;
     Ok(Selection {
@@ -339,7 +340,8 @@ fn read_suite(
         release,
     };
     // An old file stays well signed: without a look back, a mirror could hide updates by replaying it.
-    if let Some(previous) = fetcher.previous(&urls).filter(|previous| *previous != answer.bytes)
+    let identity = identity(chosen, &release);
+    if let Some(previous) = fetcher.previous(&identity).filter(|previous| *previous != answer.bytes)
         && let Ok(newer) = read(&previous)
         && newer.date > release.date
     {
@@ -349,17 +351,27 @@ fn read_suite(
         let digest = fetcher.cache().put(&previous)?;
         return Ok(suite(newer, digest, &previous));
     }
-    let digest = fetcher.keep(&answer)?;
+    let digest = fetcher.keep(&answer, &identity)?;
     Ok(suite(release, digest, &answer.bytes))
 }
 
-fn repository_name(uris: &[String], taken: &[Repository]) -> String {
-    let last = uris
-        .first()
-        .and_then(|uri| uri.split_once("://"))
+/// What a suite is, whichever mirror it comes from. The same signer may have several archives, so the
+/// folder is part of it; each answer is verified anyway when it is used.
+fn identity(chosen: &Chosen, release: &Release) -> String {
+    let folder = chosen.uris.first().map_or("", |uri| last_part(uri));
+    format!("release {:?} {:?} {:?} {folder:?}", release.origin, release.codename, chosen.suite)
+}
+
+/// The last part of the path of an address.
+fn last_part(uri: &str) -> &str {
+    uri.split_once("://")
         .and_then(|(_, rest)| rest.split_once('/'))
         .and_then(|(_, path)| path.rsplit('/').next())
-        .unwrap_or("");
+        .unwrap_or("")
+}
+
+fn repository_name(uris: &[String], taken: &[Repository]) -> String {
+    let last = uris.first().map_or("", |uri| last_part(uri));
     let clean: String =
         last.chars().filter(|sign| sign.is_ascii_alphanumeric() || matches!(sign, '-' | '_')).collect();
     let stem = if clean.is_empty() { "archive".to_owned() } else { clean };

@@ -88,7 +88,7 @@ impl Selection {
         Wanted {
             name: file.path.clone(),
             urls: uris.iter().map(|uri| format!("{uri}/{}", file.path)).collect(),
-            size: file.size,
+            size: Some(file.size),
             digest: file.digest,
         }
     }

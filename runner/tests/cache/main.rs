@@ -6,6 +6,7 @@
 
 mod host_sources;
 mod upstream;
+mod upstreams;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -385,20 +386,6 @@ fn a_cache_goes_on_without_its_upstream() {
     let fetcher = world.fetcher();
     debian::fetch(&world.select(&fetcher).unwrap(), &fetcher, &Silent).unwrap();
     assert_eq!(fetcher.counted().upstream_bytes, 0);
-}
-
-#[test]
-fn another_upstream_is_tried() {
-    let world = World::new();
-    let second = Upstream::start();
-    let files = world.upstream.state.lock().unwrap().files.clone();
-    second.state.lock().unwrap().files = files;
-    world.upstream.fault(BIG, Fault::Flipped);
-    let fetcher = world.fetcher();
-    let mut selection = world.select(&fetcher).unwrap();
-    selection.repositories[0].uris.push(second.url());
-    debian::fetch(&selection, &fetcher, &Silent).unwrap();
-    assert!(second.take_log().contains(&BIG.to_owned()));
 }
 
 #[test]

@@ -26,6 +26,12 @@ pub(crate) enum Fault {
     TruncatedOnce(usize),
     /// With some bytes and then nothing, while the connection stays.
     Stuck(usize),
+    /// With so many bytes at once, and then one every 20 ms.
+    Drip(usize),
+    /// With another, shorter file.
+    Other,
+    /// With the right bytes, but the whole file whatever part is asked for.
+    Rangeless,
 }
 
 #[derive(Default)]
@@ -125,7 +131,9 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>, stop: &AtomicBool) -> std
     if headers.get("if-none-match") == Some(&tag) {
         return write!(stream, "HTTP/1.1 304 Not Modified\r\nETag: {tag}\r\nConnection: close\r\n\r\n");
     }
-    let start = range
+    let start = (!matches!(fault, Some(Fault::Rangeless | Fault::Other)))
+        .then_some(range)
+        .flatten()
         .and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok())
         .filter(|start| *start < body.len());
     let total = body.len();
@@ -135,8 +143,11 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>, stop: &AtomicBool) -> std
             return write!(stream, "HTTP/1.1 {status} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
         }
         Some(Fault::Flipped) => body[total / 2] ^= 1,
-        Some(Fault::Truncated(count) | Fault::TruncatedOnce(count) | Fault::Stuck(count)) => sent = count,
-        None => {}
+        Some(Fault::Other) => body = b"<html>please log in</html>".to_vec(),
+        Some(
+            Fault::Truncated(count) | Fault::TruncatedOnce(count) | Fault::Stuck(count) | Fault::Drip(count),
+        ) => sent = count,
+        Some(Fault::Rangeless) | None => {}
     }
     let (status, extra) = match start {
         Some(start) => {
@@ -152,13 +163,25 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>, stop: &AtomicBool) -> std
     )?;
     stream.write_all(&body[..sent.min(body.len())])?;
     stream.flush()?;
-    if let Some(Fault::Stuck(_)) = fault {
-        for _ in 0..600 {
-            if stop.load(Ordering::Relaxed) {
-                break;
+    match fault {
+        Some(Fault::Stuck(_)) => {
+            for _ in 0..600 {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(50));
             }
-            std::thread::sleep(Duration::from_millis(50));
         }
+        Some(Fault::Drip(count)) => {
+            for byte in body.iter().skip(count) {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                stream.write_all(&[*byte])?;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        _ => {}
     }
     Ok(())
 }
