@@ -19,6 +19,7 @@ use hostler_runner::build::fetch_options;
 use hostler_runner::cache::{Cache, Fetcher, default_directory};
 use hostler_runner::cancel::Cancel;
 use hostler_runner::child::find_program;
+use hostler_runner::class::Class;
 use hostler_runner::debian;
 use hostler_runner::disk::builder_tools;
 use hostler_runner::event::{Silent, Stage};
@@ -31,9 +32,9 @@ use hostler_runner::vm::initramfs::Initramfs;
 use hostler_runner::vm::launch::Programs;
 use hostler_runner::vm::modules;
 use hostler_runner::vm::nonce::nonce;
-use hostler_runner::vm::outcome::{Failure, Outcome};
+use hostler_runner::vm::outcome::{Activity, Because, Failure, Outcome};
 use hostler_runner::vm::qemu;
-use hostler_runner::vm::run::{Report, Run, run};
+use hostler_runner::vm::run::{Downloads, Report, Run, run};
 use hostler_runner::vm::watch::Limits;
 
 #[path = "guest/builder.rs"]
@@ -139,22 +140,25 @@ impl<'a> Guest<'a> {
             disks: Vec::new(),
             network: self.network,
             port_name: CONTROL_PORT,
+            log_port: None,
             smbios_serial: None,
         };
         let log = File::create(folder.path().join("console.log")).unwrap();
-        let asked = Run {
+        let mut asked = Run {
             programs: &programs(),
             spec: &spec,
             nonce: self.expected.unwrap_or(&given),
             limits: self.limits,
             register: self.register,
             serve: self.serve,
-            mirror_bytes: &|| 0,
+            downloads: &Downloads::default,
+            installer_log: None,
+            picture: None,
             cancel: self.cancel,
             sink: &Silent,
             stage: Stage::Guest,
         };
-        run(&asked, log).unwrap()
+        run(&mut asked, log).unwrap()
     }
 }
 
@@ -200,14 +204,14 @@ fn the_right_nonce_is_a_success_and_the_process_was_registered_before_and_is_gon
 fn a_wrong_nonce_is_no_proof() {
     let cancel = Cancel::new().unwrap();
     let guest = Guest::new("echo \"done 0123456789abcdef0123456789abcdef\" >&3; sleep 60", &cancel);
-    assert_eq!(failure(&guest.boot()).class(), "no_proof");
+    assert_eq!(failure(&guest.boot()).class(), Class::NoProof);
 }
 
 #[test]
 fn an_orderly_end_without_the_nonce_is_a_failure() {
     let cancel = Cancel::new().unwrap();
     let report = Guest::new("echo all is well; poweroff -f", &cancel).boot();
-    let Failure::QemuDied { said } = failure(&report) else {
+    let Failure::QemuDied { said, .. } = failure(&report) else {
         panic!("{:?}", report.outcome);
     };
     assert!(said.contains("exit status: 0"), "{said}");
@@ -218,10 +222,11 @@ fn an_orderly_end_without_the_nonce_is_a_failure() {
 fn a_panic_ends_the_run_with_its_line() {
     let cancel = Cancel::new().unwrap();
     let report = Guest::new("echo last words; exit 3", &cancel).boot();
-    let Failure::KernelPanic { line } = failure(&report) else {
+    let Failure::Recognised { finding, .. } = failure(&report) else {
         panic!("{:?}", report.outcome);
     };
-    assert!(line.contains("Attempted to kill init"), "{line}");
+    assert_eq!(finding.class, Class::KernelPanic);
+    assert!(finding.line.contains("Attempted to kill init"), "{finding}");
     assert!(report.screen.contains("last words"), "{}", report.screen);
 }
 
@@ -234,7 +239,11 @@ fn silence_is_a_stall() {
     };
     assert_eq!(
         failure(&guest.boot()),
-        &Failure::Stalled { limit: Duration::from_secs(15), stage: Some("waiting".into()) }
+        &Failure::Stalled {
+            limit: Duration::from_secs(15),
+            stage: Some("waiting".into()),
+            activity: Activity::Idle
+        }
     );
 }
 
@@ -243,11 +252,12 @@ fn a_failed_step_is_told_with_its_status() {
     let cancel = Cancel::new().unwrap();
     let script = "echo 'cp: No space left on device'; echo \"fail configure 100\" >&3; poweroff -f";
     let report = Guest::new(script, &cancel).boot();
-    let Failure::GuestFailed { step, status, sign } = failure(&report) else {
+    let Failure::StepFailed { step, status, because: Because { sign, .. } } = failure(&report) else {
         panic!("{:?}", report.outcome);
     };
     assert_eq!((step.as_str(), *status), ("configure", 100));
     assert!(sign.as_ref().is_some_and(|sign| sign.line.contains("No space left")));
+    assert_eq!(failure(&report).class(), Class::DiskFull);
 }
 
 #[test]

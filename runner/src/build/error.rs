@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::cache::{FetchError, StoreError};
+use crate::class::Class;
 use crate::debian::SelectError;
 use crate::disk::{ComposeError, ToolsError};
 use crate::event::Stage;
 use crate::vm::canary::{CanaryError, Verdicts};
-use crate::vm::outcome::Failure;
+use crate::vm::outcome::{Failure, Refused};
 use crate::vm::run::RunError;
 
 use super::delivery::DeliveryError;
@@ -130,43 +131,52 @@ pub struct GuestError {
     pub screen: String,
     /// Where its console's log was kept, if that worked.
     pub log: Option<PathBuf>,
-    /// What the mirror could not give it, one line each.
-    pub missing: Vec<String>,
+    /// What the mirror could not give it.
+    pub refused: Vec<Refused>,
 }
 
 impl BuildError {
     /// Whether it ended because someone wanted it to.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        if let Self::Guest(guest) = self {
-            return guest.failure == Failure::Cancelled;
-        }
-        matches!(self, Self::Cancelled { .. })
+        self.class() == Class::Cancelled
     }
 
-    /// The class in one word.
+    /// The class.
     #[must_use]
-    pub fn class(&self) -> &'static str {
+    pub fn class(&self) -> Class {
         match self {
-            _ if self.is_cancelled() => "cancelled",
-            Self::Unfit(_) | Self::NoAccelerator(_) => "unfit_host",
+            Self::Unfit(_) | Self::NoAccelerator(_) => Class::HostUnfit,
             Self::Workspace { .. } | Self::Scratch(_) | Self::Write { .. } | Self::Delivery(_) => {
-                "host_files"
+                Class::HostFiles
             }
-            Self::Claim(_) => "watchdog",
-            Self::Cache(_) => "cache",
-            Self::Fetch(_) => "download",
-            Self::Select(_) => "packages",
-            Self::Tools(_) => "builder_tools",
-            Self::Compose(_) => "compose",
-            Self::Canary(_) => "canary",
-            Self::Finish(_) | Self::Nonce(_) | Self::Thread(_) | Self::Run { .. } => "machine",
+            Self::Claim(_) => Class::WatchdogRefused,
+            Self::Cache(_) => Class::CacheUnusable,
+            Self::Fetch(_) | Self::Tools(_) => Class::DownloadFailed,
+            Self::Select(error) if is_of_a_download(error) => Class::DownloadFailed,
+            Self::Select(_) => Class::PackagesRefused,
+            Self::Compose(_) => Class::ComposeFailed,
+            Self::Canary(_) | Self::Finish(_) | Self::Nonce(_) | Self::Thread(_) | Self::Run { .. } => {
+                Class::MachineFailed
+            }
             Self::Guest(guest) => guest.failure.class(),
-            Self::Image(_) => "image",
-            Self::TimedOut { .. } => "timeout",
-            Self::Cancelled { .. } => "cancelled",
+            Self::Image(_) => Class::ImageFailed,
+            Self::TimedOut { .. } => Class::Timeout,
+            Self::Cancelled { .. } => Class::Cancelled,
         }
     }
+}
+
+/// Whether a download is among an error's causes.
+fn is_of_a_download(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.is::<FetchError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 fn told(stage: Stage, failure: &Failure) -> String {

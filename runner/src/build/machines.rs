@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::cache::{Failure, Mirror};
+use crate::class::Class;
 use crate::disk::{self, ComposedDisk};
 use crate::event::{Event, Stage};
 use crate::vm::NO_TIMER_CHECK;
 use crate::vm::argv::{Accelerator, Boot, CONTROL_PORT, Disk, DiskFormat, Network, PROOF_PORT, VmSpec};
 use crate::vm::nonce::nonce;
-use crate::vm::outcome::{self, Outcome};
-use crate::vm::run::{Report, Run, run};
+use crate::vm::outcome::{self, Outcome, Refused};
+use crate::vm::run::{Downloads, Report, Run, run};
 use crate::vm::watch::Limits;
 
 use super::error::{BuildError, GuestError};
@@ -68,6 +69,7 @@ impl Session<'_> {
             disks: vec![Disk { path: disk.image.clone(), format: DiskFormat::Raw }],
             network: if work.sources.is_some() { Network::Mirror } else { Network::None },
             port_name: CONTROL_PORT,
+            log_port: None,
             smbios_serial: None,
         };
         let mirror = Mutex::new(None);
@@ -78,17 +80,19 @@ impl Session<'_> {
             *mirror.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
             Ok(())
         };
-        let served = || {
+        let downloads = || {
             let mirror = mirror.lock().unwrap_or_else(PoisonError::into_inner);
-            mirror.as_ref().map_or(0, |mirror| mirror.report().served_bytes)
+            let Some(mirror) = mirror.as_ref() else { return Downloads::default() };
+            let report = mirror.report();
+            // What upstream sends counts as well: a file is served once all of it is there.
+            let counted = packages.fetcher.counted();
+            let bytes = report.served_bytes + counted.upstream_bytes + counted.metadata_bytes;
+            Downloads { bytes, refused: report.failures.into_iter().map(refused).collect() }
         };
         let log = self.scratch.path().join(format!("{}.console.log", recipe.image.name));
-        let report = self.boot(host, &spec, &nonce, Stage::Guest, &log, (&serve, &served))?;
-        let missing = mirror
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner)
-            .map_or_else(Vec::new, |mirror| mirror.stop().failures.iter().map(shown_failure).collect());
-        self.accept(report, Stage::Guest, log, missing)
+        let report = self.boot(host, &spec, &nonce, Stage::Guest, &log, (&serve, &downloads))?;
+        drop(mirror);
+        self.accept(report, Stage::Guest, log)
     }
 
     /// The finished image boots from a scratch copy of itself.
@@ -111,7 +115,7 @@ impl Session<'_> {
                 self.environment.sink.event(Event::Warning(told.to_owned()));
                 continue;
             }
-            return self.accept(report, Stage::Verify, log, Vec::new()).map(|(_, log)| log);
+            return self.accept(report, Stage::Verify, log).map(|(_, log)| log);
         }
     }
 
@@ -132,9 +136,10 @@ impl Session<'_> {
             disks: vec![Disk { path: overlay.to_owned(), format: DiskFormat::Qcow2 }],
             network: Network::None,
             port_name: PROOF_PORT,
+            log_port: None,
             smbios_serial: Some(nonce.clone()),
         };
-        self.boot(host, &spec, &nonce, Stage::Verify, log, (&|_| Ok(()), &|| 0))
+        self.boot(host, &spec, &nonce, Stage::Verify, log, (&|_| Ok(()), &Downloads::default))
     }
 
     fn boot(
@@ -144,10 +149,10 @@ impl Session<'_> {
         nonce: &str,
         stage: Stage,
         log: &Path,
-        (serve, mirror_bytes): (&dyn Fn(TcpListener) -> io::Result<()>, &dyn Fn() -> u64),
+        (serve, downloads): (&dyn Fn(TcpListener) -> io::Result<()>, &dyn Fn() -> Downloads),
     ) -> Result<Report, BuildError> {
         let file = File::create(log).map_err(|source| BuildError::Write { path: log.to_owned(), source })?;
-        let asked = Run {
+        let mut asked = Run {
             programs: &host.programs,
             spec,
             nonce,
@@ -158,29 +163,26 @@ impl Session<'_> {
             },
             register: &|process| self.environment.registrar.adopt(process),
             serve,
-            mirror_bytes,
+            downloads,
+            installer_log: None,
+            picture: None,
             cancel: &self.environment.cancel,
             sink: self.environment.sink.as_ref(),
             stage,
         };
-        run(&asked, file).map_err(|source| BuildError::Run { stage, source })
+        run(&mut asked, file).map_err(|source| BuildError::Run { stage, source })
     }
 
     /// A guest's success, or its failure with the log kept.
-    fn accept(
-        &self,
-        report: Report,
-        stage: Stage,
-        log: PathBuf,
-        missing: Vec<String>,
-    ) -> Result<(Report, PathBuf), BuildError> {
+    fn accept(&self, report: Report, stage: Stage, log: PathBuf) -> Result<(Report, PathBuf), BuildError> {
         let Outcome::Failed(failure) = report.outcome else {
             return Ok((report, log));
         };
         // An empty one tells nothing.
         let has_text = fs::metadata(&log).is_ok_and(|data| data.len() > 0);
         let log = if has_text { self.environment.delivery.deliver(&log).ok() } else { None };
-        Err(BuildError::Guest(Box::new(GuestError { stage, failure, screen: report.screen, log, missing })))
+        let Report { screen, refused, .. } = report;
+        Err(BuildError::Guest(Box::new(GuestError { stage, failure, screen, log, refused })))
     }
 }
 
@@ -189,10 +191,9 @@ fn preinst_line(preinst: &disk::Preinst) -> String {
     format!("{} {} {} {}", preinst.package, preinst.architecture, preinst.version, preinst.script)
 }
 
-/// A line about something that the mirror could not give; the guest wrote half of it.
-fn shown_failure(failure: &Failure) -> String {
-    let text = format!("{}: {}", failure.path, failure.reason);
-    text.chars().filter(|character| !character.is_control()).take(400).collect()
+/// The mirror's record of a file that it could not give, for the judge of the run.
+fn refused(failure: Failure) -> Refused {
+    Refused { path: failure.path, status: failure.upstream_status, reason: failure.reason }
 }
 
 /// Whether a kernel gave up because its clock stood still when it tried it: it looks for a tick within
@@ -201,21 +202,26 @@ fn shown_failure(failure: &Failure) -> String {
 fn was_starved(outcome: &Outcome) -> bool {
     matches!(
         outcome,
-        Outcome::Failed(outcome::Failure::KernelPanic { line }) if line.contains("IO-APIC + timer doesn't work")
+        Outcome::Failed(outcome::Failure::Recognised { finding, .. })
+            if finding.class == Class::KernelPanic && finding.line.contains("IO-APIC + timer doesn't work")
     )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::signs::{Place, Rules};
 
     #[test]
     fn only_a_clock_that_stood_still_is_the_hosts_fault() {
-        let panic = |line: &str| Outcome::Failed(outcome::Failure::KernelPanic { line: line.to_owned() });
+        let panic = |line: &str| {
+            let finding = Box::new(Rules::builtin().find(Place::Line, line).expect("a panic"));
+            Outcome::Failed(outcome::Failure::Recognised { finding, because: outcome::Because::default() })
+        };
         assert!(was_starved(&panic(
             "[    0.052000] Kernel panic - not syncing: IO-APIC + timer doesn't work!  Boot with apic=debug"
         )));
-        assert!(!was_starved(&panic("Kernel panic - not syncing: VFS: Unable to mount root fs")));
+        assert!(!was_starved(&panic("[ 1.0] Kernel panic - not syncing: VFS: Unable to mount root fs")));
         assert!(!was_starved(&Outcome::Proven));
     }
 }

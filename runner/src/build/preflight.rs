@@ -209,6 +209,7 @@ fn user_namespaces(shim: &Path) -> Finding {
         disks: Vec::new(),
         network: Network::Mirror,
         port_name: CONTROL_PORT,
+        log_port: None,
         smbios_serial: None,
     };
     let programs = Programs { shim: shim.to_owned(), qemu: nothing };

@@ -355,7 +355,7 @@ mod tests {
     fn what_was_given_up_for_lack_of_time_is_a_timeout_that_names_stage_and_limit() {
         let late = BuildError::Image(ImageError::Stopped(Stopped::Late));
         let error = given_up(&request(), Stage::Convert, late);
-        assert_eq!((error.class(), error.is_cancelled()), ("timeout", false));
+        assert_eq!((error.class().name(), error.is_cancelled()), ("timeout", false));
         assert!(
             error.to_string().starts_with(
                 "the build was not done within its total limit of 20m; it was in stage convert: raise limits.total"
@@ -371,6 +371,6 @@ mod tests {
         assert!(error.is_cancelled());
         assert_eq!(error.to_string(), "the build was told to stop; it was in stage convert");
         let failed = BuildError::Thread(io::Error::other("x"));
-        assert_eq!(given_up(&request(), Stage::Convert, failed).class(), "machine");
+        assert_eq!(given_up(&request(), Stage::Convert, failed).class().name(), "machine_failed");
     }
 }

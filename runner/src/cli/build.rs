@@ -189,7 +189,7 @@ fn show_failure(global: &Global, error: &BuildError) -> Exit {
         return exit;
     }
     if let BuildError::Guest(guest) = error {
-        let GuestError { screen, log, missing, .. } = guest.as_ref();
+        let GuestError { screen, log, refused, .. } = guest.as_ref();
         // Who stopped it knows why.
         if !screen.is_empty() && !error.is_cancelled() {
             eprintln!("the last on its screen:");
@@ -197,8 +197,8 @@ fn show_failure(global: &Global, error: &BuildError) -> Exit {
                 eprintln!("  | {line}");
             }
         }
-        for missing in missing {
-            tell(&format!("the mirror could not give it {missing}"));
+        for refused in refused {
+            tell(&format!("the mirror could not give it {}", refused.told()));
         }
         if let Some(log) = log {
             eprintln!("the console's log is {}", log.display());
@@ -216,11 +216,11 @@ fn failure_document(error: &BuildError) -> serde_json::Value {
     });
     match error {
         BuildError::Guest(guest) => {
-            let GuestError { stage, screen, log, missing, .. } = guest.as_ref();
+            let GuestError { stage, screen, log, refused, .. } = guest.as_ref();
             document["stage"] = json!(stage.name());
             document["screen"] = json!(screen);
             document["log"] = json!(log);
-            document["missing"] = json!(missing);
+            document["refused"] = json!(refused);
         }
         BuildError::Unfit(findings) => {
             let findings: &[Finding] = findings;

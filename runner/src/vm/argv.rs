@@ -16,6 +16,8 @@ pub const CONSOLE_FD: i32 = 100;
 pub const CONTROL_FD: i32 = 101;
 /// The descriptor of the QMP socket, as qemu sees it.
 pub const QMP_FD: i32 = 102;
+/// The descriptor of the log port's socket, as qemu sees it.
+pub const LOG_FD: i32 = 103;
 
 /// Where the guest finds the mirror: the address that user networking gives to the host.
 pub const GUEST_GATEWAY: &str = "10.0.2.2";
@@ -23,6 +25,8 @@ pub const GUEST_GATEWAY: &str = "10.0.2.2";
 /// The port of the mirror in the machine's own network namespace. Nothing else lives there, so a
 /// fixed number cannot collide, and the guest's files can name it before qemu runs.
 pub const MIRROR_PORT: u16 = 8080;
+/// The UDP port at [`GUEST_GATEWAY`] that takes an installer's syslog.
+pub const SYSLOG_PORT: u16 = 514;
 
 /// The name of the virtio port of a builder guest.
 pub const CONTROL_PORT: &str = "org.hostler.control";
@@ -129,6 +133,8 @@ pub struct VmSpec {
     pub network: Network,
     /// The name of the virtio port that the control channel is.
     pub port_name: &'static str,
+    /// The name of the virtio port to which an installer writes its log, if it does.
+    pub log_port: Option<&'static str>,
     /// Text that the guest reads as its SMBIOS serial number.
     pub smbios_serial: Option<String>,
 }
@@ -160,6 +166,10 @@ pub fn arguments(spec: &VmSpec) -> Vec<OsString> {
     arguments.pair("-device", "virtio-serial-pci");
     arguments.pair("-chardev", format!("socket,id=control,fd={CONTROL_FD}"));
     arguments.pair("-device", format!("virtserialport,chardev=control,name={}", escaped(spec.port_name)));
+    if let Some(name) = spec.log_port {
+        arguments.pair("-chardev", format!("socket,id=log,fd={LOG_FD}"));
+        arguments.pair("-device", format!("virtserialport,chardev=log,name={}", escaped(name)));
+    }
     arguments.pair("-chardev", format!("socket,id=qmp,fd={QMP_FD}"));
     arguments.pair("-mon", "chardev=qmp,mode=control");
     for (number, disk) in spec.disks.iter().enumerate() {
@@ -249,6 +259,7 @@ mod tests {
             disks: vec![Disk { path: "work/x,y.raw".into(), format: DiskFormat::Raw }],
             network: Network::Mirror,
             port_name: CONTROL_PORT,
+            log_port: None,
             smbios_serial: None,
         }
     }

@@ -203,6 +203,7 @@ impl Canary<'_> {
             disks: Vec::new(),
             network: Network::None,
             port_name: CONTROL_PORT,
+            log_port: None,
             smbios_serial: None,
         };
         let started = Instant::now();

@@ -1,53 +1,33 @@
-//! The serial console: kept as it came, interpreted as a terminal, searched for known disasters.
+//! The serial console: kept as it came, interpreted as a terminal, searched for known ways to fail.
 //!
-//! Deliberately absent: the socket (bytes are pushed in) and any judgement of what a sign means.
+//! Deliberately absent: the socket (bytes are pushed in) and any judgement of what a finding means.
 //! Installers draw curses screens on it, so the last screen is that of a real terminal, and the
-//! text that leaves this module has no escape sequence.
+//! text that leaves this module has no escape sequence. Whatever a guest prints, what is kept of it is
+//! bounded.
 
 use std::io::{self, Write};
 use std::num::NonZeroU16;
+
+use crate::signs::{Finding, Lines, Place, Rules, flattened, prompt};
+
+use super::bounded::Bounded;
+use super::watch::ScreenSeen;
 
 /// Rows of the terminal: enough for a kernel's panic with its trace.
 const ROWS: NonZeroU16 = NonZeroU16::new(50).expect("is not zero");
 /// Columns of the terminal.
 const COLUMNS: NonZeroU16 = NonZeroU16::new(160).expect("is not zero");
-/// The longest line that is searched, in bytes.
-const LONGEST_LINE: usize = 4096;
-/// How many signs are kept.
-const MOST_SIGNS: usize = 64;
-
-/// Something in the console's text that a reader would stop at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sign {
-    /// What it is.
-    pub kind: SignKind,
-    /// The line, without control characters.
-    pub line: String,
-}
-
-/// The kinds of [`Sign`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum SignKind {
-    /// The kernel gave up.
-    KernelPanic,
-    /// The kernel killed a program for want of memory.
-    OutOfMemory,
-    /// systemd waits for a person.
-    EmergencyMode,
-    /// The guest's file system is full.
-    NoSpaceInGuest,
-    /// The guest's kernel lost its disk.
-    DiskLost,
-}
+/// How many findings are kept.
+const MOST_FINDINGS: usize = 64;
 
 /// The console of one guest.
 pub struct Console<W> {
     terminal: vt100::Parser,
-    log: W,
-    limit: u64,
-    bytes: u64,
-    line: Vec<u8>,
-    signs: Vec<Sign>,
+    lines: Lines,
+    log: Bounded<W>,
+    findings: Vec<Finding>,
+    /// The screen as it was last looked at.
+    looked: String,
 }
 
 impl<W: Write> Console<W> {
@@ -55,46 +35,57 @@ impl<W: Write> Console<W> {
     pub fn new(log: W, limit: u64) -> Self {
         Self {
             terminal: vt100::Parser::new(ROWS, COLUMNS, 0),
-            log,
-            limit,
-            bytes: 0,
-            line: Vec::new(),
-            signs: Vec::new(),
+            lines: Lines::default(),
+            log: Bounded::new(log, "console", limit),
+            findings: Vec::new(),
+            looked: String::new(),
         }
     }
 
-    /// Takes bytes as they come; gives the signs in the lines that they complete.
+    /// Takes bytes as they come; gives what rules find in the lines that they complete.
     ///
     /// # Errors
     /// When the log cannot be written.
-    pub fn push(&mut self, bytes: &[u8]) -> io::Result<Vec<Sign>> {
-        self.log_bounded(bytes)?;
-        self.bytes += bytes.len() as u64;
+    pub fn push(&mut self, bytes: &[u8]) -> io::Result<Vec<Finding>> {
+        self.log.push(bytes)?;
         self.terminal.process(bytes);
         let mut found = Vec::new();
-        for &byte in bytes {
-            if byte == b'\n' {
-                let line = std::mem::take(&mut self.line);
-                found.extend(sign(&String::from_utf8_lossy(&line)));
-            } else if self.line.len() < LONGEST_LINE {
-                self.line.push(byte);
-            }
-        }
-        let room = MOST_SIGNS.saturating_sub(self.signs.len());
-        self.signs.extend(found.iter().take(room).cloned());
+        self.lines.push(bytes, |line| found.extend(Rules::builtin().find(Place::Line, line)));
+        self.keep(&found);
         Ok(found)
+    }
+
+    /// Looks at the screen as a whole.
+    pub fn look(&mut self) -> ScreenSeen {
+        let screen = self.terminal.screen();
+        let contents = screen.contents();
+        let (row, column) = screen.cursor_position();
+        let line = screen.rows(0, COLUMNS.get()).nth(usize::from(row)).unwrap_or_default();
+        let before: String = line.chars().take(usize::from(column)).collect();
+        let is_at_the_end = before.trim_end() == line.trim_end();
+        let prompt = prompt(&before).filter(|_| is_at_the_end);
+        let prompt = prompt.map(|prompt| prompt.chars().filter(|one| !one.is_control()).take(200).collect());
+        let changed = contents != self.looked;
+        // The cursor is where a person would type: what is below it is not the screen's end.
+        let finding = Rules::builtin().find(Place::Screen, &flattened(&contents));
+        if changed {
+            self.looked = contents;
+            let found: Vec<Finding> = finding.iter().cloned().collect();
+            self.keep(&found);
+        }
+        ScreenSeen { changed, finding, prompt }
     }
 
     /// Bytes so far.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        self.log.bytes()
     }
 
     /// What was noticed so far, the first of it.
     #[must_use]
-    pub fn signs(&self) -> &[Sign] {
-        &self.signs
+    pub fn findings(&self) -> &[Finding] {
+        &self.findings
     }
 
     /// The screen as text: no escapes, no trailing blanks, no empty lines at either end.
@@ -113,57 +104,10 @@ impl<W: Write> Console<W> {
         self.screen().lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned()
     }
 
-    fn log_bounded(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let room = self.limit.saturating_sub(self.bytes);
-        if room == 0 {
-            return Ok(());
-        }
-        let fits = usize::try_from(room).unwrap_or(usize::MAX).min(bytes.len());
-        let (kept, rest) = bytes.split_at(fits);
-        self.log.write_all(kept)?;
-        if !rest.is_empty() || room == bytes.len() as u64 {
-            let limit = self.limit;
-            write!(
-                self.log,
-                "\n[hostler: the console printed more than {limit} bytes; the rest was not kept]\n"
-            )?;
-        }
-        self.log.flush()
+    fn keep(&mut self, found: &[Finding]) {
+        let room = MOST_FINDINGS.saturating_sub(self.findings.len());
+        self.findings.extend(found.iter().take(room).cloned());
     }
-}
-
-/// What a line tells, if anything.
-fn sign(line: &str) -> Option<Sign> {
-    let kind = if is_kernels(line, "Kernel panic - not syncing") {
-        SignKind::KernelPanic
-    } else if line.contains("invoked oom-killer:") {
-        SignKind::OutOfMemory
-    } else if line.contains("You are in emergency mode")
-        || line.contains("Press Enter for maintenance")
-        || line.contains("Press Enter for emergency shell")
-    {
-        SignKind::EmergencyMode
-    } else if line.contains("No space left on device") {
-        SignKind::NoSpaceInGuest
-    } else if line.contains("rejecting I/O to offline device") {
-        SignKind::DiskLost
-    } else {
-        return None;
-    };
-    let line = line.chars().filter(|character| !character.is_control()).take(240).collect();
-    Some(Sign { kind, line })
-}
-
-/// Whether the kernel itself printed `text`: its lines start with the time, `[   12.345678] `. A
-/// package that only talks about panics must not end a build.
-fn is_kernels(line: &str, text: &str) -> bool {
-    let Some(rest) = line.trim_start().strip_prefix('[') else {
-        return false;
-    };
-    let Some((time, message)) = rest.split_once("] ") else {
-        return false;
-    };
-    time.trim().parse::<f64>().is_ok() && message.starts_with(text)
 }
 
 #[cfg(test)]
@@ -177,30 +121,55 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_found_across_chunks() {
+    fn a_panic_is_found_across_chunks_and_colours() {
         let mut console = console();
-        assert_eq!(console.push(b"\r\n[    4.25] Kernel pan").unwrap(), []);
-        let found = console.push(b"ic - not syncing: VFS: Unable to mount root\r\nmore").unwrap();
-        assert_eq!(
-            found,
-            [Sign {
-                kind: SignKind::KernelPanic,
-                line: "[    4.25] Kernel panic - not syncing: VFS: Unable to mount root".into()
-            }]
-        );
-        assert_eq!(console.signs(), found);
+        assert_eq!(console.push(b"\r\n[    4.25] \x1b[1mKernel pan").unwrap(), []);
+        let found = console.push(b"ic\x1b[0m - not syncing: VFS: Unable to mount root\r\nmore").unwrap();
+        let lines: Vec<&str> = found.iter().map(|finding| finding.line.as_str()).collect();
+        assert_eq!(lines, ["[    4.25] Kernel panic - not syncing: VFS: Unable to mount root"]);
+        assert_eq!(console.findings(), found);
     }
 
     #[test]
-    fn a_program_that_mentions_a_panic_is_no_panic() {
+    fn a_dialog_is_read_as_a_person_reads_it() {
         let mut console = console();
-        for line in [
-            "Kernel panic - not syncing\n",
-            "[x] Kernel panic - not syncing\n",
-            "[ 1.0] echo: Kernel panic - not syncing\n",
-        ] {
-            assert_eq!(console.push(line.as_bytes()).unwrap(), [], "{line}");
+        // Drawn out of order, over what was there before, with a frame, and broken into lines.
+        console
+            .push(b"old text\x1b[2J\x1b[6;3H\xe2\x94\x82 failed:\x1b[5;3H\xe2\x94\x82 Downloading a file")
+            .unwrap();
+        let seen = console.look();
+        assert!(seen.changed);
+        assert_eq!(seen.finding.unwrap().rule, "download-dialog");
+        assert!(!console.look().changed);
+    }
+
+    #[test]
+    fn a_prompt_is_what_is_before_the_cursor_and_nothing_behind_it() {
+        let mut console = console();
+        console.push(b"first\r\nContinue? [Y/n] ").unwrap();
+        assert_eq!(console.look().prompt.as_deref(), Some("Continue? [Y/n]"));
+        console.push(b"y\r\n").unwrap();
+        assert_eq!(console.look().prompt, None);
+        console.push(b"Name: here\x1b[3;6H").unwrap();
+        assert_eq!(console.look().prompt, None);
+    }
+
+    #[test]
+    fn a_sequence_without_an_end_takes_no_memory() {
+        let mut console = Console::new(io::sink(), 0);
+        console.push(b"\x1b]0;").unwrap();
+        let chunk = vec![b'x'; 64 * 1024];
+        let before = resident();
+        for _ in 0..1024 {
+            console.push(&chunk).unwrap();
         }
+        assert!(resident() < before + (16 << 20), "{} and {before}", resident());
+    }
+
+    /// What this process has in memory, in bytes; proc_pid_statm(5).
+    fn resident() -> u64 {
+        let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+        text.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 4096
     }
 
     #[test]
@@ -209,20 +178,6 @@ mod tests {
         console.push(b"gone\x1b[2J\x1b[1;1H\x1b[31mInstallation step failed\x1b[0m\r\n\r\nRetry?").unwrap();
         assert_eq!(console.screen(), "Installation step failed\n\nRetry?");
         assert_eq!(console.last_line(), "Retry?");
-    }
-
-    #[test]
-    fn the_log_stops_at_its_limit_and_says_so_once() {
-        let mut console = Console::new(Vec::new(), 10);
-        console.push(b"0123456").unwrap();
-        console.push(b"789abc").unwrap();
-        console.push(b"def").unwrap();
-        let log = String::from_utf8(console.log).unwrap();
-        assert_eq!(
-            log,
-            "0123456789\n[hostler: the console printed more than 10 bytes; the rest was not kept]\n"
-        );
-        assert_eq!(console.bytes, 16);
     }
 
     proptest! {
@@ -241,6 +196,7 @@ mod tests {
             let mut console = console();
             console.push(parts.concat().as_bytes()).unwrap();
             let _ = console.screen();
+            let _ = console.look();
         }
     }
 }

@@ -5,7 +5,7 @@
 //! process: dropping it kills qemu and reaps it. Deliberately absent: what goes over the channels.
 
 use std::io::{self, Read as _};
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
@@ -104,8 +104,12 @@ pub struct Machine {
     pub control: UnixStream,
     /// QMP.
     pub qmp: UnixStream,
+    /// The installer's log port, when the machine was to have one.
+    pub log: Option<UnixStream>,
     /// Where to serve the mirror, when the machine was to have one.
     pub mirror: Option<TcpListener>,
+    /// Where an installer's syslog comes in, when the machine was to have a mirror.
+    pub syslog: Option<UdpSocket>,
     /// Whether it has a network namespace of its own.
     pub isolated: bool,
 }
@@ -211,6 +215,8 @@ pub fn launch(
     let (console, console_theirs) = passing::stream_pair().map_err(channels)?;
     let (control, control_theirs) = passing::stream_pair().map_err(channels)?;
     let (qmp, qmp_theirs) = passing::stream_pair().map_err(channels)?;
+    let log = spec.log_port.map(|_| passing::stream_pair()).transpose().map_err(channels)?;
+    let (log, log_theirs) = log.unzip();
 
     let mut process = start_shim(&programs.shim, theirs)?;
     register(process.pidfd.as_fd()).map_err(LaunchError::Register)?;
@@ -224,10 +230,11 @@ pub fn launch(
         },
         parent: std::process::id(),
     };
-    let passed = [console_theirs.as_fd(), control_theirs.as_fd(), qmp_theirs.as_fd()];
+    let mut passed = vec![console_theirs.as_fd(), control_theirs.as_fd(), qmp_theirs.as_fd()];
+    passed.extend(log_theirs.iter().map(OwnedFd::as_fd));
     let answer = command(&socket, &order, &passed);
-    drop((console_theirs, control_theirs, qmp_theirs));
-    let (isolated, mirror) = match answer {
+    drop((console_theirs, control_theirs, qmp_theirs, log_theirs));
+    let Answer { isolated, mirror, syslog } = match answer {
         Ok(answer) => answer,
         Err(Refusal::Failed { operation, errno }) => {
             return Err(setup_error(programs, operation, errno));
@@ -243,7 +250,9 @@ pub fn launch(
         console: console.into(),
         control: control.into(),
         qmp: qmp.into(),
+        log: log.map(UnixStream::from),
         mirror,
+        syslog,
         isolated,
     })
 }
@@ -282,12 +291,15 @@ enum Refusal {
     Lost(io::Error),
 }
 
+/// What the shim said before it became qemu.
+struct Answer {
+    isolated: bool,
+    mirror: Option<TcpListener>,
+    syslog: Option<UdpSocket>,
+}
+
 /// Gives the order and waits until the process has become qemu.
-fn command(
-    socket: &OwnedFd,
-    order: &Order,
-    descriptors: &[BorrowedFd<'_>],
-) -> Result<(bool, Option<TcpListener>), Refusal> {
+fn command(socket: &OwnedFd, order: &Order, descriptors: &[BorrowedFd<'_>]) -> Result<Answer, Refusal> {
     let lost = |error: Errno| Refusal::Lost(error.into());
     let message = serde_json::to_vec(order).map_err(|error| Refusal::Lost(io::Error::other(error)))?;
     passing::send(socket.as_fd(), &message, descriptors).map_err(lost)?;
@@ -304,7 +316,13 @@ fn command(
         };
         match serde_json::from_slice(&message) {
             Ok(Reply::Ready { isolated }) => {
-                ready = Some((isolated, passed.into_iter().next().map(TcpListener::from)));
+                let mut passed = passed.into_iter();
+                let mirror = passed.next().map(TcpListener::from);
+                let syslog = passed.next().map(UdpSocket::from);
+                if let Some(syslog) = &syslog {
+                    syslog.set_nonblocking(true).map_err(Refusal::Lost)?;
+                }
+                ready = Some(Answer { isolated, mirror, syslog });
             }
             Ok(Reply::Failed { operation, errno }) => {
                 return Err(Refusal::Failed { operation, errno });

@@ -9,6 +9,7 @@
 //! Deliberately absent: libvirt, any TCP or VNC port on the host, any reuse of a machine.
 
 pub mod argv;
+mod bounded;
 pub mod canary;
 pub mod console;
 pub mod control;
@@ -18,6 +19,7 @@ mod loopback;
 pub mod modules;
 pub mod nonce;
 pub mod outcome;
+mod processors;
 pub mod qemu;
 pub mod qmp;
 pub mod run;

@@ -5,7 +5,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::console::Sign;
+use serde::Serialize;
+
+use crate::class::Class;
+use crate::signs::Finding;
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,29 +19,75 @@ pub enum Outcome {
     Failed(Failure),
 }
 
+/// A file that the guest asked the mirror for and did not get.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Refused {
+    /// The path, as the guest asked for it.
+    pub path: String,
+    /// What upstream answered, where it was asked and did.
+    pub status: Option<u16>,
+    /// What went wrong, with its causes.
+    pub reason: String,
+}
+
+impl Refused {
+    /// The file's name and why it did not come; no control characters.
+    #[must_use]
+    pub fn told(&self) -> String {
+        let name = self.path.rsplit('/').next().unwrap_or(&self.path);
+        let text = match self.status {
+            Some(status) => format!("{name}: upstream answered {status}"),
+            None => format!("{name}: {}", self.reason),
+        };
+        text.chars().filter(|character| !character.is_control()).take(300).collect()
+    }
+}
+
+/// What a machine's processors did while nothing else was to be seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// Next to nothing.
+    Idle,
+    /// They computed.
+    Busy,
+}
+
+/// What explains a failure beside the failure itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Because {
+    /// Something that was said before and that may be the reason.
+    pub sign: Option<Box<Finding>>,
+    /// A file that upstream refused.
+    pub refused: Option<Box<Refused>>,
+}
+
 /// Why a run failed. Closed: a new kind is a decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// The guest's kernel gave up.
-    KernelPanic {
-        /// Its line.
-        line: String,
+    /// A rule recognised what the guest or its installer said.
+    Recognised {
+        /// What it said.
+        finding: Box<Finding>,
+        /// What explains it.
+        because: Because,
     },
+    /// The guest's kernel told the machine that it panicked.
+    PanicReported,
     /// A step in the guest failed and told so.
-    GuestFailed {
+    StepFailed {
         /// The step.
         step: String,
         /// Its exit status.
         status: i32,
-        /// What the console showed that may be the reason.
-        sign: Option<Sign>,
+        /// What explains it.
+        because: Because,
     },
-    /// The guest stopped at a question for a person.
-    Emergency {
-        /// The line that says so.
-        line: String,
+    /// The console ends in what looks like a question, and nothing moves.
+    WaitingForInput {
+        /// The last line.
+        prompt: String,
     },
-    /// The guest ended, or claimed to be done, without the right proof.
+    /// The guest claimed to be done without the right proof.
     NoProof {
         /// What came instead.
         instead: String,
@@ -47,11 +96,18 @@ pub enum Failure {
     QemuDied {
         /// Its exit and what it printed.
         said: String,
+        /// What explains it.
+        because: Because,
     },
     /// qemu does not answer.
     QemuUnresponsive {
         /// What was wrong.
         said: String,
+    },
+    /// The guest never said anything.
+    NeverBooted {
+        /// For how long.
+        limit: Duration,
     },
     /// Nothing happened for too long.
     Stalled {
@@ -59,6 +115,8 @@ pub enum Failure {
         limit: Duration,
         /// The step in which it was.
         stage: Option<String>,
+        /// What its processors did.
+        activity: Activity,
     },
     /// The build took too long as a whole.
     TimedOut {
@@ -66,6 +124,11 @@ pub enum Failure {
         limit: Duration,
         /// The step in which it was.
         stage: Option<String>,
+    },
+    /// The console printed too much.
+    ConsoleFlood {
+        /// How much, in bytes.
+        bytes: u64,
     },
     /// The host's disk is full.
     HostDiskFull,
@@ -76,22 +139,58 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// The class in one word, for logs and metrics.
+    /// The class. What explains a failure names it where the failure itself says nothing but that there
+    /// is one.
     #[must_use]
-    pub fn class(&self) -> &'static str {
+    pub fn class(&self) -> Class {
         match self {
-            Self::KernelPanic { .. } => "kernel_panic",
-            Self::GuestFailed { .. } => "guest_failed",
-            Self::Emergency { .. } => "emergency",
-            Self::NoProof { .. } => "no_proof",
-            Self::QemuDied { .. } => "qemu_died",
-            Self::QemuUnresponsive { .. } => "qemu_unresponsive",
-            Self::Stalled { .. } => "stalled",
-            Self::TimedOut { .. } => "timeout",
-            Self::HostDiskFull => "host_disk_full",
-            Self::HostDiskError => "host_disk_error",
-            Self::Cancelled => "cancelled",
+            Self::Recognised { finding, because } => match finding.class {
+                Class::InstallerError => because.class().unwrap_or(Class::InstallerError),
+                class => class,
+            },
+            Self::PanicReported => Class::KernelPanic,
+            Self::StepFailed { because, .. } => because.class().unwrap_or(Class::StepFailed),
+            Self::WaitingForInput { .. } => Class::WaitingForInput,
+            Self::NoProof { .. } => Class::NoProof,
+            Self::QemuDied { .. } => Class::QemuDied,
+            Self::QemuUnresponsive { .. } => Class::QemuUnresponsive,
+            Self::NeverBooted { .. } => Class::BootFailed,
+            Self::Stalled { .. } => Class::Stalled,
+            Self::TimedOut { .. } => Class::Timeout,
+            Self::ConsoleFlood { .. } => Class::ConsoleFlood,
+            Self::HostDiskFull => Class::HostDiskFull,
+            Self::HostDiskError => Class::HostDiskError,
+            Self::Cancelled => Class::Cancelled,
         }
+    }
+
+    /// The rules that led to it, the decisive one first.
+    #[must_use]
+    pub fn findings(&self) -> Vec<&Finding> {
+        match self {
+            Self::Recognised { finding, because } => {
+                std::iter::once(finding).chain(&because.sign).map(Box::as_ref).collect()
+            }
+            Self::StepFailed { because, .. } | Self::QemuDied { because, .. } => {
+                because.sign.iter().map(Box::as_ref).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl Because {
+    fn class(&self) -> Option<Class> {
+        let sign = self.sign.as_ref().map(|sign| sign.class);
+        sign.or(self.refused.as_ref().map(|_| Class::DownloadFailed))
+    }
+
+    /// What is put behind a failure's own text.
+    fn behind(&self) -> String {
+        let sign = self.sign.as_ref().map(|sign| format!("; {sign}"));
+        let refused =
+            self.refused.as_ref().map(|refused| format!("; it could not download {}", refused.told()));
+        [sign, refused].into_iter().flatten().collect()
     }
 }
 
@@ -102,33 +201,52 @@ impl fmt::Display for Failure {
             None => "before its first step".to_owned(),
         };
         match self {
-            Self::KernelPanic { line } => write!(formatter, "the guest's kernel panicked: {line}"),
-            Self::GuestFailed { step, status, sign } => {
-                write!(formatter, "step {step} in the guest failed with status {status}")?;
-                match sign {
-                    Some(sign) => write!(formatter, "; the console says: {}", sign.line),
-                    None => Ok(()),
-                }
+            // The screen only says that a download failed; the mirror knows which and why.
+            Self::Recognised { finding, because: Because { refused: Some(refused), .. } }
+                if finding.class == Class::DownloadFailed =>
+            {
+                write!(formatter, "{} could not download {}", finding.speaker, refused.told())
             }
-            Self::Emergency { line } => {
-                write!(formatter, "the guest waits for a person: {line}")
+            Self::Recognised { finding, because } => write!(formatter, "{finding}{}", because.behind()),
+            Self::PanicReported => formatter.write_str("the guest's kernel panicked and told the machine so"),
+            Self::StepFailed { step, status, because } => {
+                write!(formatter, "step {step} in the guest failed with status {status}{}", because.behind())
+            }
+            Self::WaitingForInput { prompt } => {
+                write!(formatter, "the guest waits for somebody to answer: {prompt}")
             }
             Self::NoProof { instead } => {
                 write!(formatter, "the guest gave no proof of success: {instead}")
             }
-            Self::QemuDied { said } => write!(formatter, "qemu ended before the guest: {said}"),
+            Self::QemuDied { said, because } => {
+                write!(formatter, "qemu ended before the guest: {said}{}", because.behind())
+            }
             Self::QemuUnresponsive { said } => write!(formatter, "qemu does not respond: {said}"),
-            Self::Stalled { limit, stage } => write!(
+            Self::NeverBooted { limit } => write!(
                 formatter,
-                "the guest showed no sign of progress for {} {}",
+                "the guest printed nothing for {}: it never started to boot, or its console is not the serial port",
+                humantime::format_duration(*limit)
+            ),
+            Self::Stalled { limit, stage, activity } => write!(
+                formatter,
+                "the guest showed no sign of progress for {} {}; its processors were {}",
                 humantime::format_duration(*limit),
-                within(stage)
+                within(stage),
+                match activity {
+                    Activity::Idle => "idle",
+                    Activity::Busy => "busy all the time",
+                }
             ),
             Self::TimedOut { limit, stage } => write!(
                 formatter,
                 "the guest was not done within the build's total limit of {}; it was {}",
                 humantime::format_duration(*limit),
                 within(stage)
+            ),
+            Self::ConsoleFlood { bytes } => write!(
+                formatter,
+                "the guest printed {} on its console, so it prints the same for ever",
+                bytesize::ByteSize(*bytes)
             ),
             Self::HostDiskFull => formatter
                 .write_str("the disk of this host is full; free some space where the scratch directory lies"),
@@ -137,5 +255,57 @@ impl fmt::Display for Failure {
             }
             Self::Cancelled => formatter.write_str("it was told to stop"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::signs::{Place, Rules};
+
+    fn refused() -> Box<Refused> {
+        Box::new(Refused {
+            path: "/debian/pool/main/e/e2fsprogs/e2fsprogs-udeb_1.47.0-2_amd64.udeb".into(),
+            status: Some(404),
+            reason: "the server says so".into(),
+        })
+    }
+
+    fn finding(place: Place, text: &str) -> Box<Finding> {
+        Box::new(Rules::builtin().find(place, text).unwrap())
+    }
+
+    #[test]
+    fn a_person_reads_which_file_it_was_where_the_screen_only_says_that_one_failed() {
+        let finding =
+            finding(Place::Screen, "[!!] Download installer components Downloading a file failed: Retry?");
+        let because = Because { sign: None, refused: Some(refused()) };
+        let failure = Failure::Recognised { finding, because };
+        assert_eq!(failure.class(), Class::DownloadFailed);
+        assert_eq!(
+            failure.to_string(),
+            "debian-installer could not download e2fsprogs-udeb_1.47.0-2_amd64.udeb: upstream answered 404"
+        );
+    }
+
+    #[test]
+    fn an_explanation_names_the_class_of_a_failure_that_says_nothing() {
+        let step = |because| Failure::StepFailed { step: "run-1".into(), status: 1, because };
+        assert_eq!(step(Because::default()).class(), Class::StepFailed);
+        let full = finding(Place::Line, "tar: x: No space left on device");
+        let failure = step(Because { sign: Some(full), refused: None });
+        assert_eq!(failure.class(), Class::DiskFull);
+        assert_eq!(
+            failure.to_string(),
+            "step run-1 in the guest failed with status 1; the guest has a full file system: tar: x: No space left on device"
+        );
+        let refused = step(Because { sign: None, refused: Some(refused()) });
+        assert_eq!(refused.class(), Class::DownloadFailed);
+    }
+
+    #[test]
+    fn what_a_guest_asked_for_moves_no_cursor() {
+        let refused = Refused { path: "/a/\u{1b}[2Jb".into(), status: None, reason: "x\ny".into() };
+        assert_eq!(refused.told(), "[2Jb: xy");
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! Bytes from the socket go into [`Client::push`], which says what happened and puts what is to be
 //! sent into [`Client::take_output`]. One command is under way at a time. Deliberately absent: the
-//! socket, the clock, and every command but the two that a build needs. qemu runs what a guest may
+//! socket, the clock, and every command but the few that a build needs. qemu runs what a guest may
 //! have subverted, so its lines are bounded and unknown content is ignored.
+
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -24,6 +26,8 @@ pub enum Said {
     },
     /// The guest's kernel reported a panic to the machine.
     GuestPanicked,
+    /// The picture of the screen is written.
+    Picture,
     /// The machine is being shut down.
     Shutdown,
     /// qemu refused the command that was under way.
@@ -59,6 +63,7 @@ enum Expecting {
     Capabilities,
     Nothing,
     Blocks,
+    Picture,
     Quit,
 }
 
@@ -85,12 +90,19 @@ impl Client {
 
     /// Asks what the disks did. Does nothing, and says so, while an answer is outstanding.
     pub fn ask_block_statistics(&mut self) -> bool {
-        self.ask("query-blockstats", Expecting::Blocks)
+        self.ask(&json!({ "execute": "query-blockstats" }), Expecting::Blocks)
+    }
+
+    /// Asks for a picture of the screen as a PNG file at `path`.
+    pub fn ask_picture(&mut self, path: &Path) -> bool {
+        let Some(path) = path.to_str() else { return false };
+        let command = json!({ "execute": "screendump", "arguments": { "filename": path, "format": "png" } });
+        self.ask(&command, Expecting::Picture)
     }
 
     /// Asks qemu to end.
     pub fn ask_quit(&mut self) -> bool {
-        self.ask("quit", Expecting::Quit)
+        self.ask(&json!({ "execute": "quit" }), Expecting::Quit)
     }
 
     /// What is to be written to the socket.
@@ -119,7 +131,7 @@ impl Client {
         Ok(said)
     }
 
-    fn ask(&mut self, command: &str, expecting: Expecting) -> bool {
+    fn ask(&mut self, command: &Value, expecting: Expecting) -> bool {
         if self.is_waiting() {
             return false;
         }
@@ -127,8 +139,8 @@ impl Client {
         true
     }
 
-    fn send(&mut self, command: &str, expecting: Expecting) {
-        self.output.extend(json!({ "execute": command }).to_string().into_bytes());
+    fn send(&mut self, command: &Value, expecting: Expecting) {
+        self.output.extend(command.to_string().into_bytes());
         self.output.push(b'\n');
         self.expecting = expecting;
     }
@@ -140,7 +152,7 @@ impl Client {
             return Ok(event_said(event, object.get("data")));
         }
         if object.contains_key("QMP") && self.expecting == Expecting::Greeting {
-            self.send("qmp_capabilities", Expecting::Capabilities);
+            self.send(&json!({ "execute": "qmp_capabilities" }), Expecting::Capabilities);
             return Ok(None);
         }
         if let Some(error) = object.get("error") {
@@ -155,6 +167,7 @@ impl Client {
         let answered = std::mem::replace(&mut self.expecting, Expecting::Nothing);
         Ok(match answered {
             Expecting::Capabilities => Some(Said::Ready),
+            Expecting::Picture => Some(Said::Picture),
             Expecting::Blocks => Some(Said::Blocks(block_totals(answer))),
             Expecting::Greeting | Expecting::Nothing | Expecting::Quit => None,
         })

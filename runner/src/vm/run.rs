@@ -6,32 +6,49 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::cancel::Cancel;
 use crate::event::{Event, Sink, Stage};
+use crate::signs::{Finding, Lines, Place, Rules};
 
 use super::argv::VmSpec;
-use super::console::{Console, Sign};
+use super::bounded::Bounded;
+use super::console::Console;
 use super::control;
 use super::launch::{LaunchError, Machine, Programs, launch};
-use super::outcome::Outcome;
+use super::outcome::{Failure, Outcome, Refused};
+use super::processors;
 use super::qmp::{self, BlockTotals, Said};
 use super::watch::{Limits, Seen, Watch};
 
-/// The most that is kept of a console, in bytes.
-const CONSOLE_LIMIT: u64 = 64 * 1024 * 1024;
+/// The most that is kept of a console, and of an installer's log, in bytes.
+const LOG_LIMIT: u64 = 64 * 1024 * 1024;
 /// How often the disks' statistics and the mirror are looked at, and progress is told.
 const BEAT: Duration = Duration::from_secs(2);
 /// How long qemu may leave a question unanswered, whatever the guest does.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(90);
 /// How long a guest that gave its proof may take to switch itself off.
 const POWER_OFF_DEADLINE: Duration = Duration::from_secs(15);
+/// How long qemu may take for a picture of the screen.
+const PICTURE_DEADLINE: Duration = Duration::from_secs(5);
+/// How many refused files are kept for the report.
+const MOST_REFUSED: usize = 200;
+
+/// What the guest downloaded so far, as its mirror tells it.
+#[derive(Clone, Debug, Default)]
+pub struct Downloads {
+    /// Bytes that were moved, to the guest and from upstream.
+    pub bytes: u64,
+    /// The files that it asked for and did not get, in their order.
+    pub refused: Vec<Refused>,
+}
 
 /// What to run and how to judge it.
 pub struct Run<'a> {
@@ -47,8 +64,13 @@ pub struct Run<'a> {
     pub register: &'a dyn Fn(BorrowedFd<'_>) -> io::Result<()>,
     /// Takes the mirror's socket and serves it from then on.
     pub serve: &'a dyn Fn(TcpListener) -> io::Result<()>,
-    /// Bytes that the mirror has sent.
-    pub mirror_bytes: &'a dyn Fn() -> u64,
+    /// What the guest downloaded so far.
+    pub downloads: &'a dyn Fn() -> Downloads,
+    /// Where the installer's own log goes, if there is one to expect: what comes on the log port and as
+    /// syslog.
+    pub installer_log: Option<File>,
+    /// Where a picture of the screen goes when the run fails, as a PNG file.
+    pub picture: Option<&'a Path>,
     /// The wish to stop.
     pub cancel: &'a Cancel,
     /// Takes the progress.
@@ -64,8 +86,14 @@ pub struct Report {
     pub outcome: Outcome,
     /// The console's last screen, as plain text.
     pub screen: String,
-    /// What the console showed that a reader would stop at.
-    pub signs: Vec<Sign>,
+    /// What rules recognised on the console and in the installer's log, the first of it.
+    pub findings: Vec<Finding>,
+    /// The files that the guest did not get.
+    pub refused: Vec<Refused>,
+    /// Whether there is a picture of the screen.
+    pub has_picture: bool,
+    /// What the installer logged, in bytes.
+    pub installer_log_bytes: u64,
     /// What the console printed, in bytes.
     pub console_bytes: u64,
     /// What the disks did.
@@ -109,7 +137,9 @@ pub enum RunError {
 ///
 /// # Errors
 /// See [`RunError`]. A guest that fails is no error but a [`Report`].
-pub fn run(run: &Run<'_>, console_log: File) -> Result<Report, RunError> {
+pub fn run(run: &mut Run<'_>, console_log: File) -> Result<Report, RunError> {
+    let installer_log = run.installer_log.take();
+    let run = &*run;
     let started = Instant::now();
     let mut machine = launch(run.programs, run.spec, run.register)?;
     if let Some(listener) = machine.mirror.take() {
@@ -119,12 +149,18 @@ pub fn run(run: &Run<'_>, console_log: File) -> Result<Report, RunError> {
     let mut session = Session {
         started,
         watch: Watch::new(run.nonce.to_owned(), run.limits),
-        console: Console::new(console_log, CONSOLE_LIMIT),
+        console: Console::new(console_log, LOG_LIMIT),
+        installer: installer_log.map(|file| InstallerLog {
+            log: Bounded::new(file, "installer's log", LOG_LIMIT),
+            lines: Lines::default(),
+        }),
+        findings: Vec::new(),
+        refused: Vec::new(),
         control: control::Parser::default(),
         qmp: qmp::Client::default(),
         asked: started,
         stages: Vec::new(),
-        open: [true; 3],
+        open: [true; CHANNELS.len()],
     };
     let outcome = session.attend(run, &mut machine)?;
     let pid = machine.pid();
@@ -134,11 +170,20 @@ pub fn run(run: &Run<'_>, console_log: File) -> Result<Report, RunError> {
         let _ = machine.wait(POWER_OFF_DEADLINE);
     }
     let _ = session.drain(&mut machine);
+    let has_picture = match (&outcome, run.picture) {
+        (Outcome::Failed(failure), Some(path)) if *failure != Failure::Cancelled => {
+            session.picture(&mut machine, path)
+        }
+        _ => false,
+    };
     machine.end().map_err(|source| RunError::End { pid, source })?;
     Ok(Report {
         outcome,
         screen: session.console.screen(),
-        signs: session.console.signs().to_vec(),
+        findings: session.console.findings().iter().chain(&session.findings).cloned().collect(),
+        refused: session.refused,
+        has_picture,
+        installer_log_bytes: session.installer.map_or(0, |installer| installer.log.bytes()),
         console_bytes: session.console.bytes(),
         blocks: session.watch.blocks(),
         stages: session.stages,
@@ -147,34 +192,56 @@ pub fn run(run: &Run<'_>, console_log: File) -> Result<Report, RunError> {
     })
 }
 
-/// The channels, in the order in which they are polled.
-#[derive(Clone, Copy)]
+/// What is polled, in this order.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Channel {
     Console = 0,
     Control = 1,
     Qmp = 2,
+    Log = 3,
+    Syslog = 4,
 }
 
-const CHANNELS: [Channel; 3] = [Channel::Console, Channel::Control, Channel::Qmp];
+const CHANNELS: [Channel; 5] =
+    [Channel::Console, Channel::Control, Channel::Qmp, Channel::Log, Channel::Syslog];
 
-fn stream(machine: &mut Machine, channel: Channel) -> &mut UnixStream {
+/// Reads once from a channel; `WouldBlock` where it does not exist.
+fn read(machine: &mut Machine, channel: Channel, buffer: &mut [u8]) -> io::Result<usize> {
     match channel {
-        Channel::Console => &mut machine.console,
-        Channel::Control => &mut machine.control,
-        Channel::Qmp => &mut machine.qmp,
+        Channel::Console => machine.console.read(buffer),
+        Channel::Control => machine.control.read(buffer),
+        Channel::Qmp => machine.qmp.read(buffer),
+        Channel::Log => match &mut machine.log {
+            Some(log) => log.read(buffer),
+            None => Err(io::ErrorKind::WouldBlock.into()),
+        },
+        // An empty datagram is no end.
+        Channel::Syslog => match machine.syslog.as_ref().map(|syslog| syslog.recv(buffer)) {
+            Some(Ok(0)) | None => Err(io::ErrorKind::WouldBlock.into()),
+            Some(result) => result,
+        },
     }
+}
+
+/// The installer's log: kept, and read line by line.
+struct InstallerLog {
+    log: Bounded<File>,
+    lines: Lines,
 }
 
 struct Session {
     started: Instant,
     watch: Watch,
     console: Console<File>,
+    installer: Option<InstallerLog>,
+    findings: Vec<Finding>,
+    refused: Vec<Refused>,
     control: control::Parser,
     qmp: qmp::Client,
     /// When the question that qemu has not answered was asked.
     asked: Instant,
     stages: Vec<(String, Duration)>,
-    open: [bool; 3],
+    open: [bool; CHANNELS.len()],
 }
 
 impl Session {
@@ -188,12 +255,12 @@ impl Session {
             }
             if beat.elapsed() >= BEAT || beat == self.started {
                 beat = Instant::now();
-                if let Some(outcome) = self.beat(run) {
+                if let Some(outcome) = self.beat(run, machine.pid()) {
                     return Ok(outcome);
                 }
             }
             self.talk(machine);
-            let ready = self.wait(run, machine, beat + BEAT).map_err(RunError::Watch)?;
+            let (ready, ended) = self.wait(run, machine, beat + BEAT).map_err(RunError::Watch)?;
             for channel in CHANNELS {
                 if ready[channel as usize]
                     && let Some(outcome) = self.take(machine, channel)?
@@ -201,9 +268,7 @@ impl Session {
                     return Ok(outcome);
                 }
             }
-            if ready[3]
-                && let Some(outcome) = self.ended(machine)?
-            {
+            if ended && let Some(outcome) = self.ended(machine)? {
                 return Ok(outcome);
             }
             if let Some(outcome) = self.watch.look(self.started.elapsed()) {
@@ -216,34 +281,51 @@ impl Session {
         self.watch.see(self.started.elapsed(), seen)
     }
 
-    /// Waits until a channel, the process or the wish to stop has something, or until `beat`.
-    fn wait(&self, run: &Run<'_>, machine: &Machine, beat: Instant) -> io::Result<[bool; 4]> {
+    /// Waits until a channel, the process or the wish to stop has something, or until `beat`. Which
+    /// channels have something, and whether the process ended.
+    fn wait(
+        &self,
+        run: &Run<'_>,
+        machine: &Machine,
+        beat: Instant,
+    ) -> io::Result<([bool; CHANNELS.len()], bool)> {
         let now = self.started.elapsed();
         let left =
             self.watch.deadline().saturating_sub(now).min(beat.saturating_duration_since(Instant::now()));
         let timeout = Timespec::try_from(left).map_err(io::Error::other)?;
-        let flags = |channel: Channel| {
-            if self.open[channel as usize] { PollFlags::IN } else { PollFlags::empty() }
-        };
-        let mut polled = [
-            PollFd::new(&machine.console, flags(Channel::Console)),
-            PollFd::new(&machine.control, flags(Channel::Control)),
-            PollFd::new(&machine.qmp, flags(Channel::Qmp)),
+        let mut polled = vec![
             PollFd::from_borrowed_fd(machine.pidfd(), PollFlags::IN),
             PollFd::from_borrowed_fd(run.cancel.as_fd(), PollFlags::IN),
         ];
+        let mut channels = Vec::new();
+        for channel in CHANNELS.into_iter().filter(|&channel| self.open[channel as usize]) {
+            let descriptor = match channel {
+                Channel::Console => Some(machine.console.as_fd()),
+                Channel::Control => Some(machine.control.as_fd()),
+                Channel::Qmp => Some(machine.qmp.as_fd()),
+                Channel::Log => machine.log.as_ref().map(UnixStream::as_fd),
+                Channel::Syslog => machine.syslog.as_ref().map(UdpSocket::as_fd),
+            };
+            if let Some(descriptor) = descriptor {
+                polled.push(PollFd::from_borrowed_fd(descriptor, PollFlags::IN));
+                channels.push(channel);
+            }
+        }
         match poll(&mut polled, Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let ready = |index: usize| !polled[index].revents().is_empty();
-        Ok([self.open[0] && ready(0), self.open[1] && ready(1), self.open[2] && ready(2), ready(3)])
+        let mut ready = [false; CHANNELS.len()];
+        for (channel, polled) in channels.into_iter().zip(polled.iter().skip(2)) {
+            ready[channel as usize] = !polled.revents().is_empty();
+        }
+        Ok((ready, polled.first().is_some_and(|process| !process.revents().is_empty())))
     }
 
     /// Reads once from a channel.
     fn take(&mut self, machine: &mut Machine, channel: Channel) -> Result<Option<Outcome>, RunError> {
         let mut buffer = [0; 64 * 1024];
-        let length = match stream(machine, channel).read(&mut buffer) {
+        let length = match read(machine, channel, &mut buffer) {
             Ok(0) => {
                 self.open[channel as usize] = false;
                 return Ok(None);
@@ -265,9 +347,9 @@ impl Session {
         let mut seen = Vec::new();
         match channel {
             Channel::Console => {
-                let signs = self.console.push(bytes).map_err(RunError::Log)?;
+                let found = self.console.push(bytes).map_err(RunError::Log)?;
                 seen.push(Seen::ConsoleBytes(self.console.bytes()));
-                seen.extend(signs.into_iter().map(Seen::Sign));
+                seen.extend(found.into_iter().map(Seen::Sign));
             }
             Channel::Control => {
                 for message in self.control.push(bytes) {
@@ -279,12 +361,23 @@ impl Session {
                     seen.push(Seen::Control(message));
                 }
             }
+            Channel::Log => seen.extend(self.log(bytes)?),
+            Channel::Syslog => {
+                // A datagram is a line: `<PRIORITY>text`, RFC 3164.
+                let text = bytes.strip_prefix(b"<").and_then(|rest| {
+                    let end = rest.iter().position(|&byte| byte == b'>').filter(|&end| end <= 3)?;
+                    rest.get(end + 1..)
+                });
+                let mut line = text.unwrap_or(bytes).trim_ascii_end().to_vec();
+                line.push(b'\n');
+                seen.extend(self.log(&line)?);
+            }
             Channel::Qmp => match self.qmp.push(bytes) {
                 Ok(said) => seen.extend(said.into_iter().filter_map(|said| match said {
                     Said::Blocks(blocks) => Some(Seen::Blocks(blocks)),
                     Said::DiskError { no_space } => Some(Seen::DiskError { no_space }),
                     Said::GuestPanicked => Some(Seen::GuestPanicked),
-                    Said::Ready | Said::Shutdown | Said::Refused(_) => None,
+                    Said::Ready | Said::Shutdown | Said::Picture | Said::Refused(_) => None,
                 })),
                 Err(error) => seen.push(Seen::QemuUnresponsive(error.to_string())),
             },
@@ -296,10 +389,30 @@ impl Session {
         Ok(outcome)
     }
 
-    /// Asks for statistics, looks at the mirror, tells the progress.
-    fn beat(&mut self, run: &Run<'_>) -> Option<Outcome> {
-        let mirror = (run.mirror_bytes)();
-        let mut outcome = self.see(Seen::MirrorBytes(mirror));
+    /// Takes what came of the installer's log.
+    fn log(&mut self, bytes: &[u8]) -> Result<Vec<Seen>, RunError> {
+        let Some(installer) = &mut self.installer else { return Ok(Vec::new()) };
+        installer.log.push(bytes).map_err(RunError::Log)?;
+        let mut found = Vec::new();
+        installer.lines.push(bytes, |line| found.extend(Rules::builtin().find(Place::Log, line)));
+        let room = MOST_REFUSED.saturating_sub(self.findings.len());
+        self.findings.extend(found.iter().take(room).cloned());
+        Ok(found.into_iter().map(Seen::Sign).collect())
+    }
+
+    /// Asks for statistics, looks at the downloads, the processors and the screen, tells the progress.
+    fn beat(&mut self, run: &Run<'_>, pid: u32) -> Option<Outcome> {
+        let downloads = (run.downloads)();
+        let mut outcome = self.see(Seen::CacheBytes(downloads.bytes));
+        for refused in downloads.refused.into_iter().skip(self.refused.len()).take(MOST_REFUSED) {
+            outcome = self.see(Seen::Refused(refused.clone()));
+            self.refused.push(refused);
+        }
+        if let Some(spent) = processors::spent(pid) {
+            outcome = self.see(Seen::Processors(spent));
+        }
+        let screen = self.console.look();
+        outcome = self.see(Seen::Screen(screen)).or(outcome);
         if self.qmp.ask_block_statistics() {
             self.asked = Instant::now();
         } else if self.open[Channel::Qmp as usize] && self.asked.elapsed() > ANSWER_DEADLINE {
@@ -324,14 +437,41 @@ impl Session {
         }
     }
 
-    /// Reads what is left in the console and control channels.
+    /// Has qemu write a picture of the screen. Whether there is one: a machine that is gone or hangs
+    /// gives none.
+    fn picture(&mut self, machine: &mut Machine, path: &Path) -> bool {
+        let deadline = Instant::now() + PICTURE_DEADLINE;
+        let mut asked = false;
+        while self.open[Channel::Qmp as usize] {
+            asked = asked || self.qmp.ask_picture(path);
+            self.talk(machine);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || crate::passing::wait_readable(machine.qmp.as_fd(), left).is_err() {
+                return false;
+            }
+            let mut buffer = [0; 64 * 1024];
+            let said = match machine.qmp.read(&mut buffer) {
+                Ok(length @ 1..) => self.qmp.push(&buffer[..length]).unwrap_or_default(),
+                _ => return false,
+            };
+            if said.contains(&Said::Picture) {
+                return true;
+            }
+            if asked && said.iter().any(|said| matches!(said, Said::Refused(_))) {
+                return false;
+            }
+        }
+        false
+    }
+
+    /// Reads what is left in all channels but QMP's.
     fn drain(&mut self, machine: &mut Machine) -> Result<Option<Outcome>, RunError> {
         let mut outcome = None;
-        for channel in [Channel::Control, Channel::Console] {
+        for channel in [Channel::Control, Channel::Log, Channel::Syslog, Channel::Console] {
             let mut buffer = [0; 64 * 1024];
             // A live guest can write for ever; a dead one leaves at most what a socket holds.
             for _ in 0..64 {
-                let Ok(length @ 1..) = stream(machine, channel).read(&mut buffer) else {
+                let Ok(length @ 1..) = read(machine, channel, &mut buffer) else {
                     break;
                 };
                 outcome = self.hear(channel, &buffer[..length])?;

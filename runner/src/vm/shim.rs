@@ -13,7 +13,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::passing;
 
-use super::argv::{CONSOLE_FD, MIRROR_PORT};
+use super::argv::{CONSOLE_FD, MIRROR_PORT, SYSLOG_PORT};
 use super::loopback;
 
 /// How long the shim waits for its order: the runner may be waiting for the watchdog.
@@ -44,7 +44,7 @@ pub(crate) enum Isolation {
     /// One of its own where the host allows it, with nothing in it. The machine has no card, so
     /// this is a second wall.
     Wanted,
-    /// One of its own, with the mirror's socket in it.
+    /// One of its own, with the mirror's and the syslog's sockets in it.
     Mirror,
 }
 
@@ -64,7 +64,7 @@ pub(crate) struct Order {
 /// What the shim has to say.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Reply {
-    /// All is set up; the mirror's socket comes beside it when there is one.
+    /// All is set up; the mirror's and the syslog's sockets come beside it when there are any.
     Ready {
         /// Whether the process has a network namespace of its own.
         isolated: bool,
@@ -163,21 +163,20 @@ fn prepare(socket: &OwnedFd) -> Result<Command, Failure> {
     let order: Order = serde_json::from_slice(&message).map_err(failed(Operation::Order))?;
 
     let isolated = isolate(order.isolation)?;
-    let listener = match order.isolation {
-        Isolation::Wanted => None,
-        Isolation::Mirror => {
-            loopback::bring_up().map_err(failed(Operation::Loopback))?;
-            let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, MIRROR_PORT);
-            Some(TcpListener::bind(address).map_err(failed(Operation::Bind))?)
-        }
-    };
+    let mut sockets: Vec<OwnedFd> = Vec::new();
+    if order.isolation == Isolation::Mirror {
+        loopback::bring_up().map_err(failed(Operation::Loopback))?;
+        let at = |port| SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+        sockets.push(TcpListener::bind(at(MIRROR_PORT)).map_err(failed(Operation::Bind))?.into());
+        sockets.push(UdpSocket::bind(at(SYSLOG_PORT)).map_err(failed(Operation::Bind))?.into());
+    }
     confine().map_err(failed(Operation::Confine))?;
     place(&descriptors).map_err(failed(Operation::Descriptors))?;
 
     let ready = serde_json::to_vec(&Reply::Ready { isolated }).map_err(failed(Operation::Order))?;
-    let passed: Vec<BorrowedFd<'_>> = listener.iter().map(std::os::fd::AsFd::as_fd).collect();
+    let passed: Vec<BorrowedFd<'_>> = sockets.iter().map(std::os::fd::AsFd::as_fd).collect();
     passing::send(socket.as_fd(), &ready, &passed).map_err(failed(Operation::Order))?;
-    drop(listener);
+    drop(sockets);
 
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(failed(Operation::Confine))?;
     let parent = getppid().map(rustix::process::Pid::as_raw_nonzero);

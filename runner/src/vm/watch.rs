@@ -4,17 +4,36 @@
 //! over. Success is one thing only, the guest's own nonce on the control port; a machine that ends
 //! by itself, with whatever status, has failed. Deliberately absent: every descriptor, the clock,
 //! and what to do about an ending.
+//!
+//! Progress is what the console prints, what the disks do, what the cache moves, and what the guest
+//! says on its control port. Without any of it a guest may be idle for the limit, and compute for
+//! [`BUSY_SHARE`] times as long. A guest that shows a question and does nothing at all has not stalled
+//! but waits, and that is known much sooner.
 
 use std::time::Duration;
 
-use super::console::{Sign, SignKind};
+use crate::class::Class;
+use crate::signs::{Finding, Weight};
+
 use super::control::Message;
-use super::outcome::{Failure, Outcome};
+use super::outcome::{Activity, Because, Failure, Outcome, Refused};
 use super::qmp::BlockTotals;
 
 /// How long a machine that asked for its own end may take to be gone, and for how long after a
 /// step failed its last words are waited for.
 const GRACE: Duration = Duration::from_secs(20);
+/// How much longer a guest may compute without a sign of progress than do nothing at all.
+const BUSY_SHARE: u32 = 4;
+/// The share of one processor above which a guest computes, as one part of this many.
+const BUSY_PART: u32 = 4;
+/// For how long a screen that a rule knows as a question has to stay with nothing moving.
+const QUESTION_PATIENCE: Duration = Duration::from_secs(20);
+/// The same for a line that only looks like a question.
+const PROMPT_PATIENCE: Duration = Duration::from_secs(45);
+/// What a console may print, in bytes. Installations print some megabytes.
+pub const MOST_CONSOLE_BYTES: u64 = 256 * 1024 * 1024;
+/// How many explanations and refusals are kept.
+const MOST_KEPT: usize = 32;
 
 /// Limits of one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,14 +57,20 @@ impl Limits {
 pub enum Seen {
     /// The console printed, this many bytes so far.
     ConsoleBytes(u64),
-    /// The console shows one of these.
-    Sign(Sign),
+    /// A rule recognised something.
+    Sign(Finding),
+    /// The console's screen, as it is now.
+    Screen(ScreenSeen),
     /// The guest wrote to its control port.
     Control(Message),
     /// What the disks did so far.
     Blocks(BlockTotals),
-    /// What the mirror sent so far, in bytes.
-    MirrorBytes(u64),
+    /// What the cache moved so far, in bytes: what it sent to the guest and what it got from upstream.
+    CacheBytes(u64),
+    /// The mirror could not give the guest a file.
+    Refused(Refused),
+    /// The time that the machine's processors have had so far.
+    Processors(Duration),
     /// A disk could not be used.
     DiskError {
         /// Whether the host's disk is full.
@@ -61,17 +86,36 @@ pub enum Seen {
     Cancelled,
 }
 
+/// A look at the screen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ScreenSeen {
+    /// Whether it is another one than at the last look.
+    pub changed: bool,
+    /// The rule that it matches.
+    pub finding: Option<Finding>,
+    /// The line before the cursor, when it looks like a question.
+    pub prompt: Option<String>,
+}
+
 /// The judge of one run.
 #[derive(Debug)]
 pub struct Watch {
     nonce: String,
     limits: Limits,
+    /// When there was progress.
     progressed: Duration,
+    /// When the processors were found busy.
+    computed: Duration,
+    /// When the screen, a disk or the cache was found to have moved, or the processors to be busy.
+    moved: Duration,
+    processors: Option<(Duration, Duration)>,
     console_bytes: u64,
-    mirror_bytes: u64,
+    cache_bytes: u64,
     blocks: BlockTotals,
     stage: Option<String>,
-    suspicion: Option<Sign>,
+    screen: ScreenSeen,
+    explanations: Vec<Finding>,
+    refused: Vec<Refused>,
     failed: Option<(Duration, Failure)>,
     over: Option<Outcome>,
 }
@@ -84,11 +128,16 @@ impl Watch {
             nonce,
             limits,
             progressed: Duration::ZERO,
+            computed: Duration::ZERO,
+            moved: Duration::ZERO,
+            processors: None,
             console_bytes: 0,
-            mirror_bytes: 0,
+            cache_bytes: 0,
             blocks: BlockTotals::default(),
             stage: None,
-            suspicion: None,
+            screen: ScreenSeen::default(),
+            explanations: Vec::new(),
+            refused: Vec::new(),
             failed: None,
             over: None,
         }
@@ -115,7 +164,7 @@ impl Watch {
     /// When to look at the clock again at the latest.
     #[must_use]
     pub fn deadline(&self) -> Duration {
-        let limits = self.limits.left().min(self.progressed.saturating_add(self.limits.no_progress));
+        let limits = self.limits.left().min(self.stalls());
         match &self.failed {
             Some((at, _)) => limits.min(at.saturating_add(GRACE)),
             None => limits,
@@ -137,21 +186,56 @@ impl Watch {
     /// Judges the clock alone.
     pub fn look(&mut self, now: Duration) -> Option<Outcome> {
         if self.over.is_none() {
-            let stage = self.stage.clone();
             let late = if let Some((at, failure)) = &self.failed
                 && now >= at.saturating_add(GRACE)
             {
                 Some(failure.clone())
             } else if now >= self.limits.left() {
-                Some(Failure::TimedOut { limit: self.limits.total, stage })
-            } else if now >= self.progressed.saturating_add(self.limits.no_progress) {
-                Some(Failure::Stalled { limit: self.limits.no_progress, stage })
+                Some(Failure::TimedOut { limit: self.limits.total, stage: self.stage.clone() })
+            } else if let Some(waiting) = self.waiting(now) {
+                Some(waiting)
+            } else if now >= self.stalls() {
+                Some(self.stalled(now))
             } else {
                 None
             };
             self.over = late.map(|late| Outcome::Failed(self.earlier_or(late)));
         }
         self.over.clone()
+    }
+
+    /// When this is a stall, if nothing is seen until then.
+    fn stalls(&self) -> Duration {
+        let limit = self.limits.no_progress;
+        let idle = self.progressed.max(self.computed).saturating_add(limit);
+        idle.min(self.progressed.saturating_add(limit.saturating_mul(BUSY_SHARE)))
+    }
+
+    fn stalled(&self, now: Duration) -> Failure {
+        let limit = now.saturating_sub(self.progressed);
+        // What is told is the limit, not by how much the look was late.
+        let limit = Duration::from_secs(limit.as_secs());
+        let has_spoken = self.console_bytes > 0 || self.stage.is_some();
+        if !has_spoken {
+            return Failure::NeverBooted { limit };
+        }
+        let idle = now.saturating_sub(self.computed) >= self.limits.no_progress;
+        let activity = if idle { Activity::Idle } else { Activity::Busy };
+        Failure::Stalled { limit, stage: self.stage.clone(), activity }
+    }
+
+    /// Whether the guest waits for somebody: it shows a question, and nothing moves.
+    fn waiting(&self, now: Duration) -> Option<Failure> {
+        let still = now.saturating_sub(self.moved);
+        match (&self.screen.finding, &self.screen.prompt) {
+            (Some(finding), _) if finding.weight == Weight::Stays && still >= QUESTION_PATIENCE => {
+                Some(Failure::Recognised { finding: Box::new(finding.clone()), because: self.because() })
+            }
+            (_, Some(prompt)) if still >= PROMPT_PATIENCE => {
+                Some(Failure::WaitingForInput { prompt: prompt.clone() })
+            }
+            _ => None,
+        }
     }
 
     /// `Some(None)` is success.
@@ -162,12 +246,16 @@ impl Watch {
                     self.console_bytes = bytes;
                     self.progressed = now;
                 }
-                return None;
+                if bytes <= MOST_CONSOLE_BYTES {
+                    return None;
+                }
+                Failure::ConsoleFlood { bytes }
             }
-            Seen::MirrorBytes(bytes) => {
-                if bytes > self.mirror_bytes {
-                    self.mirror_bytes = bytes;
+            Seen::CacheBytes(bytes) => {
+                if bytes > self.cache_bytes {
+                    self.cache_bytes = bytes;
                     self.progressed = now;
+                    self.moved = now;
                 }
                 return None;
             }
@@ -175,44 +263,95 @@ impl Watch {
                 if blocks != self.blocks {
                     self.blocks = blocks;
                     self.progressed = now;
+                    self.moved = now;
                 }
                 return None;
             }
-            Seen::Sign(sign) => return self.judge_sign(sign).map(Some),
+            Seen::Processors(spent) => {
+                self.judge_processors(now, spent);
+                return None;
+            }
+            Seen::Refused(refused) => {
+                // What no index names is asked for by every installer; only what upstream should have
+                // had explains anything.
+                if refused.status.is_some() && self.refused.len() < MOST_KEPT {
+                    self.refused.push(refused);
+                }
+                return None;
+            }
+            Seen::Screen(screen) => return self.judge_screen(now, screen).map(Some),
+            Seen::Sign(finding) => return self.judge_sign(finding).map(Some),
             Seen::Control(message) => return self.judge_message(now, message),
             Seen::DiskError { no_space: true } => Failure::HostDiskFull,
             Seen::DiskError { no_space: false } => Failure::HostDiskError,
-            Seen::GuestPanicked => Failure::KernelPanic { line: "reported to the machine".to_owned() },
-            Seen::QemuEnded(said) => self.earlier_or(Failure::QemuDied { said }),
+            Seen::GuestPanicked => Failure::PanicReported,
+            Seen::QemuEnded(said) => self.earlier_or(Failure::QemuDied { said, because: self.because() }),
             Seen::QemuUnresponsive(said) => Failure::QemuUnresponsive { said },
             Seen::Cancelled => Failure::Cancelled,
         };
         Some(Some(ending))
     }
 
-    fn judge_sign(&mut self, sign: Sign) -> Option<Failure> {
-        match sign.kind {
-            SignKind::KernelPanic => Some(Failure::KernelPanic { line: sign.line }),
-            SignKind::EmergencyMode => Some(Failure::Emergency { line: sign.line }),
-            // These may be survived; they explain a failure that follows.
-            SignKind::OutOfMemory | SignKind::NoSpaceInGuest | SignKind::DiskLost => {
-                self.suspicion.get_or_insert(sign);
+    fn judge_processors(&mut self, now: Duration, spent: Duration) {
+        if let Some((then, before)) = self.processors {
+            let wall = now.saturating_sub(then);
+            if spent.saturating_sub(before) * BUSY_PART >= wall && !wall.is_zero() {
+                self.computed = now;
+                self.moved = now;
+            }
+        }
+        self.processors = Some((now, spent));
+    }
+
+    fn judge_screen(&mut self, now: Duration, screen: ScreenSeen) -> Option<Failure> {
+        if screen.changed {
+            self.moved = now;
+        }
+        self.screen = screen;
+        let finding = self.screen.finding.clone()?;
+        // What stays is judged by the clock.
+        if finding.weight == Weight::Stays { None } else { self.judge_sign(finding) }
+    }
+
+    fn judge_sign(&mut self, finding: Finding) -> Option<Failure> {
+        match finding.weight {
+            Weight::Ends => Some(Failure::Recognised { finding: Box::new(finding), because: self.because() }),
+            Weight::Explains | Weight::Stays => {
+                if self.explanations.len() >= MOST_KEPT {
+                    self.explanations.remove(0);
+                }
+                self.explanations.push(finding);
                 None
             }
         }
     }
 
+    /// What explains a failure of now: the rarest kind of cause that was seen, and of that the latest;
+    /// and the latest file that upstream refused.
+    fn because(&self) -> Because {
+        let sign = self.explanations.iter().max_by_key(|finding| match finding.class {
+            Class::OutOfMemory | Class::DiskFull | Class::DiskError => 2,
+            Class::DownloadFailed | Class::AnswersRejected | Class::PackagesRefused => 1,
+            _ => 0,
+        });
+        Because { sign: sign.cloned().map(Box::new), refused: self.refused.last().cloned().map(Box::new) }
+    }
+
     fn judge_message(&mut self, now: Duration, message: Message) -> Option<Option<Failure>> {
         self.progressed = now;
+        self.moved = now;
         match message {
             Message::Stage(stage) => {
                 self.stage = Some(stage);
+                // The step before got over what was seen in it.
+                self.explanations.clear();
+                self.refused.clear();
                 None
             }
             // The guest still has to print its last words and end; the first failure counts.
             Message::Failed { step, status } => {
-                let sign = self.suspicion.clone();
-                self.failed.get_or_insert((now, Failure::GuestFailed { step, status, sign }));
+                let because = self.because();
+                self.failed.get_or_insert((now, Failure::StepFailed { step, status, because }));
                 None
             }
             Message::Done(nonce) if self.failed.is_none() && nonce == self.nonce => Some(None),
@@ -237,6 +376,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::signs::{Place, Rules, prompt};
 
     const LIMITS: Limits = Limits {
         total: Duration::from_secs(160),
@@ -256,7 +396,7 @@ mod tests {
         match outcome {
             None => "running",
             Some(Outcome::Proven) => "proven",
-            Some(Outcome::Failed(failure)) => failure.class(),
+            Some(Outcome::Failed(failure)) => failure.class().name(),
         }
     }
 
@@ -268,8 +408,22 @@ mod tests {
         Seen::Control(Message::Failed { step: step.into(), status: 1 })
     }
 
-    fn sign(kind: SignKind) -> Seen {
-        Seen::Sign(Sign { kind, line: "line".into() })
+    fn finding(place: Place, text: &str) -> Finding {
+        Rules::builtin().find(place, text).unwrap()
+    }
+
+    fn full() -> Finding {
+        finding(Place::Line, "No space left on device")
+    }
+
+    fn panic() -> Seen {
+        Seen::Sign(finding(Place::Line, "[ 1.0] Kernel panic - not syncing: x"))
+    }
+
+    /// A look at a screen that shows this, with the cursor behind it.
+    fn screen(changed: bool, text: &str) -> Seen {
+        let finding = Rules::builtin().find(Place::Screen, text);
+        Seen::Screen(ScreenSeen { changed, finding, prompt: prompt(text).map(str::to_owned) })
     }
 
     #[test]
@@ -293,20 +447,20 @@ mod tests {
     #[test]
     fn a_failed_step_outlives_the_machines_end_and_a_late_proof() {
         let mut watch = watch();
-        assert_eq!(watch.see(at(1), sign(SignKind::NoSpaceInGuest)), None);
+        assert_eq!(watch.see(at(1), Seen::Sign(full())), None);
         assert_eq!(watch.see(at(2), failed("configure")), None);
         assert_eq!(watch.see(at(2), failed("later")), None);
         assert_eq!(
             watch.see(at(3), Seen::QemuEnded("exit status: 0".into())),
-            Some(Outcome::Failed(Failure::GuestFailed {
+            Some(Outcome::Failed(Failure::StepFailed {
                 step: "configure".into(),
                 status: 1,
-                sign: Some(Sign { kind: SignKind::NoSpaceInGuest, line: "line".into() })
+                because: Because { sign: Some(Box::new(full())), refused: None }
             }))
         );
         let mut other = self::watch();
         other.see(at(2), failed("configure"));
-        assert_eq!(class(other.see(at(3), done("5fe7"))), "guest_failed");
+        assert_eq!(class(other.see(at(3), done("5fe7"))), "step_failed");
     }
 
     #[test]
@@ -318,19 +472,19 @@ mod tests {
         watch.see(at(5), failed("configure"));
         assert_eq!(watch.deadline(), at(25));
         assert_eq!(class(watch.look(at(24))), "running");
-        assert_eq!(class(watch.look(at(25))), "guest_failed");
+        assert_eq!(class(watch.look(at(25))), "step_failed");
     }
 
     #[test]
     fn a_panic_ends_at_once() {
-        assert_eq!(class(watch().see(at(1), sign(SignKind::KernelPanic))), "kernel_panic");
+        assert_eq!(class(watch().see(at(1), panic())), "kernel_panic");
     }
 
     #[test]
     fn every_source_of_progress_moves_the_deadline() {
         let sources = [
             Seen::ConsoleBytes(1),
-            Seen::MirrorBytes(1),
+            Seen::CacheBytes(1),
             Seen::Blocks(BlockTotals { operations: 1, ..BlockTotals::default() }),
             Seen::Control(Message::Stage("x".into())),
         ];
@@ -353,7 +507,11 @@ mod tests {
         silent.see(at(0), Seen::Control(Message::Stage("mount".into())));
         assert_eq!(
             silent.look(at(10)),
-            Some(Outcome::Failed(Failure::Stalled { limit: at(10), stage: Some("mount".into()) }))
+            Some(Outcome::Failed(Failure::Stalled {
+                limit: at(10),
+                stage: Some("mount".into()),
+                activity: Activity::Idle
+            }))
         );
         let mut chatty = watch();
         for second in 1..100 {
@@ -366,6 +524,100 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_never_says_anything_did_not_boot() {
+        assert_eq!(class(watch().look(at(10))), "boot_failed");
+    }
+
+    #[test]
+    fn a_guest_that_computes_in_silence_has_longer_than_an_idle_one_but_not_for_ever() {
+        let mut watch = watch();
+        watch.see(at(0), Seen::ConsoleBytes(1));
+        for second in 0..40 {
+            // Half a processor.
+            watch.see(at(second), Seen::Processors(at(second) / 2));
+            assert_eq!(watch.look(at(second)), None, "{second}");
+        }
+        watch.see(at(40), Seen::Processors(at(20)));
+        assert_eq!(
+            watch.look(at(40)),
+            Some(Outcome::Failed(Failure::Stalled { limit: at(40), stage: None, activity: Activity::Busy }))
+        );
+    }
+
+    #[test]
+    fn a_slow_download_lives() {
+        let mut watch = watch();
+        for second in 1..100 {
+            // One byte from upstream in a while, and nothing else at all.
+            if second % 9 == 0 {
+                watch.see(at(second), Seen::CacheBytes(second));
+            }
+            assert_eq!(watch.look(at(second)), None, "{second}");
+        }
+    }
+
+    #[test]
+    fn a_question_that_stays_is_known_within_a_minute() {
+        let limits = Limits { no_progress: at(1000), total: at(1000), used: at(0) };
+        for (text, known) in [
+            ("[!] Configure the network Hostname: debian <Go Back> <Continue>", 20),
+            ("Do you want to continue? [Y/n]", 45),
+        ] {
+            let mut watch = Watch::new("5fe7".into(), limits);
+            watch.see(at(0), Seen::ConsoleBytes(9));
+            watch.see(at(2), screen(true, text));
+            for second in 3..known + 2 {
+                watch.see(at(second), screen(false, text));
+                assert_eq!(class(watch.look(at(second))), "running", "{text} at {second}");
+            }
+            assert_eq!(class(watch.look(at(known + 2))), "waiting_for_input", "{text}");
+        }
+    }
+
+    #[test]
+    fn a_question_on_the_screen_of_a_guest_that_works_is_none() {
+        let text = "Do you want to continue? [Y/n]";
+        let limits = Limits { no_progress: at(1000), total: at(1000), used: at(0) };
+        type Work = fn(u64) -> Seen;
+        let works: [Work; 4] = [
+            |second| Seen::Blocks(BlockTotals { operations: second, ..BlockTotals::default() }),
+            Seen::CacheBytes,
+            |second| Seen::Processors(Duration::from_secs(second)),
+            |_| screen(true, "Do you want to continue? [Y/n]"),
+        ];
+        for work in works {
+            let mut watch = Watch::new("5fe7".into(), limits);
+            for second in 0..200 {
+                watch.see(at(second), screen(false, text));
+                watch.see(at(second), work(second));
+                assert_eq!(watch.look(at(second)), None);
+            }
+        }
+    }
+
+    #[test]
+    fn a_flood_on_the_console_ends_the_run() {
+        assert_eq!(class(watch().see(at(1), Seen::ConsoleBytes(MOST_CONSOLE_BYTES))), "running");
+        assert_eq!(class(watch().see(at(1), Seen::ConsoleBytes(MOST_CONSOLE_BYTES + 1))), "console_flood");
+    }
+
+    #[test]
+    fn a_file_that_upstream_refused_explains_a_failure_of_the_same_step_only() {
+        let refused = |status| Seen::Refused(Refused { path: "/x.deb".into(), status, reason: "no".into() });
+        let mut watch = watch();
+        watch.see(at(1), refused(Some(404)));
+        watch.see(at(2), failed("configure"));
+        assert_eq!(class(watch.see(at(3), Seen::QemuEnded(String::new()))), "download_failed");
+        let mut other = self::watch();
+        other.see(at(1), refused(Some(404)));
+        other.see(at(1), refused(None));
+        other.see(at(2), Seen::Control(Message::Stage("next".into())));
+        other.see(at(2), refused(None));
+        other.see(at(2), failed("next"));
+        assert_eq!(class(other.see(at(3), Seen::QemuEnded(String::new()))), "step_failed");
+    }
+
+    #[test]
     fn a_full_host_disk_is_told_from_a_broken_one() {
         assert_eq!(class(watch().see(at(1), Seen::DiskError { no_space: true })), "host_disk_full");
         assert_eq!(class(watch().see(at(1), Seen::DiskError { no_space: false })), "host_disk_error");
@@ -374,12 +626,14 @@ mod tests {
     fn any_seen() -> impl Strategy<Value = Seen> {
         prop_oneof![
             any::<u64>().prop_map(Seen::ConsoleBytes),
-            any::<u64>().prop_map(Seen::MirrorBytes),
+            any::<u64>().prop_map(Seen::CacheBytes),
             "[0-9a-f]{4}".prop_map(|nonce| done(&nonce)),
             Just(Seen::QemuEnded("exit status: 0".into())),
             Just(failed("x")),
-            Just(sign(SignKind::OutOfMemory)),
-            Just(sign(SignKind::KernelPanic)),
+            Just(Seen::Sign(full())),
+            Just(screen(true, "Hostname: <Go Back>")),
+            (0_u64..100).prop_map(|spent| Seen::Processors(at(spent))),
+            Just(panic()),
             Just(Seen::Cancelled),
             any::<bool>().prop_map(|no_space| Seen::DiskError { no_space }),
         ]

@@ -17,7 +17,7 @@ use hostler_runner::vm::NO_TIMER_CHECK;
 use hostler_runner::vm::argv::{Accelerator, Boot, CONTROL_PORT, Disk, DiskFormat, Network, VmSpec};
 use hostler_runner::vm::nonce::nonce;
 use hostler_runner::vm::outcome::Outcome;
-use hostler_runner::vm::run::{Report, Run, run};
+use hostler_runner::vm::run::{Downloads, Report, Run, run};
 
 use super::{limits, programs, tools};
 
@@ -108,21 +108,24 @@ fn build(nonce: &str, commands: &[String]) -> Report {
         disks: vec![Disk { path: image, format: DiskFormat::Raw }],
         network: Network::None,
         port_name: CONTROL_PORT,
+        log_port: None,
         smbios_serial: None,
     };
-    let asked = Run {
+    let mut asked = Run {
         programs: &programs(),
         spec: &spec,
         nonce,
         limits: limits(Duration::from_secs(60)),
         register: &|_| Ok(()),
         serve: &|_| Ok(()),
-        mirror_bytes: &|| 0,
+        downloads: &Downloads::default,
+        installer_log: None,
+        picture: None,
         cancel: &Cancel::new().unwrap(),
         sink: &Silent,
         stage: Stage::Guest,
     };
-    run(&asked, File::create(folder.path().join("console.log")).unwrap()).unwrap()
+    run(&mut asked, File::create(folder.path().join("console.log")).unwrap()).unwrap()
 }
 
 #[test]

@@ -24,7 +24,7 @@ use hostler_runner::vm::launch::Programs;
 use hostler_runner::vm::nonce::nonce;
 use hostler_runner::vm::outcome::Outcome;
 use hostler_runner::vm::qemu;
-use hostler_runner::vm::run::{Run, run};
+use hostler_runner::vm::run::{Downloads, Run, run};
 use hostler_runner::vm::watch::Limits;
 
 use super::Arguments;
@@ -121,11 +121,12 @@ fn boot_in(
         ],
         network: Network::None,
         port_name: CONTROL_PORT,
+        log_port: None,
         smbios_serial: Some(nonce.clone()),
     };
     let (console, transcript) = console(&scratch.join("console.log"), cancel)?;
     let report = run(
-        &Run {
+        &mut Run {
             programs: &programs,
             spec: &spec,
             nonce: &nonce,
@@ -136,7 +137,9 @@ fn boot_in(
             },
             register: &|_| Ok(()),
             serve: &|_| Ok(()),
-            mirror_bytes: &|| 0,
+            downloads: &Downloads::default,
+            installer_log: None,
+            picture: None,
             cancel,
             sink: &Silent,
             stage: Stage::Guest,

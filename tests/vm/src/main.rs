@@ -87,7 +87,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         // What it had to say has been shown; the console adds nothing.
-        Outcome::Failed(Failure::GuestFailed { step, status, .. }) if step == payload::COMMAND => {
+        Outcome::Failed(Failure::StepFailed { step, status, .. }) if step == payload::COMMAND => {
             tell(&format!("hostler-vm: the command failed with status {status}; the machine ran for {took}"));
         }
         Outcome::Failed(failure) => {
