@@ -4,7 +4,7 @@ CARGO ?= cargo
 # What needs root and real kernel objects; `make test PRIVILEGED=no` leaves it out on purpose.
 PRIVILEGED ?= yes
 
-.PHONY: help demo build test test-vm test-vm-short test-churn bench lint setup setup-tests install uninstall clean
+.PHONY: help demo build test test-vm test-vm-short test-churn test-cache bench lint setup setup-tests install uninstall clean
 
 help:
 	@echo "make demo      see Hostler work: builds an image, boots it, kills builders, cleans up (< 20 min)"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-vm   everything that needs root, in a virtual machine; TESTS=TEXT: only tests so named"
 	@echo "make test-vm-short  in one, only what cannot be tested elsewhere"
 	@echo "make test-churn 100,000 detaches against a process that binds the same device at full speed"
+	@echo "make test-cache 200 kills of a cache that is being filled, and 1 GiB to 8 clients of 2 processes"
 	@echo "make bench     what Hostler costs, against goals, as a table (root; a quiet machine; about 15 min)"
 	@echo "make lint      formatting, clippy with warnings denied, dependencies, units, scripts"
 	@echo "make build     both programs, optimised: target/release/hostler, target/release/hostlerd"
@@ -63,6 +64,11 @@ test-vm-short:
 # Another process binds a loop device to something else at full speed (about 10 min).
 test-churn: setup-tests
 	HOSTLER_TESTS_CHURN=100000 $(CARGO) test --locked --release --package hostler-tests --test privileged -- churn --nocapture
+
+# What `make test` does in small (about 5 min).
+test-cache: setup-tests
+	HOSTLER_TESTS_KILLS=200 HOSTLER_TESTS_MEBIBYTES=1024 $(CARGO) test --locked --package hostler-runner --test cache -- \
+		--test-threads 1 --nocapture kills:: together::
 
 # What Hostler costs against what the same would cost otherwise, as a table, on a quiet machine.
 # OUT=FILE says where the table goes too; BENCH="--only reclaim,burst" measures less, --help tells more.

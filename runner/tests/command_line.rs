@@ -7,6 +7,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use hostler_runner::cache::Cache;
+
 const RECIPE: &str = r#"
 kind = "debian"
 [image]
@@ -99,4 +101,58 @@ fn a_dead_builds_scratch_directory_is_swept_by_the_next() {
     }
     hostler(folder.path(), &["build", "x.toml", "--output", "out"]);
     assert!(!dead.exists());
+}
+
+#[test]
+fn a_cache_is_carried_looked_at_damaged_found_so_and_pruned() {
+    let folder = tempfile::tempdir().unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let from = Cache::open(other.path()).unwrap();
+    let hello = from.put(b"hello").unwrap();
+    from.put(b"other").unwrap();
+    let archive = folder.path().join("cache.tar");
+    from.export(None, std::fs::File::create(&archive).unwrap()).unwrap();
+    let run = |arguments: &[&str], status: i32| {
+        let output = hostler(folder.path(), &[&["cache"], arguments].concat());
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}: {}", text(&output.stderr));
+        output
+    };
+
+    assert_eq!(text(&run(&["import", "cache.tar"], 0).stdout), "took 2 files, 10 B\n");
+    let said: serde_json::Value = serde_json::from_slice(&run(&["stat", "--json"], 0).stdout).unwrap();
+    assert_eq!((&said["files"], &said["bytes"]), (&2.into(), &10.into()));
+    assert_eq!(text(&run(&["verify"], 0).stdout), "2 files are intact, 10 B\n");
+    assert!(run(&["export", "-"], 0).stdout == std::fs::read(&archive).unwrap(), "not the same archive");
+
+    // Root's own cache has one in it for the user that builds for root.
+    let directory = Path::new(said["directory"].as_str().unwrap()).join("sha256");
+    let name = hello.to_string();
+    std::fs::write(folder.path().join(directory).join(&name[..2]).join(&name), "jello").unwrap();
+    let output = run(&["verify"], 1);
+    assert_eq!(text(&output.stdout), "1 files are intact, 5 B\n");
+    assert!(text(&output.stderr).contains(&format!("damaged, and removed: {hello}")));
+    assert_eq!(text(&run(&["import", "cache.tar"], 0).stdout), "took 1 files, 5 B; 1 were there already\n");
+
+    assert_eq!(text(&run(&["prune", "--unused-for", "1day"], 0).stdout), "removed 0 files, 0 B; 10 B stay\n");
+    assert_eq!(text(&run(&["prune", "--limit", "7B"], 0).stdout), "removed 1 files, 5 B; 5 B stay\n");
+    assert_eq!(run(&["import", "missing.tar"], 1).stdout, b"");
+    std::fs::write(folder.path().join("cut.tar"), &std::fs::read(&archive).unwrap()[..700]).unwrap();
+    run(&["prune", "--limit", "0B"], 0);
+    let output = run(&["import", "cut.tar"], 1);
+    assert!(text(&output.stderr).contains("was it cut off?"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_cache_limit_that_is_none_is_told_before_anything_is_downloaded() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("x.toml"), RECIPE).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_hostler"))
+        .args(["build", "x.toml"])
+        .current_dir(folder.path())
+        .env("HOSTLER_CACHE", folder.path().join("cache"))
+        .env("HOSTLER_CACHE_LIMIT", "much")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("HOSTLER_CACHE_LIMIT is \"much\""), "{}", text(&output.stderr));
 }

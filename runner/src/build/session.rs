@@ -8,7 +8,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::cache::{Cache, Counted, FetchOptions, Fetcher, Proxies};
+use crate::cache::{self, Cache, Counted, FetchOptions, Fetcher, Proxies};
 use crate::cancel::Cancel;
 use crate::debian::{self, Selection};
 use crate::disk::{self, BuilderTools, ComposedDisk};
@@ -228,7 +228,23 @@ impl<'a> Session<'a> {
                 Ok(disk::builder_tools(&selection, &fetcher, &scratch, sink.as_ref())?)
             })
         })?;
+        self.keep_cache_small(&fetcher)?;
         Ok(Packages { selection, fetcher, tools })
+    }
+
+    /// Makes room in the cache, when all that this build needs from it is in use.
+    fn keep_cache_small(&self, fetcher: &Fetcher) -> Result<(), BuildError> {
+        let most = cache::limit(|name| std::env::var_os(name))?;
+        let shrunk = fetcher.cache().shrink(most, None)?;
+        if shrunk.files > 0 {
+            self.environment.sink.event(Event::Note(format!(
+                "removed {} files that were not used for longest from the cache, {}: it had more than {}",
+                shrunk.files,
+                bytesize::ByteSize(shrunk.bytes),
+                bytesize::ByteSize(most)
+            )));
+        }
+        Ok(())
     }
 
     fn canary(&self, host: &Host, packages: &Packages) -> Result<Accelerator, BuildError> {

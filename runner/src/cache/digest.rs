@@ -15,6 +15,12 @@ impl Digest {
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }
+
+    /// A number that is hardly ever another digest's; not negative.
+    pub(super) fn number(self) -> i64 {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        i64::from_be_bytes([a & 0x3f, b, c, d, e, f, g, h])
+    }
 }
 
 impl fmt::Display for Digest {

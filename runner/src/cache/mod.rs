@@ -3,24 +3,33 @@
 //! `store` keeps files, `fetch` brings them from upstream, `serve` is the mirror that a guest sees.
 //! What a digest ought to be always comes from the caller, who has it from signed metadata.
 
+mod answer;
+mod archive;
+mod audit;
 mod digest;
 mod download;
+mod evict;
 mod fetch;
 mod fetch_error;
+mod flight;
 pub mod offer;
 mod proxy;
 mod serve;
 mod store;
 mod transfer;
 mod upstream;
+mod uses;
 mod writer;
 
+pub use archive::{ArchiveError, Carried};
+pub use audit::{Audit, AuditError};
 pub use digest::{Digest, Hasher, NotADigest};
+pub use evict::{Content, Shrunk, choose};
 pub use fetch::{Counted, FetchOptions, Fetcher, Wanted};
 pub use fetch_error::FetchError;
 pub use proxy::Proxies;
 pub use serve::{Failure, Mirror, MirrorError, MirrorReport};
-pub use store::{Cache, Remembered, StoreError, default_directory};
+pub use store::{Cache, Remembered, StoreError, default_directory, limit};
 pub use transfer::Metadata;
 pub use upstream::LeastPace;
 pub use writer::{Scratch, Writer};

@@ -11,32 +11,33 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::debian::catalogue::PackageId;
-use crate::debian::{Repository, Selection, Suite};
+use crate::debian::{Repository, Selection};
 
 use super::digest::Digest;
 use super::fetch::Wanted;
 
 /// What is behind an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Offered {
-    /// A signed Release file, which is in the cache already and cannot be fetched by digest.
-    Signed {
-        /// Its digest.
-        digest: Digest,
-        /// Bytes.
-        size: u64,
-    },
-    /// A file that upstream has under its digest.
-    File(Wanted),
+pub struct Offered {
+    /// The file.
+    pub wanted: Wanted,
+    /// When what is behind the address last changed, in seconds since 1970, where that is known.
+    pub modified: Option<u64>,
 }
 
-/// The addresses of a selection.
-pub struct Offer {
+/// The addresses of a mirror.
+pub trait Offer: Send + Sync {
+    /// What is behind the decoded `path` of an address, which begins with a slash.
+    fn find(&self, path: &str) -> Option<Offered>;
+}
+
+/// The addresses of a selection: everything that its verified indices name.
+pub struct Archives {
     selection: Arc<Selection>,
     packages: HashMap<(usize, Box<str>), PackageId>,
 }
 
-impl Offer {
+impl Archives {
     /// Everything that the verified indices of `selection` name.
     #[must_use]
     pub fn new(selection: Arc<Selection>) -> Self {
@@ -51,10 +52,10 @@ impl Offer {
             .collect();
         Self { selection, packages }
     }
+}
 
-    /// What is behind the decoded `path` of an address, which begins with a slash.
-    #[must_use]
-    pub fn find(&self, path: &str) -> Option<Offered> {
+impl Offer for Archives {
+    fn find(&self, path: &str) -> Option<Offered> {
         let (name, path) = path.strip_prefix('/')?.split_once('/')?;
         let (number, repository) =
             self.selection.repositories.iter().enumerate().find(|(_, repository)| repository.name == name)?;
@@ -63,7 +64,7 @@ impl Offer {
         }
         let package = self.packages.get(&(number, path.into()))?;
         let file = self.selection.catalogue.file(*package).ok()?;
-        Some(Offered::File(self.selection.wanted(&file)))
+        Some(Offered { wanted: self.selection.wanted(&file), modified: None })
     }
 }
 
@@ -73,9 +74,9 @@ fn find_metadata(repository: &Repository, path: &str) -> Option<Offered> {
         let path = path.strip_prefix(suite.name.as_str())?.strip_prefix('/')?;
         Some((suite, path))
     })?;
+    let offered = |wanted| Some(Offered { wanted, modified: Some(suite.release.date) });
     if path == "InRelease" {
-        let (digest, size) = suite.in_release;
-        return Some(Offered::Signed { digest, size });
+        return offered(suite.signed(&repository.uris));
     }
     let indices = &suite.release.indices;
     if let Some((folder, digest)) = path.rsplit_once("/by-hash/SHA256/") {
@@ -83,24 +84,10 @@ fn find_metadata(repository: &Repository, path: &str) -> Option<Offered> {
         let (index, entry) = indices.iter().find(|(index, entry)| {
             entry.1 == digest && index.rsplit_once('/').is_some_and(|(parent, _)| parent == folder)
         })?;
-        return Some(Offered::File(describe(repository, suite, index, *entry)));
+        return offered(suite.index(&repository.uris, index, *entry));
     }
     let entry = indices.get(path)?;
-    Some(Offered::File(describe(repository, suite, path, *entry)))
-}
-
-fn describe(repository: &Repository, suite: &Suite, index: &str, (size, digest): (u64, Digest)) -> Wanted {
-    let paths = suite.index_paths(index, digest);
-    Wanted {
-        name: format!("dists/{}/{index}", suite.name),
-        urls: repository
-            .uris
-            .iter()
-            .flat_map(|uri| paths.iter().map(move |path| format!("{uri}/{path}")))
-            .collect(),
-        size: Some(size),
-        digest,
-    }
+    offered(suite.index(&repository.uris, path, *entry))
 }
 
 /// Decodes `%xx` in the path of an address; `None` when the result is not text or the code is cut.
@@ -155,10 +142,11 @@ pub struct BeyondEnd;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::debian::Suite;
     use crate::debian::catalogue::Catalogue;
     use crate::debian::release::Release;
 
-    fn offer() -> Offer {
+    fn offer() -> Archives {
         let digest = Digest::of(b"x");
         let release = Release::parse(&format!(
             "Codename: s\nDate: Sat, 21 Nov 2026 00:53:02 UTC\nAcquire-By-Hash: yes\nArchitectures: amd64\nSHA256:\n {digest} 1 main/binary-amd64/Packages.xz\n"
@@ -169,7 +157,7 @@ mod tests {
             "Package: a\nVersion: 1\nArchitecture: all\nFilename: pool/a+b.deb\nSize: 1\nSHA256: {digest}\n\nPackage: e\nVersion: 1\nArchitecture: all\nFilename: ../etc/passwd\nSize: 1\nSHA256: {digest}\n"
         );
         catalogue.add(0, text.into_bytes(), "amd64").expect("valid");
-        Offer::new(Arc::new(Selection {
+        Archives::new(Arc::new(Selection {
             architecture: "amd64".to_owned(),
             repositories: vec![Repository {
                 name: "debian".to_owned(),
@@ -192,8 +180,8 @@ mod tests {
     fn what_is_named_is_offered_and_nothing_else() {
         let offer = offer();
         let urls = |path: &str| match offer.find(path) {
-            Some(Offered::File(wanted)) => wanted.urls,
-            _ => Vec::new(),
+            Some(offered) => offered.wanted.urls,
+            None => Vec::new(),
         };
         assert_eq!(
             urls("/debian/pool/a+b.deb"),
@@ -203,10 +191,9 @@ mod tests {
         let by_hash = format!("/debian/dists/s/main/binary-amd64/by-hash/SHA256/{hash}");
         assert_eq!(urls(&by_hash).len(), 4);
         assert_eq!(urls("/debian/dists/s/main/binary-amd64/Packages.xz"), urls(&by_hash));
-        assert_eq!(
-            offer.find("/debian/dists/s/InRelease"),
-            Some(Offered::Signed { digest: Digest::of(b"signed"), size: 6 })
-        );
+        let signed = offer.find("/debian/dists/s/InRelease").expect("offered");
+        assert_eq!((signed.wanted.digest, signed.wanted.size), (Digest::of(b"signed"), Some(6)));
+        assert_eq!(signed.modified, Some(1_795_222_382));
         for path in [
             "/debian/pool/b.deb",
             "/debian/../etc/passwd",

@@ -7,37 +7,33 @@
 //! link of its own), and a limit on connections.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
+use std::io;
 use std::net::TcpListener;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::header::{
-    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE,
-};
-use axum::http::{HeaderMap, Method, Request, Response, StatusCode};
-use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf, Take};
+use axum::http::{Request, Response, StatusCode};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio_util::io::ReaderStream;
 
+use crate::causes::in_one_line;
 use crate::debian::Selection;
 
+use super::answer::{Asked, Opened, Unreadable, bare};
 use super::digest::Digest;
 use super::fetch::Fetcher;
-use super::fetch_error::FetchError;
-use super::offer::{self, BeyondEnd, Offer, Offered};
+use super::offer::{Archives, Offer, Offered};
 use super::transfer::Core;
 
 /// A guest can ask for any number of wrong addresses; the report needs only the first.
 const FAILURES_LIMIT: usize = 200;
+
+/// How long upstream is not asked again for what it said it does not have.
+const REFUSAL_HOLDS: Duration = Duration::from_secs(60);
 
 /// For answers under way when the mirror is stopped.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
@@ -88,12 +84,12 @@ pub struct Mirror {
 }
 
 struct Shared {
-    offer: Offer,
+    offer: Box<dyn Offer>,
     core: Arc<Core>,
     requests: AtomicU64,
     served: AtomicU64,
     failures: Mutex<Vec<Failure>>,
-    /// What upstream refused, so that it is asked once.
+    /// What upstream refused lately, so that it is asked once.
     refused: Mutex<HashMap<Digest, Refused>>,
 }
 
@@ -101,6 +97,13 @@ struct Shared {
 struct Refused {
     status: u16,
     reason: String,
+    since: Instant,
+}
+
+impl Refused {
+    fn holds(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) < REFUSAL_HOLDS
+    }
 }
 
 impl Mirror {
@@ -113,8 +116,20 @@ impl Mirror {
         selection: Arc<Selection>,
         fetcher: Arc<Fetcher>,
     ) -> Result<Self, MirrorError> {
+        Self::offering(listener, Archives::new(selection), fetcher)
+    }
+
+    /// Serves what is offered on `listener`, until stopped.
+    ///
+    /// # Errors
+    /// The listener cannot be used.
+    pub fn offering(
+        listener: TcpListener,
+        offer: impl Offer + 'static,
+        fetcher: Arc<Fetcher>,
+    ) -> Result<Self, MirrorError> {
         let shared = Arc::new(Shared {
-            offer: Offer::new(selection),
+            offer: Box::new(offer),
             core: fetcher.core(),
             requests: AtomicU64::new(0),
             served: AtomicU64::new(0),
@@ -192,36 +207,24 @@ impl Shared {
     }
 
     /// The checked file behind an address, or the status to answer with.
-    async fn open(&self, path: &str) -> Result<(File, Digest), StatusCode> {
-        let Some(offered) = self.offer.find(path) else {
+    async fn open(&self, path: &str) -> Result<Opened, StatusCode> {
+        let Some(Offered { wanted, modified }) = self.offer.find(path) else {
             self.note(path, None, "the verified indices do not name it".to_owned());
             return Err(StatusCode::NOT_FOUND);
         };
-        let wanted = match offered {
-            Offered::File(wanted) => wanted,
-            Offered::Signed { digest, size } => {
-                return match self.core.find(digest, Some(size)).await {
-                    Some(file) => Ok((file, digest)),
-                    None => {
-                        let reason = "the signed Release file was lost from the cache: build again";
-                        self.note(path, None, reason.to_owned());
-                        Err(StatusCode::INTERNAL_SERVER_ERROR)
-                    }
-                };
-            }
-        };
-        let refused = self.refused().get(&wanted.digest).cloned();
+        let refused =
+            self.refused().get(&wanted.digest).filter(|refused| refused.holds(Instant::now())).cloned();
         if let Some(refused) = refused {
             self.note(path, Some(refused.status), refused.reason);
             return Err(StatusCode::BAD_GATEWAY);
         }
         match self.core.obtain(&wanted).await {
-            Ok(file) => Ok((file, wanted.digest)),
+            Ok(file) => Ok(Opened { file, digest: wanted.digest, modified }),
             Err(error) => {
-                let reason = with_causes(&error);
+                let reason = in_one_line(&error);
                 if let Some(status) = error.status().filter(|status| *status < 500) {
-                    let reason = reason.clone();
-                    self.refused().insert(wanted.digest, Refused { status, reason });
+                    let refused = Refused { status, reason: reason.clone(), since: Instant::now() };
+                    self.refused().insert(wanted.digest, refused);
                 }
                 self.note(path, error.status(), reason);
                 Err(StatusCode::BAD_GATEWAY)
@@ -230,111 +233,30 @@ impl Shared {
     }
 }
 
-fn with_causes(error: &FetchError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
-}
-
+/// Answers one request; what could not be given is noted.
 async fn answer(State(shared): State<Arc<Shared>>, request: Request<Body>) -> Response<Body> {
     shared.requests.fetch_add(1, Ordering::Relaxed);
-    let is_head = *request.method() == Method::HEAD;
-    if !is_head && *request.method() != Method::GET {
-        return bare(StatusCode::METHOD_NOT_ALLOWED);
-    }
-    let path = request.uri().path();
-    let Some(path) = offer::decode(path) else {
-        shared.note(path, None, "the address is malformed".to_owned());
-        return bare(StatusCode::BAD_REQUEST);
+    let asked = match Asked::read(&request) {
+        Ok(asked) => asked,
+        Err(Unreadable::Method) => return bare(StatusCode::METHOD_NOT_ALLOWED),
+        Err(Unreadable::Address) => {
+            shared.note(request.uri().path(), None, "the address is malformed".to_owned());
+            return bare(StatusCode::BAD_REQUEST);
+        }
     };
-    let (mut file, digest) = match shared.open(&path).await {
-        Ok(found) => found,
+    let opened = match shared.open(&asked.path).await {
+        Ok(opened) => opened,
         Err(status) => return bare(status),
     };
-    let size = match file.metadata() {
-        Ok(metadata) => metadata.len(),
+    let served = Arc::clone(&shared);
+    let count = move |bytes| {
+        served.served.fetch_add(bytes, Ordering::Relaxed);
+    };
+    match asked.answer(opened, count) {
+        Ok(response) => response,
         Err(error) => {
-            shared.note(&path, None, format!("cannot read it from the cache: {error}"));
-            return bare(StatusCode::INTERNAL_SERVER_ERROR);
+            shared.note(&asked.path, None, format!("cannot read it from the cache: {error}"));
+            bare(StatusCode::INTERNAL_SERVER_ERROR)
         }
-    };
-    let tag = format!("\"{digest}\"");
-    let headers = request.headers();
-    let text = |name| header(headers, name);
-    if text(IF_NONE_MATCH).is_some_and(|value| value.contains(&tag)) {
-        return bare(StatusCode::NOT_MODIFIED);
-    }
-    // A part is only of use to a client that has the rest of the same file.
-    let same = text(IF_RANGE).is_none_or(|value| value == tag);
-    let part = match offer::range(text(RANGE).filter(|_| same), size) {
-        Ok(part) => part,
-        Err(BeyondEnd) => {
-            let mut response = bare(StatusCode::RANGE_NOT_SATISFIABLE);
-            insert(&mut response, CONTENT_RANGE, &format!("bytes */{size}"));
-            return response;
-        }
-    };
-    let (start, length) = part.unwrap_or((0, size));
-    let body = if is_head {
-        Body::empty()
-    } else {
-        if let Err(error) = file.seek(SeekFrom::Start(start)) {
-            shared.note(&path, None, format!("cannot read it from the cache: {error}"));
-            return bare(StatusCode::INTERNAL_SERVER_ERROR);
-        }
-        let counted =
-            Counted { inner: tokio::fs::File::from_std(file).take(length), shared: Arc::clone(&shared) };
-        Body::from_stream(ReaderStream::with_capacity(counted, 1 << 17))
-    };
-    let mut response = Response::new(body);
-    if part.is_some() {
-        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-        let last = start + length - 1;
-        insert(&mut response, CONTENT_RANGE, &format!("bytes {start}-{last}/{size}"));
-    }
-    insert(&mut response, CONTENT_LENGTH, &length.to_string());
-    insert(&mut response, CONTENT_TYPE, "application/octet-stream");
-    insert(&mut response, ACCEPT_RANGES, "bytes");
-    insert(&mut response, ETAG, &tag);
-    response
-}
-
-fn header(headers: &HeaderMap, name: axum::http::HeaderName) -> Option<&str> {
-    headers.get(name)?.to_str().ok()
-}
-
-fn bare(status: StatusCode) -> Response<Body> {
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = status;
-    response
-}
-
-fn insert(response: &mut Response<Body>, name: axum::http::HeaderName, value: &str) {
-    if let Ok(value) = value.parse() {
-        response.headers_mut().insert(name, value);
-    }
-}
-
-/// Counts what is handed out.
-struct Counted {
-    inner: Take<tokio::fs::File>,
-    shared: Arc<Shared>,
-}
-
-impl AsyncRead for Counted {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let result = Pin::new(&mut self.inner).poll_read(context, buffer);
-        let count = buffer.filled().len() - before;
-        self.shared.served.fetch_add(count as u64, Ordering::Relaxed);
-        result
     }
 }

@@ -4,14 +4,16 @@
 //! <root>/sha256/ab/abcd…   content, complete and checked before it got this name
 //! <root>/metadata/<name>   what an address last answered, for revalidation
 //! <root>/temporary/…       files being written, each locked by its writer
-//! <root>/lock              shared: a temporary file is being born; exclusive: dead ones are swept
+//! <root>/lock              shared: something is being born or taken into use; exclusive: swept, evicted
 //! ```
+//!
+//! Beside these, see `uses` and `flight`.
 //!
 //! Any number of processes use one cache. A writer that is killed leaves a temporary file whose lock
 //! the kernel has dropped: the next one that opens the cache takes it away. A reader checks size and
 //! digest the first time in a process that it meets a file, and again whenever the file's change time
 //! differs; a damaged file is removed, counted and reported as absent, so that it is fetched again.
-//! Deliberately absent: eviction, and the network.
+//! Deliberately absent: what goes when it is too large (see `evict`), and the network.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -20,11 +22,13 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::digest::{Digest, Hasher};
+use super::uses::Uses;
 use super::writer::{Scratch, Writer};
 
 /// Why the cache cannot be used.
@@ -60,6 +64,9 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
+    /// The limit is none.
+    #[error("HOSTLER_CACHE_LIMIT is {0:?}, which is no size: write one such as 32GiB")]
+    Limit(String),
     /// Content is not what it should be.
     #[error("the content has digest {found} ({found_size} bytes) instead of {wanted} ({wanted_size} bytes)")]
     Mismatch {
@@ -80,6 +87,7 @@ pub struct Cache {
     root: PathBuf,
     verified: Mutex<HashMap<Digest, Identity>>,
     damaged: AtomicU64,
+    pub(super) uses: Mutex<Uses>,
 }
 
 /// A file as it was when its digest was checked.
@@ -133,17 +141,34 @@ pub fn default_directory(
         .ok_or(StoreError::NoDirectory)
 }
 
+/// How large the cache may become in bytes: `HOSTLER_CACHE_LIMIT`, else 32 GiB.
+///
+/// # Errors
+/// It is no size.
+pub fn limit(variable: impl Fn(&str) -> Option<std::ffi::OsString>) -> Result<u64, StoreError> {
+    let Some(text) = variable("HOSTLER_CACHE_LIMIT").filter(|value| !value.is_empty()) else {
+        return Ok(32 << 30);
+    };
+    let text = text.to_string_lossy();
+    text.parse::<bytesize::ByteSize>().map(|size| size.0).map_err(|_| StoreError::Limit(text.into_owned()))
+}
+
 impl Cache {
     /// Opens the cache at `root`, makes it where it is missing, and sweeps what dead writers left.
     ///
     /// # Errors
     /// The directory cannot be used.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        for name in ["sha256", "metadata", "temporary"] {
+        for name in ["sha256", "metadata", "temporary", "uses", "needs"] {
             let path = root.join(name);
             fs::create_dir_all(&path).map_err(|source| StoreError::Directory { path, source })?;
         }
-        let cache = Self { root: root.to_owned(), verified: Mutex::default(), damaged: AtomicU64::new(0) };
+        let cache = Self {
+            root: root.to_owned(),
+            verified: Mutex::default(),
+            damaged: AtomicU64::new(0),
+            uses: Mutex::default(),
+        };
         cache.sweep()?;
         Ok(cache)
     }
@@ -165,7 +190,7 @@ impl Cache {
         self.root.join("sha256").join(&name[..2]).join(name)
     }
 
-    fn birth_lock(&self) -> Result<File, StoreError> {
+    pub(super) fn birth_lock(&self) -> Result<File, StoreError> {
         let path = self.root.join("lock");
         OpenOptions::new()
             .create(true)
@@ -194,7 +219,7 @@ impl Cache {
                 let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             }
         }
-        Ok(())
+        self.merge_uses(SystemTime::now()).map(drop)
     }
 
     /// Opens the content with `digest`, checked, and of `size` bytes where that is known. `None` when it is
@@ -206,11 +231,14 @@ impl Cache {
         let size = size.into();
         let path = self.path(digest);
         let failed = |source| StoreError::Read { path: path.clone(), source };
+        // Until it is open, nobody evicts it.
+        let noted = self.note_use(digest)?;
         let mut file = match File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(failed(source)),
         };
+        drop(noted);
         let identity = Identity::of(&file).map_err(failed)?;
         let known = self.verified.lock().is_ok_and(|map| map.get(&digest) == Some(&identity));
         if known && size.is_none_or(|size| identity.size == size) {
@@ -303,12 +331,37 @@ impl Cache {
     /// # Errors
     /// It cannot be written.
     pub fn remember(&self, address: &str, answer: &Remembered) -> Result<(), StoreError> {
-        let path = self.metadata_path(address);
-        let failed = |source| StoreError::Write { path: path.clone(), source };
+        self.write_answer(&self.metadata_path(address), answer)
+    }
+
+    fn write_answer(&self, path: &Path, answer: &Remembered) -> Result<(), StoreError> {
+        let failed = |source| StoreError::Write { path: path.to_owned(), source };
         let mut writer = self.writer()?;
         let text = serde_json::to_vec(answer).map_err(|error| failed(error.into()))?;
         writer.write(&text)?;
-        writer.publish(&path)
+        writer.publish(path)
+    }
+
+    /// Remembers an answer of the address with this digest, unless there is one.
+    pub(super) fn remember_first(&self, address: Digest, answer: &Remembered) -> Result<(), StoreError> {
+        let path = self.root.join("metadata").join(address.to_string());
+        if path.exists() { Ok(()) } else { self.write_answer(&path, answer) }
+    }
+
+    /// All answers that are remembered, with the digests of their addresses.
+    pub(super) fn answers(&self) -> Result<Vec<(String, Remembered)>, StoreError> {
+        let path = self.root.join("metadata");
+        let failed = |source| StoreError::Directory { path: path.clone(), source };
+        let mut answers = Vec::new();
+        for entry in fs::read_dir(&path).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let answer = fs::read(entry.path()).ok().and_then(|text| serde_json::from_slice(&text).ok());
+            if let (Some(answer), Some(name)) = (answer, entry.file_name().to_str()) {
+                answers.push((name.to_owned(), answer));
+            }
+        }
+        answers.sort_by(|one, other| one.0.cmp(&other.0));
+        Ok(answers)
     }
 
     fn metadata_path(&self, address: &str) -> PathBuf {
@@ -316,7 +369,7 @@ impl Cache {
     }
 }
 
-fn hash(file: &mut File) -> io::Result<Digest> {
+pub(super) fn hash(file: &mut File) -> io::Result<Digest> {
     let mut hasher = Hasher::default();
     let mut buffer = vec![0; 1 << 18];
     loop {
@@ -450,5 +503,15 @@ mod tests {
             Some(PathBuf::from("/h/.cache/hostler"))
         );
         assert_eq!(choose(&[]), None);
+    }
+
+    #[test]
+    fn a_limit_is_a_size() {
+        let limit = |text: Option<&str>| limit(|_| text.map(Into::into)).ok();
+        assert_eq!(
+            (limit(None), limit(Some("")), limit(Some("1MiB"))),
+            (Some(32 << 30), Some(32 << 30), Some(1 << 20))
+        );
+        assert_eq!(limit(Some("much")), None);
     }
 }

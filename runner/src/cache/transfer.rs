@@ -1,6 +1,6 @@
 //! What is behind [`super::Fetcher`]: asynchronous, and shared by its blocking functions and the mirror.
 //!
-//! One flight per digest: who wants a file that is on its way waits for it. `download` is what a flight
+//! One flight per digest, in this process and among all: who wants a file that is on its way waits for it. `download` is what a flight
 //! does.
 
 use std::collections::HashMap;
@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::Read;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use reqwest::header::{ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
 use reqwest::{Client, StatusCode};
@@ -18,6 +19,9 @@ use super::fetch::{Counted, FetchOptions, Wanted};
 use super::fetch_error::{FetchError, METADATA_LIMIT};
 use super::store::{Cache, Remembered, StoreError};
 use super::upstream::{Fault, Ledger};
+
+/// How often is looked whether another process is done with a file.
+const TURN_WAIT: Duration = Duration::from_millis(30);
 
 #[derive(Default)]
 pub(super) struct Counters {
@@ -121,11 +125,6 @@ impl Core {
         flight
     }
 
-    /// The checked file with `digest`, if the cache has it.
-    pub(super) async fn find(&self, digest: Digest, size: Option<u64>) -> Option<File> {
-        self.look_up(digest, size).await?.ok()?
-    }
-
     /// Checks a digest on a thread of its own: a kernel's package takes a while to hash. `None` when
     /// the runtime is being stopped.
     async fn look_up(&self, digest: Digest, size: Option<u64>) -> Option<Result<Option<File>, StoreError>> {
@@ -136,15 +135,30 @@ impl Core {
     /// The file out of the cache, fetched into it where it is missing.
     pub(super) async fn obtain(&self, wanted: &Wanted) -> Result<File, FetchError> {
         let flight = self.flight(wanted.digest);
-        let _turn = flight.lock().await;
-        let found = self.look_up(wanted.digest, wanted.size).await;
-        let found = found.unwrap_or(Ok(None)).map_err(|source| store_error(wanted, source))?;
-        if let Some(file) = found {
-            let size = file.metadata().map_or(0, |metadata| metadata.len());
-            add(&self.counters.cache, size);
+        let _flight = flight.lock().await;
+        if let Some(file) = self.kept_file(wanted).await? {
+            return Ok(file);
+        }
+        // Other processes may want it as well. A turn is no matter of safety: where there are no locks,
+        // a file is fetched twice.
+        let mut _turn = self.cache.turn(wanted.digest);
+        while let Ok(None) = _turn {
+            tokio::time::sleep(TURN_WAIT).await;
+            _turn = self.cache.turn(wanted.digest);
+        }
+        if let Some(file) = self.kept_file(wanted).await? {
             return Ok(file);
         }
         self.download(wanted).await
+    }
+
+    async fn kept_file(&self, wanted: &Wanted) -> Result<Option<File>, FetchError> {
+        let found = self.look_up(wanted.digest, wanted.size).await;
+        let found = found.unwrap_or(Ok(None)).map_err(|source| store_error(wanted, source))?;
+        if let Some(file) = &found {
+            add(&self.counters.cache, file.metadata().map_or(0, |metadata| metadata.len()));
+        }
+        Ok(found)
     }
 
     pub(super) fn unreachable(&self, error: reqwest::Error, name: String) -> FetchError {

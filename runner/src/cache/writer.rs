@@ -106,7 +106,9 @@ impl<'a> Writer<'a> {
                 .map_err(|source| StoreError::Directory { path: directory.to_owned(), source })?;
         }
         let cache = self.cache;
+        let noted = cache.note_use(digest)?;
         self.publish(&path)?;
+        drop(noted);
         let failed = |source| StoreError::Read { path: path.clone(), source };
         let file = File::open(&path).map_err(failed)?;
         cache.remember_verified(digest, Identity::of(&file).map_err(failed)?);

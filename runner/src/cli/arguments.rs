@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::cache::CacheArguments;
 use super::lease::LeaseCommand;
 use super::run::RunArguments;
 use super::status::StatusArguments;
@@ -65,6 +66,8 @@ pub(crate) enum Command {
     Plan,
     /// Take something back now (root only): what no lease has, or a whole lease.
     Reclaim(Reclaim),
+    /// Look after the download cache: what it has, whether that is intact, and how it gets to another host.
+    Cache(CacheArguments),
     /// Is this host fit, and what to do where it is not.
     Doctor(Doctor),
 }

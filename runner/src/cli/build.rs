@@ -9,7 +9,7 @@ use hostler_runner::build::delivery::{Delivery, Folder};
 use hostler_runner::build::preflight::{Finding, Workspace};
 use hostler_runner::build::registrar::{Registrar, Unregistered};
 use hostler_runner::build::{BuildError, Built, Environment, GuestError, Request, build};
-use hostler_runner::cache::default_directory;
+use hostler_runner::cache::{default_directory, limit};
 use hostler_runner::cancel::Cancel;
 use hostler_runner::causes::in_one_line;
 use hostler_runner::event::Event;
@@ -90,6 +90,10 @@ pub(crate) struct Around {
 /// Builds, as the user that this process is.
 pub(crate) fn run(global: &Global, recipe: Recipe, around: Around) -> Exit {
     let Around { workspace, cache, delivery, cancel, unwatched } = around;
+    // What is only used after the downloads is to be right before them.
+    if let Err(error) = limit(|name| std::env::var_os(name)) {
+        return fail(&error, Exit::Usage);
+    }
     let sink = progress::sink();
     let registration = match Registration::open(&global.socket, &format!("build {}", recipe.image.name)) {
         Ok(registration) => Some(Arc::new(registration)),

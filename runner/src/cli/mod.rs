@@ -5,6 +5,7 @@
 
 mod arguments;
 mod build;
+mod cache;
 mod delegate;
 mod doctor;
 mod exit;
@@ -46,6 +47,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Status(wanted) => shown(status::status(&arguments.global, &wanted)),
         Command::Why { target } => shown(show::why(&arguments.global, &target)),
         Command::Plan => shown(show::plan(&arguments.global)),
+        Command::Cache(wanted) => shown(cache::cache(&arguments.global, wanted)),
         Command::Reclaim(wanted) => shown(lease::reclaim(&arguments.global, &wanted)),
     };
     exit.into()

@@ -20,13 +20,7 @@ pub(super) struct IndexFile {
 
 impl IndexFile {
     pub(super) fn wanted(&self, uris: &[String], suite: &Suite) -> Wanted {
-        let paths = suite.index_paths(&self.path, self.digest);
-        Wanted {
-            name: format!("dists/{}/{}", suite.name, self.path),
-            urls: uris.iter().flat_map(|uri| paths.iter().map(move |path| format!("{uri}/{path}"))).collect(),
-            size: Some(self.size),
-            digest: self.digest,
-        }
+        suite.index(uris, &self.path, (self.size, self.digest))
     }
 }
 

@@ -51,6 +51,29 @@ impl Suite {
     }
 }
 
+impl Suite {
+    /// Its signed Release file, at archives with these roots.
+    #[must_use]
+    pub fn signed(&self, uris: &[String]) -> Wanted {
+        let name = format!("dists/{}/InRelease", self.name);
+        let (digest, size) = self.in_release;
+        let urls = uris.iter().map(|uri| format!("{uri}/{name}")).collect();
+        Wanted { name, urls, size: Some(size), digest }
+    }
+
+    /// An index that its Release file describes, at archives with these roots.
+    #[must_use]
+    pub fn index(&self, uris: &[String], index: &str, (size, digest): (u64, Digest)) -> Wanted {
+        let paths = self.index_paths(index, digest);
+        Wanted {
+            name: format!("dists/{}/{index}", self.name),
+            urls: uris.iter().flat_map(|uri| paths.iter().map(move |path| format!("{uri}/{path}"))).collect(),
+            size: Some(size),
+            digest,
+        }
+    }
+}
+
 /// A package of the build.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Package {

@@ -5,6 +5,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod host_sources;
+mod kills;
+mod together;
 mod upstream;
 mod upstreams;
 
@@ -137,6 +139,23 @@ fn ask(port: u16, method: &str, path: &str, extra: &str) -> (u16, String, Vec<u8
     (status, head, bytes[end + 4..].to_vec())
 }
 
+fn head_date(head: &str) -> String {
+    let line = head.lines().find_map(|line| line.strip_prefix("last-modified: ")).unwrap();
+    // The names of days and months were made small with the rest of the headers.
+    let date = humantime_of(line);
+    assert!(date.ends_with("GMT"));
+    date
+}
+
+/// The date with the letters that it had.
+fn humantime_of(small: &str) -> String {
+    let words = small.split(' ').map(|word| match word {
+        "gmt" => "GMT".to_owned(),
+        _ => word[..1].to_ascii_uppercase() + &word[1..],
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
 #[test]
 fn the_mirror_serves_what_is_named_in_whole_and_in_part() {
     let world = World::new();
@@ -155,9 +174,25 @@ fn the_mirror_serves_what_is_named_in_whole_and_in_part() {
     let (status, _, body) = ask(port, "GET", BIG, "Range: bytes=10-19\r\nIf-Range: \"other\"\r\n");
     assert_eq!((status, body.len()), (200, original.len()));
     assert_eq!(ask(port, "GET", BIG, "Range: bytes=99999999-\r\n").0, 416);
+    // Empty indices are common, and a client that resumes asks for their end.
+    let empty = "/debian/dists/bookworm/main/i18n/Translation-en";
+    let (status, head, body) = ask(port, "GET", empty, "");
+    assert_eq!((status, body.len()), (200, 0));
+    assert!(head.contains("content-length: 0"), "{head}");
+    assert_eq!(ask(port, "GET", empty, "Range: bytes=0-\r\n").0, 416);
     let (status, _, body) = ask(port, "GET", "/debian/dists/bookworm/InRelease", "");
     assert_eq!((status, body.starts_with(b"-----BEGIN PGP SIGNED MESSAGE-----")), (200, true));
     assert_eq!(ask(port, "GET", "/debian/dists/bookworm/main/binary-amd64/Packages", "").0, 200);
+    // What apt asks when it has the file: has it changed since?
+    let date = head_date(&ask(port, "HEAD", "/debian/dists/bookworm/InRelease", "").1);
+    for (since, status) in [
+        (format!("If-Modified-Since: {date}\r\n"), 304),
+        ("If-Modified-Since: Mon, 06 Jan 2020 10:00:00 GMT\r\n".to_owned(), 200),
+        (format!("If-Modified-Since: {date}\r\nIf-None-Match: \"other\"\r\n"), 200),
+        (format!("Range: bytes=5-\r\nIf-Range: {date}\r\n"), 206),
+    ] {
+        assert_eq!(ask(port, "GET", "/debian/dists/bookworm/InRelease", &since).0, status, "{since}");
+    }
 
     world.upstream.take_log();
     for path in [

@@ -297,12 +297,14 @@ pub(crate) fn publish_as(
         format!("Mon, {} {month} {} {} UTC", &text[8..10], &text[..4], &text[11..19])
     };
     let release = format!(
-        "Origin: {origin}\nSuite: bookworm\nCodename: bookworm\nDate: {}\nValid-Until: {}\nAcquire-By-Hash: yes\nArchitectures: amd64\nComponents: main\nSHA256:\n {digest} {} main/binary-amd64/Packages\n",
+        "Origin: {origin}\nSuite: bookworm\nCodename: bookworm\nDate: {}\nValid-Until: {}\nAcquire-By-Hash: yes\nArchitectures: amd64\nComponents: main\nSHA256:\n {digest} {} main/binary-amd64/Packages\n {} 0 main/i18n/Translation-en\n",
         date(valid_from),
         date(valid_from + valid_for),
-        index.len()
+        index.len(),
+        Digest::of(b"")
     );
     files.insert("/debian/dists/bookworm/InRelease".to_owned(), signer.sign(&release));
     files.insert(format!("/debian/dists/bookworm/main/binary-amd64/by-hash/SHA256/{digest}"), index);
+    files.insert("/debian/dists/bookworm/main/i18n/Translation-en".to_owned(), Vec::new());
     upstream.state.lock().unwrap().files = files;
 }

@@ -22,6 +22,7 @@ use rustix::thread::{
 };
 
 use super::message::{FromBuilder, FromRoot, receive, send};
+use super::user::BuildUser;
 use crate::cli::arguments::{Global, Unprivileged};
 use crate::cli::build::{Around, fail, run};
 use crate::cli::exit::Exit;
@@ -102,7 +103,12 @@ pub(crate) fn main(global: &Global, wanted: &Unprivileged) -> Exit {
 fn give_up_privileges(wanted: &Unprivileged) -> io::Result<()> {
     // A session of its own: with root's terminal it could type into root's shell.
     setsid()?;
-    let groups: Vec<Gid> = wanted.kvm_group.map(Gid::from_raw).into_iter().collect();
+    become_user(BuildUser { user: wanted.user, group: wanted.group }, wanted.kvm_group)
+}
+
+/// Becomes the user for good, with nothing of root's left.
+pub(super) fn become_user(wanted: BuildUser, kvm_group: Option<u32>) -> io::Result<()> {
+    let groups: Vec<Gid> = kvm_group.map(Gid::from_raw).into_iter().collect();
     setgroups(&groups)?;
     // While it may: what is not in this set comes with no program, whatever its bits say.
     for capability in CapabilitySet::all().iter() {

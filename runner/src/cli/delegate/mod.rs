@@ -88,3 +88,22 @@ pub(crate) fn main(global: &Global, wanted: &Delegated<'_>) -> Exit {
         Err(error) => fail(&error, Exit::Failed),
     }
 }
+
+/// Goes on as the build user, in that user's cache directory, as whose `.` the cache is then found. For
+/// commands that only work with the cache; files of root's are to be opened before.
+///
+/// # Errors
+/// There is no such user, no such directory, or root's privileges cannot be given up.
+pub(crate) fn enter_cache(
+    asked: Option<&Path>,
+) -> Result<PathBuf, impl std::error::Error + Send + Sync + use<>> {
+    let enter = || {
+        let user = user::build_user().ok_or(DelegateError::NoUser)?;
+        let (directory, path) = cache_directory::open(asked, user)?;
+        let start = |source| DelegateError::Start { user: user.user, source };
+        rustix::process::fchdir(&directory).map_err(|error| start(error.into()))?;
+        builder::become_user(user, None).map_err(start)?;
+        Ok::<_, DelegateError>(path)
+    };
+    enter()
+}

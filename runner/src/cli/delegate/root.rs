@@ -31,13 +31,14 @@ const STOP_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the building process may see of root's environment: what it is told by, how it reaches the
 /// network, and how it shows things.
-const VARIABLES: [&str; 13] = [
+const VARIABLES: [&str; 14] = [
     "PATH",
     "LANG",
     "LC_ALL",
     "TERM",
     "NO_COLOR",
     "HOSTLER_LOG",
+    "HOSTLER_CACHE_LIMIT",
     "http_proxy",
     "https_proxy",
     "HTTPS_PROXY",

@@ -1,0 +1,222 @@
+//! What goes when the cache is too large: what was not used for longest, and nothing that is needed.
+//!
+//! [`choose`] decides, purely; [`Cache::shrink`] looks and acts, while no other process begins to use
+//! anything.
+
+use std::fs;
+use std::io;
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::digest::Digest;
+use super::store::{Cache, StoreError};
+use super::uses::seconds;
+
+/// For other processes, which hold the lock for moments only.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A content, and what is known of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Content {
+    /// Its digest.
+    pub digest: Digest,
+    /// Bytes.
+    pub size: u64,
+    /// When it was used last, in seconds since 1970.
+    pub used: u64,
+    /// Does a running process use it?
+    pub in_use: bool,
+    /// Does a build's lock need it?
+    pub needed: bool,
+}
+
+/// What is to go so that at most `limit` bytes stay, and nothing that was used since `older_than` (seconds
+/// since 1970).
+#[must_use]
+pub fn choose(contents: &[Content], limit: u64, older_than: Option<u64>) -> Vec<Content> {
+    let mut left: u64 = contents.iter().map(|content| content.size).sum();
+    let mut candidates: Vec<&Content> =
+        contents.iter().filter(|content| !content.in_use && !content.needed).collect();
+    candidates.sort_by_key(|content| (content.used, content.digest));
+    let mut chosen = Vec::new();
+    for content in candidates {
+        let old = older_than.is_some_and(|time| content.used < time);
+        if left <= limit && !old {
+            break;
+        }
+        left -= content.size;
+        chosen.push(*content);
+    }
+    chosen
+}
+
+/// What a shrinking came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shrunk {
+    /// Files removed.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes that stay.
+    pub left: u64,
+    /// Bytes of these that running processes and locks need.
+    pub needed: u64,
+}
+
+impl Cache {
+    /// Everything there is.
+    ///
+    /// # Errors
+    /// The cache cannot be read.
+    pub fn contents(&self) -> Result<Vec<Content>, StoreError> {
+        let _lock = self.alone()?;
+        self.listed()
+    }
+
+    /// Removes what was not used for longest until at most `limit` bytes are left, and what was not used
+    /// since `older_than`; but nothing that a running process or a lock needs.
+    ///
+    /// # Errors
+    /// The cache cannot be read or written.
+    pub fn shrink(&self, limit: u64, older_than: Option<SystemTime>) -> Result<Shrunk, StoreError> {
+        let _lock = self.alone()?;
+        let contents = self.listed()?;
+        let mut shrunk = Shrunk::default();
+        for content in choose(&contents, limit, older_than.map(seconds)) {
+            let path = self.path(content.digest);
+            match fs::remove_file(&path) {
+                Ok(()) => {
+                    shrunk.files += 1;
+                    shrunk.bytes += content.size;
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(StoreError::Write { path, source }),
+            }
+        }
+        let sum = |contents: &mut dyn Iterator<Item = &Content>| contents.map(|one| one.size).sum::<u64>();
+        shrunk.left = sum(&mut contents.iter()).saturating_sub(shrunk.bytes);
+        shrunk.needed = sum(&mut contents.iter().filter(|content| content.in_use || content.needed));
+        Ok(shrunk)
+    }
+
+    /// The lock under which nobody else begins to use or write anything.
+    fn alone(&self) -> Result<fs::File, StoreError> {
+        let lock = self.birth_lock()?;
+        let deadline = Instant::now() + PATIENCE;
+        while flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            if Instant::now() >= deadline {
+                let source = io::Error::new(io::ErrorKind::TimedOut, "other processes keep it locked");
+                return Err(StoreError::Write { path: self.root().join("lock"), source });
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(lock)
+    }
+
+    fn listed(&self) -> Result<Vec<Content>, StoreError> {
+        let known = self.merge_uses(SystemTime::now())?;
+        let mut contents = Vec::new();
+        let root = self.root().join("sha256");
+        let failed = |source: io::Error| StoreError::Directory { path: root.clone(), source };
+        for folder in fs::read_dir(&root).map_err(failed)? {
+            for file in fs::read_dir(folder.map_err(failed)?.path()).map_err(failed)? {
+                let file = file.map_err(failed)?;
+                let Some(digest) = file.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                    continue;
+                };
+                let metadata = file.metadata().map_err(failed)?;
+                let written = metadata.modified().map_or(0, seconds);
+                contents.push(Content {
+                    digest,
+                    size: metadata.len(),
+                    used: known.last.get(&digest).map_or(written, |used| written.max(*used)),
+                    in_use: known.in_use.contains(&digest),
+                    needed: known.needed.contains(&digest),
+                });
+            }
+        }
+        Ok(contents)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn content(name: u8, size: u64, used: u64) -> Content {
+        Content { digest: Digest::of(&[name]), size, used, in_use: false, needed: false }
+    }
+
+    #[test]
+    fn what_was_not_used_for_longest_goes_first_and_only_as_much_as_must() {
+        let contents = [content(1, 10, 300), content(2, 10, 100), content(3, 10, 200)];
+        assert_eq!(choose(&contents, 30, None), []);
+        assert_eq!(choose(&contents, 29, None), [contents[1]]);
+        assert_eq!(choose(&contents, 10, None), [contents[1], contents[2]]);
+        assert_eq!(choose(&contents, 99, Some(200)), [contents[1]]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn nothing_that_is_needed_goes(
+            parts in proptest::collection::vec((0..50_u64, 0..9_u64, 0..4_u8), 0..40),
+            limit in 0..600_u64,
+        ) {
+            let contents: Vec<Content> = parts
+                .iter()
+                .zip(0..)
+                .map(|((size, used, why), name)| Content {
+                    in_use: *why == 1,
+                    needed: *why == 2,
+                    ..content(name, *size, *used)
+                })
+                .collect();
+            let chosen = choose(&contents, limit, None);
+            proptest::prop_assert!(chosen.iter().all(|content| !content.in_use && !content.needed));
+            let sum = |contents: &[Content]| contents.iter().map(|content| content.size).sum::<u64>();
+            let stays: Vec<Content> =
+                contents.iter().filter(|content| !chosen.contains(content)).copied().collect();
+            let could_go = stays.iter().any(|content| !content.in_use && !content.needed && content.size > 0);
+            proptest::prop_assert!(sum(&stays) <= limit || !could_go);
+        }
+    }
+
+    #[test]
+    fn what_others_use_and_locks_need_stays() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let open = || Cache::open(directory.path()).expect("usable");
+        let old = open();
+        let [used, needed, idle] = [b"used", b"need", b"idle"].map(|text| old.put(text).expect("written"));
+        drop(old);
+        let running = open();
+        assert!(running.get(used, 4).expect("readable").is_some());
+        running.need(Digest::of(b"lock"), &[needed]).expect("written");
+        let other = open();
+        let shrunk = other.shrink(0, None).expect("writable");
+        assert_eq!(shrunk, Shrunk { files: 1, bytes: 4, left: 8, needed: 8 });
+        assert!(other.get(idle, 4).expect("readable").is_none());
+        assert!(other.get(used, 4).expect("readable").is_some());
+        assert!(other.get(needed, 4).expect("readable").is_some());
+        drop((running, other));
+        // Nobody runs any more; the lock is still there.
+        assert_eq!(open().shrink(0, None).expect("writable").left, 4);
+    }
+
+    #[test]
+    fn what_was_used_last_is_known_after_its_users_are_gone() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let open = || Cache::open(directory.path()).expect("usable");
+        let cache = open();
+        let [first, second] = [b"1", b"2"].map(|text| cache.put(text).expect("written"));
+        drop(cache);
+        std::thread::sleep(Duration::from_millis(1100));
+        assert!(open().get(first, 1).expect("readable").is_some());
+        assert_eq!(open().shrink(1, None).expect("writable").files, 1);
+        let last = open();
+        assert!(last.get(first, 1).expect("readable").is_some());
+        assert!(last.get(second, 1).expect("readable").is_none());
+        // What processes noted does not pile up.
+        assert_eq!(fs::read_dir(directory.path().join("uses")).expect("listed").count(), 1);
+    }
+}

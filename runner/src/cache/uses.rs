@@ -1,0 +1,171 @@
+//! Who used which content, and when.
+//!
+//! ```text
+//! <root>/uses/<name>   the digests that one process used, a line each; locked while it lives
+//! <root>/used          the same of processes that are gone: digest and second, a line each
+//! <root>/needs/<name>  the digests that a build's lock needs; its time is when the lock was last used
+//! ```
+//!
+//! A time in the content's own metadata would not do: changing it makes the content look changed.
+//! Processes note a use before they open the content, under the shared lock under which nobody evicts.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::digest::Digest;
+use super::store::{Cache, StoreError};
+
+/// How long a lock that nobody uses keeps what it needs.
+const KEPT: Duration = Duration::from_secs(90 * 86_400);
+
+/// What this process used.
+#[derive(Debug, Default)]
+pub(super) struct Uses {
+    log: Option<File>,
+    noted: HashSet<Digest>,
+}
+
+/// What is known of all content's use.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// When it was used last, in seconds since 1970.
+    pub(super) last: HashMap<Digest, u64>,
+    /// What living processes use.
+    pub(super) in_use: HashSet<Digest>,
+    /// What locks need.
+    pub(super) needed: HashSet<Digest>,
+}
+
+impl Cache {
+    /// Notes that this process uses the content. Returns a lock to hold until the content is open, where
+    /// there is need.
+    pub(super) fn note_use(&self, digest: Digest) -> Result<Option<File>, StoreError> {
+        let mut uses = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
+        if uses.noted.contains(&digest) {
+            return Ok(None);
+        }
+        let directory = self.root().join("uses");
+        let failed = |source| StoreError::Write { path: directory.clone(), source };
+        let lock = self.birth_lock()?;
+        flock(&lock, FlockOperation::LockShared).map_err(|error| failed(error.into()))?;
+        if uses.log.is_none() {
+            let file = tempfile::Builder::new().prefix("").rand_bytes(16).tempfile_in(&directory);
+            let (file, path) = file.map_err(failed)?.into_parts();
+            flock(&file, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
+            // It stays when this process is gone, until another reads it.
+            path.keep().map_err(|error| failed(error.error))?;
+            uses.log = Some(file);
+        }
+        if let Some(log) = &mut uses.log {
+            log.write_all(format!("{digest}\n").as_bytes()).map_err(failed)?;
+        }
+        uses.noted.insert(digest);
+        Ok(Some(lock))
+    }
+
+    /// Keeps what a build's lock needs, as long as the lock, which is known by `name`, is used.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn need(&self, name: Digest, digests: &[Digest]) -> Result<(), StoreError> {
+        let path = self.root().join("needs").join(name.to_string());
+        let mut writer = self.writer()?;
+        for digest in digests {
+            writer.write(format!("{digest}\n").as_bytes())?;
+        }
+        writer.publish(&path)
+    }
+
+    /// Everything that is known of uses; merges what processes that are gone have noted. The caller holds
+    /// the exclusive lock.
+    pub(super) fn merge_uses(&self, now: SystemTime) -> Result<Known, StoreError> {
+        let mut known = Known { last: read_used(&self.root().join("used")), ..Known::default() };
+        let mut gone = Vec::new();
+        for path in list(&self.root().join("uses"))? {
+            // Whoever merged it before is faster than this only without the lock: then nothing is lost.
+            let Ok(file) = File::open(&path) else { continue };
+            let alive = flock(&file, FlockOperation::NonBlockingLockShared).is_err();
+            let time = seconds(if alive { now } else { modified(&file, now) });
+            for digest in read_digests(&path) {
+                let last = known.last.entry(digest).or_default();
+                *last = time.max(*last);
+                if alive {
+                    known.in_use.insert(digest);
+                }
+            }
+            if !alive {
+                gone.push(path);
+            }
+        }
+        for path in list(&self.root().join("needs"))? {
+            let age = File::open(&path).ok().and_then(|file| now.duration_since(modified(&file, now)).ok());
+            if age.is_some_and(|age| age > KEPT) {
+                // Another may have been faster.
+                let _ = fs::remove_file(&path);
+            } else {
+                known.needed.extend(read_digests(&path));
+            }
+        }
+        if !gone.is_empty() {
+            // What is gone is of no interest; what was never used has its own time.
+            known.last.retain(|digest, _| self.path(*digest).exists());
+            self.write_used(&known.last)?;
+            for path in gone {
+                let _ = fs::remove_file(path);
+            }
+        }
+        Ok(known)
+    }
+
+    fn write_used(&self, last: &HashMap<Digest, u64>) -> Result<(), StoreError> {
+        let path = self.root().join("used");
+        let failed = |source| StoreError::Write { path: path.clone(), source };
+        let mut file = tempfile::Builder::new()
+            .prefix("")
+            .rand_bytes(16)
+            .tempfile_in(self.root().join("temporary"))
+            .map_err(failed)?;
+        let text: String = last.iter().map(|(digest, time)| format!("{digest} {time}\n")).collect();
+        file.write_all(text.as_bytes()).map_err(failed)?;
+        file.persist(&path).map_err(|error| failed(error.error))?;
+        Ok(())
+    }
+}
+
+fn modified(file: &File, otherwise: SystemTime) -> SystemTime {
+    file.metadata().and_then(|metadata| metadata.modified()).unwrap_or(otherwise)
+}
+
+pub(super) fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+fn list(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let failed = |source: io::Error| StoreError::Directory { path: directory.to_owned(), source };
+    fs::read_dir(directory)
+        .map_err(failed)?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(failed)
+}
+
+/// A line that was cut by a crash is no digest.
+fn read_digests(path: &Path) -> Vec<Digest> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+fn read_used(path: &Path) -> HashMap<Digest, u64> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let parse = |line: &str| {
+        let (digest, time) = line.split_once(' ')?;
+        Some((digest.parse().ok()?, time.parse().ok()?))
+    };
+    text.lines().filter_map(parse).collect()
+}
