@@ -11,6 +11,7 @@ pub mod command;
 pub mod debian;
 pub mod disk;
 pub mod event;
+pub mod lock;
 pub mod passing;
 pub mod recipe;
 pub mod signs;

@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::event::{Event, Sink, Stage};
+use crate::lock::{Lock, LockedFile};
 use crate::stop::{Stop, Stopped};
 
 use super::digest::Digest;
@@ -43,6 +44,17 @@ pub struct FetchOptions {
     pub parallel: usize,
     /// When the functions that block give up, whatever they wait for.
     pub stop: Stop,
+    /// What may be brought at all.
+    pub supply: Supply,
+}
+
+/// What may be brought at all. The default is anything, from anywhere.
+#[derive(Clone, Debug, Default)]
+pub struct Supply {
+    /// Nothing but what this lock has.
+    pub lock: Option<Arc<Lock>>,
+    /// Nothing but what the cache has.
+    pub offline: bool,
 }
 
 impl Default for FetchOptions {
@@ -56,6 +68,7 @@ impl Default for FetchOptions {
             backoff: Duration::from_millis(500),
             parallel: 6,
             stop: Stop::default(),
+            supply: Supply::default(),
         }
     }
 }
@@ -189,6 +202,8 @@ impl Fetcher {
     /// The first file that cannot be had; the others in flight are broken off.
     pub fn fetch_all(&self, wanted: Vec<Wanted>, stage: Stage, sink: &dyn Sink) -> Result<(), FetchError> {
         let total: u64 = wanted.iter().filter_map(|one| one.size).sum();
+        // In their order, whichever is done first.
+        wanted.iter().for_each(|one| self.core.note(one));
         let future = async {
             let gate = Arc::new(Semaphore::new(self.core.options.parallel.max(1)));
             let before = self.core.counted();
@@ -246,6 +261,24 @@ impl Fetcher {
             source: StoreError::Read { path: self.core.cache.root().to_owned(), source },
         })?;
         Ok(bytes)
+    }
+
+    /// What was brought so far, from upstream or out of the cache, in the order in which it was asked for.
+    #[must_use]
+    pub fn brought(&self) -> Vec<LockedFile> {
+        self.core.brought()
+    }
+
+    /// Notes a file that was brought in another way.
+    pub fn note_brought(&self, wanted: &Wanted) {
+        self.core.note(wanted);
+        self.core.note_size(wanted.digest, wanted.size.unwrap_or(0));
+    }
+
+    /// The lock that this keeps to.
+    #[must_use]
+    pub fn lock(&self) -> Option<&Lock> {
+        self.core.options.supply.lock.as_deref()
     }
 
     /// Asks for a file that nothing vouches for yet, unless upstream says that it has not changed

@@ -139,6 +139,22 @@ pub enum FetchError {
         #[source]
         source: StoreError,
     },
+    /// The lock does not have it.
+    #[error("the lock does not have {name} ({digest}): build without --locked to make a new lock")]
+    NotLocked {
+        /// The file.
+        name: String,
+        /// Its digest.
+        digest: Digest,
+    },
+    /// It would have to be downloaded, and must not be.
+    #[error(
+        "{name} is not in the cache, and --offline asks no upstream: build once without it, or bring it with `hostler cache import`"
+    )]
+    Offline {
+        /// The file.
+        name: String,
+    },
     /// Nobody waits for it any more.
     #[error("the download of {name} was given up")]
     Stopped {
@@ -181,6 +197,8 @@ impl FetchError {
             | Self::OtherSize { .. }
             | Self::Altered { .. }
             | Self::Oversized { .. }
+            | Self::NotLocked { .. }
+            | Self::Offline { .. }
             | Self::Store { .. }
             | Self::Stopped { .. }
             | Self::BrokenOff { .. } => false,

@@ -25,7 +25,7 @@ pub use archive::{ArchiveError, Carried};
 pub use audit::{Audit, AuditError};
 pub use digest::{Digest, Hasher, NotADigest};
 pub use evict::{Content, Shrunk, choose};
-pub use fetch::{Counted, FetchOptions, Fetcher, Wanted};
+pub use fetch::{Counted, FetchOptions, Fetcher, Supply, Wanted};
 pub use fetch_error::FetchError;
 pub use proxy::Proxies;
 pub use serve::{Failure, Mirror, MirrorError, MirrorReport};

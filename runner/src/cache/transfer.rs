@@ -3,7 +3,7 @@
 //! One flight per digest, in this process and among all: who wants a file that is on its way waits for it. `download` is what a flight
 //! does.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use reqwest::header::{ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
 use reqwest::{Client, StatusCode};
+
+use crate::lock::LockedFile;
 
 use super::digest::Digest;
 use super::download::next_chunk;
@@ -46,6 +48,14 @@ pub struct Metadata {
     pub(super) validators: Option<(Option<String>, Option<String>)>,
 }
 
+/// What was asked for, in its order, and how large it turned out to be.
+#[derive(Default)]
+struct Brought {
+    files: Vec<Wanted>,
+    places: HashMap<Digest, usize>,
+    sizes: HashMap<Digest, u64>,
+}
+
 /// The part that asynchronous tasks share.
 pub(super) struct Core {
     pub(super) cache: Arc<Cache>,
@@ -54,15 +64,21 @@ pub(super) struct Core {
     counters: Counters,
     ledger: Mutex<Ledger>,
     news: Mutex<Vec<String>>,
+    /// What the lock has, where there is one.
+    locked: Option<HashSet<Digest>>,
+    brought: Mutex<Brought>,
     flights: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 impl Core {
     pub(super) fn new(cache: Arc<Cache>, client: Client, options: FetchOptions) -> Self {
+        let locked = options.supply.lock.as_ref().map(|lock| lock.digests().into_iter().collect());
         Self {
             cache,
             client,
             options,
+            locked,
+            brought: Mutex::default(),
             counters: Counters::default(),
             ledger: Mutex::default(),
             news: Mutex::default(),
@@ -132,12 +148,59 @@ impl Core {
         tokio::task::spawn_blocking(move || cache.get(digest, size)).await.ok()
     }
 
+    fn brought_so_far(&self) -> MutexGuard<'_, Brought> {
+        self.brought.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a file is asked for.
+    pub(super) fn note(&self, wanted: &Wanted) {
+        let mut brought = self.brought_so_far();
+        let next = brought.files.len();
+        if *brought.places.entry(wanted.digest).or_insert(next) == next {
+            brought.files.push(wanted.clone());
+        }
+    }
+
+    /// Notes that it was had.
+    pub(super) fn note_size(&self, digest: Digest, size: u64) {
+        self.brought_so_far().sizes.insert(digest, size);
+    }
+
+    pub(super) fn brought(&self) -> Vec<LockedFile> {
+        let brought = self.brought_so_far();
+        let describe = |wanted: &Wanted| {
+            Some(LockedFile {
+                name: wanted.name.clone(),
+                sha256: wanted.digest,
+                // What was asked for and never had did not go into anything.
+                size: *brought.sizes.get(&wanted.digest)?,
+                urls: wanted.urls.clone(),
+                verified: true,
+            })
+        };
+        brought.files.iter().filter_map(describe).collect()
+    }
+
     /// The file out of the cache, fetched into it where it is missing.
     pub(super) async fn obtain(&self, wanted: &Wanted) -> Result<File, FetchError> {
+        let (name, digest) = (|| wanted.name.clone(), wanted.digest);
+        if self.locked.as_ref().is_some_and(|locked| !locked.contains(&digest)) {
+            return Err(FetchError::NotLocked { name: name(), digest });
+        }
+        self.note(wanted);
+        let file = self.bring(wanted).await?;
+        self.note_size(digest, file.metadata().map_or(0, |metadata| metadata.len()));
+        Ok(file)
+    }
+
+    async fn bring(&self, wanted: &Wanted) -> Result<File, FetchError> {
         let flight = self.flight(wanted.digest);
         let _flight = flight.lock().await;
         if let Some(file) = self.kept_file(wanted).await? {
             return Ok(file);
+        }
+        if self.options.supply.offline {
+            return Err(FetchError::Offline { name: wanted.name.clone() });
         }
         // Other processes may want it as well. A turn is no matter of safety: where there are no locks,
         // a file is fetched twice.
@@ -170,6 +233,11 @@ impl Core {
     }
 
     pub(super) async fn metadata(&self, name: &str, urls: &[String]) -> Result<Metadata, FetchError> {
+        if self.options.supply.offline {
+            let kept = urls.iter().find_map(|url| Some((url, self.kept(url)?.1)));
+            let (url, bytes) = kept.ok_or_else(|| FetchError::Offline { name: name.to_owned() })?;
+            return Ok(Metadata { bytes, stale: None, url: url.clone(), validators: None });
+        }
         let mut failure = FetchError::NoUpstream { name: name.to_owned() };
         let mut attempt = 1;
         loop {
@@ -274,6 +342,8 @@ fn fault_of(error: &FetchError) -> Option<Fault> {
         | FetchError::Runtime { .. }
         | FetchError::NoUpstream { .. }
         | FetchError::Everywhere { .. }
+        | FetchError::NotLocked { .. }
+        | FetchError::Offline { .. }
         | FetchError::Store { .. }
         | FetchError::Stopped { .. }
         | FetchError::BrokenOff { .. } => return None,

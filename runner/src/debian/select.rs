@@ -7,9 +7,10 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::cache::{FetchError, Fetcher, StoreError};
+use crate::cache::{FetchError, Fetcher, StoreError, Wanted};
 use crate::causes::in_one_line;
 use crate::event::{Event, Sink, Stage};
+use crate::lock::{Lock, LockedSuite};
 use crate::recipe::{PackageSource, Recipe};
 
 use super::catalogue::{Catalogue, CatalogueError, PackageId};
@@ -35,6 +36,23 @@ pub enum SelectError {
     /// The cache fails.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The Release file that a lock names is nowhere.
+    #[error(
+        "the {name} that the lock has is not in the cache, and its mirrors have another by now: bring it with `hostler cache import`, or make a new lock"
+    )]
+    Gone {
+        /// The file.
+        name: String,
+        /// Why it cannot be had.
+        #[source]
+        source: Box<FetchError>,
+    },
+    /// The packages are not those of the lock.
+    #[error("the lock does not have suite {suite}: build without --locked to make a new lock")]
+    NotLocked {
+        /// The suite.
+        suite: String,
+    },
     /// A Release file is not trusted.
     #[error("cannot trust {name}")]
     Signature {
@@ -100,6 +118,8 @@ impl SelectError {
             Self::Release { .. } => true,
             Self::Fetch(error) => !matches!(error, FetchError::Stopped { .. } | FetchError::Store { .. }),
             Self::Sources(_)
+            | Self::Gone { .. }
+            | Self::NotLocked { .. }
             | Self::Store(_)
             | Self::NotDebian { .. }
             | Self::NoIndex { .. }
@@ -123,15 +143,16 @@ pub fn select(
 ) -> Result<Selection, SelectError> {
     let wanted = &recipe.debian;
     let architecture = wanted.architecture.as_str();
-    let chosen = match &wanted.source {
-        PackageSource::HostApt => sources::choose(
+    let chosen = match (fetcher.lock(), &wanted.source) {
+        (Some(lock), _) => locked(lock, &wanted.suite)?,
+        (None, PackageSource::HostApt) => sources::choose(
             &sources::read(host)?,
             &wanted.suite,
             architecture,
             &wanted.components,
             wanted.keyring.is_some(),
         )?,
-        PackageSource::Url(url) => vec![Chosen {
+        (None, PackageSource::Url(url)) => vec![Chosen {
             uris: vec![url.clone()],
             suite: wanted.suite.clone(),
             components: wanted.components.clone(),
@@ -187,6 +208,20 @@ pub fn select(
     })
 }
 
+/// The sources that a lock has, whatever this host's are by now.
+fn locked(lock: &Lock, suite: &str) -> Result<Vec<Chosen>, SelectError> {
+    if !lock.suites.iter().any(|locked| locked.name == suite) {
+        return Err(SelectError::NotLocked { suite: suite.to_owned() });
+    }
+    let chosen = |locked: &LockedSuite| Chosen {
+        uris: locked.mirrors.clone(),
+        suite: locked.name.clone(),
+        components: locked.components.clone(),
+        keyring: locked.keyring.clone(),
+    };
+    Ok(lock.suites.iter().map(chosen).collect())
+}
+
 /// A source that is used.
 struct Admitted {
     chosen: Chosen,
@@ -209,7 +244,8 @@ fn admitted(
     sink: &dyn Sink,
 ) -> Result<Vec<Admitted>, SelectError> {
     let wanted = &recipe.debian;
-    let of_host = wanted.source == PackageSource::HostApt;
+    // A lock has what was admitted once, and no more.
+    let of_host = wanted.source == PackageSource::HostApt && fetcher.lock().is_none();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     let mut admitted: Vec<Admitted> = Vec::new();
     let mut doubtful = Vec::new();
@@ -317,32 +353,51 @@ fn read_suite(
         bytes: 0,
         total: None,
     });
-    let urls: Vec<String> = chosen.uris.iter().map(|uri| format!("{uri}/{name}")).collect();
-    let answer = fetcher.metadata(&name, &urls)?;
-    if let Some(failure) = &answer.stale {
-        sink.event(Event::Warning(format!("{failure}; going on with the {name} that the cache kept")));
-    }
     let full = format!("{}/{name}", chosen.shown_uri());
-    let read = |bytes: &[u8]| -> Result<Release, SelectError> {
+    let read = |bytes: &[u8], now: Option<u64>| -> Result<Release, SelectError> {
         let scratch = fetcher.cache().scratch()?;
         let text = signature::verify(bytes, keyring, scratch.path(), fetcher.stop())
             .map_err(|source| SelectError::Signature { name: full.clone(), source })?;
         let unusable = |source| SelectError::Release { name: full.clone(), source };
         let release = Release::parse(&text).map_err(unusable)?;
+        // Under a lock it holds for ever: its digest says which it is.
+        let now = now.unwrap_or(release.date);
         release.check(&chosen.suite, architecture, now).map_err(unusable)?;
         Ok(release)
     };
-    let release = read(&answer.bytes)?;
-    let suite = |release, digest, bytes: &[u8]| Suite {
-        name: chosen.suite.clone(),
-        components: chosen.components.clone(),
-        in_release: (digest, bytes.len() as u64),
-        release,
+    let suite = |release, digest, bytes: &[u8]| {
+        let suite = Suite {
+            name: chosen.suite.clone(),
+            components: chosen.components.clone(),
+            in_release: (digest, bytes.len() as u64),
+            release,
+        };
+        fetcher.note_brought(&suite.signed(&chosen.uris));
+        suite
     };
+    let urls: Vec<String> = chosen.uris.iter().map(|uri| format!("{uri}/{name}")).collect();
+    if let Some(lock) = fetcher.lock() {
+        let locked = lock.suites.iter().find(|one| one.name == chosen.suite && one.mirrors == chosen.uris);
+        let locked = locked.ok_or_else(|| SelectError::NotLocked { suite: chosen.suite.clone() })?;
+        let wanted = Wanted { name: name.clone(), urls, size: Some(locked.size), digest: locked.sha256 };
+        let bytes = fetcher.fetch(&wanted).map_err(|source| match source {
+            FetchError::Altered { .. }
+            | FetchError::OtherSize { .. }
+            | FetchError::Status { .. }
+            | FetchError::Everywhere { .. } => SelectError::Gone { name, source: Box::new(source) },
+            other => other.into(),
+        })?;
+        return Ok(suite(read(&bytes, None)?, locked.sha256, &bytes));
+    }
+    let answer = fetcher.metadata(&name, &urls)?;
+    if let Some(failure) = &answer.stale {
+        sink.event(Event::Warning(format!("{failure}; going on with the {name} that the cache kept")));
+    }
+    let release = read(&answer.bytes, Some(now))?;
     // An old file stays well signed: without a look back, a mirror could hide updates by replaying it.
     let identity = identity(chosen, &release);
     if let Some(previous) = fetcher.previous(&identity).filter(|previous| *previous != answer.bytes)
-        && let Ok(newer) = read(&previous)
+        && let Ok(newer) = read(&previous, Some(now))
         && newer.date > release.date
     {
         sink.event(Event::Warning(format!(

@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use crate::cache::{Digest, Wanted};
+use crate::lock::LockedSuite;
 
 use super::catalogue::{Catalogue, PackageFile, PackageId};
 use super::release::Release;
@@ -114,6 +115,23 @@ impl Selection {
             size: Some(file.size),
             digest: file.digest,
         }
+    }
+
+    /// The suites as a lock has them.
+    #[must_use]
+    pub fn locked_suites(&self) -> Vec<LockedSuite> {
+        let of = |repository: &Repository, suite: &Suite| LockedSuite {
+            name: suite.name.clone(),
+            mirrors: repository.uris.clone(),
+            components: suite.components.clone(),
+            keyring: (!self.own_keyring).then(|| repository.keyring.clone()),
+            sha256: suite.in_release.0,
+            size: suite.in_release.1,
+        };
+        self.repositories
+            .iter()
+            .flat_map(|repository| repository.suites.iter().map(move |suite| of(repository, suite)))
+            .collect()
     }
 
     /// Bytes of all packages of the build.

@@ -6,6 +6,7 @@
 
 mod host_sources;
 mod kills;
+mod locked;
 mod together;
 mod upstream;
 mod upstreams;
