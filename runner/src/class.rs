@@ -52,6 +52,8 @@ pub enum Class {
     HostDiskError,
     /// This host is not fit to build on.
     HostUnfit,
+    /// A file that the recipe names cannot be used.
+    RecipeFiles,
     /// A file or directory on this host could not be made, written or removed.
     HostFiles,
     /// The watchdog refused something.
@@ -72,7 +74,7 @@ pub enum Class {
 
 impl Class {
     /// All of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::KernelPanic,
         Self::OutOfMemory,
         Self::DiskFull,
@@ -93,6 +95,7 @@ impl Class {
         Self::HostDiskFull,
         Self::HostDiskError,
         Self::HostUnfit,
+        Self::RecipeFiles,
         Self::HostFiles,
         Self::WatchdogRefused,
         Self::CacheUnusable,
@@ -127,6 +130,7 @@ impl Class {
             Self::HostDiskFull => "host_disk_full",
             Self::HostDiskError => "host_disk_error",
             Self::HostUnfit => "host_unfit",
+            Self::RecipeFiles => "recipe_files",
             Self::HostFiles => "host_files",
             Self::WatchdogRefused => "watchdog_refused",
             Self::CacheUnusable => "cache_unusable",
@@ -170,6 +174,7 @@ impl Class {
             Self::HostDiskFull => "free some space where the scratch directory lies",
             Self::HostDiskError => "look at this host's disk and its kernel's log",
             Self::HostUnfit => "run hostler doctor; it says what to do about each thing",
+            Self::RecipeFiles => "put the file where the recipe says, or name another in the recipe",
             Self::HostFiles => "see that this user may write there and that there is space",
             Self::WatchdogRefused => "see hostlerd's log for why",
             Self::CacheUnusable => "choose another directory with --cache",

@@ -18,8 +18,12 @@ pub enum Stage {
     Canary,
     /// File tree and file system image, written on the host.
     Compose,
+    /// A throwaway machine is made ready, once for all builds that use it.
+    Prepare,
     /// The builder guest at work.
     Guest,
+    /// What a throwaway machine left is taken out of its disk.
+    Collect,
     /// Conversion to the format that was asked for.
     Convert,
     /// The finished image boots.
@@ -36,7 +40,9 @@ impl Stage {
             Self::Fetch => "fetch",
             Self::Canary => "canary",
             Self::Compose => "compose",
+            Self::Prepare => "prepare",
             Self::Guest => "guest",
+            Self::Collect => "collect",
             Self::Convert => "convert",
             Self::Verify => "verify",
         }

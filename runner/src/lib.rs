@@ -1,5 +1,6 @@
 //! The runner: builds images in virtual machines, without privileges.
 
+pub mod beside;
 pub mod build;
 pub mod cache;
 pub mod calls;

@@ -128,7 +128,7 @@ impl World {
         };
         let scratch = self.directory.path().join("scratch");
         std::fs::create_dir(&scratch).unwrap();
-        disk::compose(&recipe, &selection, &self.cache, &scratch, &Stop::default(), &Silent)
+        disk::compose((&recipe, &selection, None), &self.cache, &scratch, &Stop::default(), &Silent)
     }
 
     fn refused(&self) -> String {

@@ -10,5 +10,7 @@ mod killed;
 mod limits;
 #[path = "builds/of_root.rs"]
 mod of_root;
+#[path = "builds/throwaway.rs"]
+mod throwaway;
 #[path = "builds/unfit.rs"]
 mod unfit;

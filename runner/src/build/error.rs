@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::beside::BesideError;
 use crate::cache::{FetchError, StoreError};
 use crate::class::Class;
 use crate::debian::SelectError;
@@ -18,6 +19,7 @@ use super::finish::FinishError;
 use super::image::ImageError;
 use super::preflight::{Finding, Fitness};
 use super::scratch::ScratchError;
+use super::workspace::WorkspaceError;
 
 /// Why a build came to no image.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +99,12 @@ pub enum BuildError {
     /// An image file could not be converted.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// Something beside the recipe could not be opened.
+    #[error(transparent)]
+    Beside(#[from] BesideError),
+    /// Files could not be moved into a guest or out of it.
+    #[error(transparent)]
+    Exchange(#[from] WorkspaceError),
     /// A finished file could not be delivered.
     #[error(transparent)]
     Delivery(#[from] DeliveryError),
@@ -160,6 +168,9 @@ impl BuildError {
                 Class::MachineFailed
             }
             Self::Guest(guest) => guest.failure.class(),
+            Self::Beside(_) => Class::RecipeFiles,
+            Self::Exchange(WorkspaceError::Missing { .. } | WorkspaceError::Archive(_)) => Class::NoProof,
+            Self::Exchange(_) => Class::HostFiles,
             Self::Image(_) => Class::ImageFailed,
             Self::TimedOut { .. } => Class::Timeout,
             Self::Cancelled { .. } => Class::Cancelled,
@@ -184,6 +195,7 @@ fn told(stage: Stage, failure: &Failure) -> String {
         // Nothing failed.
         (Failure::Cancelled, _) => BuildError::Cancelled { stage }.to_string(),
         (_, Stage::Verify) => format!("the boot of the finished image failed: {failure}"),
+        (_, Stage::Prepare) => format!("preparing the throwaway machine failed: {failure}"),
         _ => format!("the builder guest failed: {failure}"),
     }
 }

@@ -1,4 +1,4 @@
-//! The builder guest: what it boots from, and what it is told to do.
+//! The guests that Hostler's own init runs in: what they boot from, and what they are told to do.
 //!
 //! The scripts are in `guest/`; this puts them into an initial file system together with the nonce,
 //! the settings and the recipe's commands. Pure up to the reading of kernel modules. Deliberately
@@ -52,7 +52,7 @@ pub struct GuestPrograms<'a> {
     pub modules: &'a Path,
 }
 
-/// What is to be done to the disk.
+/// What is to be done in the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Work<'a> {
     /// The guest's proof.
@@ -61,14 +61,40 @@ pub struct Work<'a> {
     pub root_partition: u32,
     /// Its file system's UUID.
     pub root_uuid: &'a str,
-    /// Packages whose preinst scripts are to run, as dpkg's info files name them, in order.
-    pub preinst: &'a [String],
-    /// The recipe's commands.
-    pub run: &'a [String],
     /// The guest's `sources.list`, when it is to reach the mirror.
     pub sources: Option<&'a str>,
-    /// Whether the image gets the unit that proves its boot.
-    pub verify: bool,
+    /// What for.
+    pub task: Task<'a>,
+}
+
+/// What a guest is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task<'a> {
+    /// Finishes an image.
+    Finish {
+        /// Packages whose preinst scripts are to run, as dpkg's info files name them, in order.
+        preinst: &'a [String],
+        /// The recipe's commands.
+        run: &'a [String],
+        /// Whether the image gets the unit that proves its boot.
+        verify: bool,
+    },
+    /// Makes a throwaway machine's disk ready.
+    Prepare {
+        /// As above.
+        preinst: &'a [String],
+    },
+    /// Works in a throwaway machine.
+    Use {
+        /// The recipe's commands.
+        run: &'a [String],
+        /// Whether the second disk has a workspace.
+        workspace: bool,
+        /// Files in `/artifacts` to hand over.
+        artifacts: &'a [String],
+        /// The disk that takes them.
+        results: &'a str,
+    },
 }
 
 /// The root of the mirror, as the guest's `sources.list` has it.
@@ -101,60 +127,79 @@ fn add_work(initramfs: &mut Initramfs, work: &Work<'_>) {
     for (number, (name, script)) in (10..).zip(steps(work)) {
         initramfs.file(&format!("hostler/steps/{number:04}-{name}"), 0o400, script);
     }
-    let files = "hostler/files";
-    initramfs.file(&format!("{files}/preinst"), 0o400, lines(work.preinst));
-    initramfs.file(
-        &format!("{files}/bin/dpkg-maintscript-helper"),
-        0o755,
-        include_str!("guest/dpkg-maintscript-helper"),
-    );
+    let mut put = |name: &str, mode, bytes: &[u8]| {
+        initramfs.file(&format!("hostler/files/{name}"), mode, bytes.to_vec());
+    };
     if let Some(sources) = work.sources {
-        initramfs.file(&format!("{files}/sources.list"), 0o644, sources);
-        initramfs.file(&format!("{files}/apt.conf"), 0o644, include_str!("guest/apt.conf"));
+        put("sources.list", 0o644, sources.as_bytes());
+        put("apt.conf", 0o644, include_bytes!("guest/apt.conf"));
     }
-    if work.verify {
-        initramfs.file(&format!("{files}/verify-boot"), 0o755, include_str!("guest/verify-boot"));
-        initramfs.file(
-            &format!("{files}/hostler-verify.service"),
-            0o644,
-            include_str!("guest/hostler-verify.service"),
-        );
-        initramfs.file(
-            &format!("{files}/hostler-verify.rules"),
-            0o644,
-            include_str!("guest/hostler-verify.rules"),
-        );
+    match work.task {
+        Task::Finish { preinst, .. } | Task::Prepare { preinst } => {
+            put("preinst", 0o400, lines(preinst).as_bytes());
+            put("bin/dpkg-maintscript-helper", 0o755, include_bytes!("guest/dpkg-maintscript-helper"));
+        }
+        Task::Use { workspace, artifacts, .. } => {
+            put("artifacts", 0o400, lines(artifacts).as_bytes());
+            if workspace {
+                put("has-workspace", 0o400, b"");
+            }
+        }
+    }
+    if let Task::Finish { verify: true, .. } = work.task {
+        put("verify-boot", 0o755, include_bytes!("guest/verify-boot"));
+        put("hostler-verify.service", 0o644, include_bytes!("guest/hostler-verify.service"));
+        put("hostler-verify.rules", 0o644, include_bytes!("guest/hostler-verify.rules"));
     }
 }
 
 fn settings(work: &Work<'_>) -> String {
     let mirror = if work.sources.is_some() { mirror_base() } else { String::new() };
+    let (throwaway, results) = match work.task {
+        Task::Finish { .. } | Task::Prepare { .. } => ("", ""),
+        Task::Use { results, .. } => ("yes", results),
+    };
     format!(
-        "disk_device=/dev/vda\nroot_device=/dev/vda{}\nroot_uuid={}\nfile_system=ext4\nmirror={}\n",
+        "disk_device=/dev/vda\nroot_device=/dev/vda{}\nroot_uuid={}\nfile_system=ext4\nmirror={}\nthrowaway={throwaway}\nresults={results}\n",
         work.root_partition,
         quoted(work.root_uuid),
         quoted(&mirror)
     )
 }
 
-/// The steps in their order. The recipe's commands come before the initramfs is made, because what
-/// they install may belong into it.
+/// The steps in their order.
 fn steps(work: &Work<'_>) -> Vec<(String, String)> {
-    let mut steps = vec![
-        ("preinst".to_owned(), include_str!("guest/preinst.sh").to_owned()),
-        ("configure".to_owned(), include_str!("guest/configure.sh").to_owned()),
-    ];
-    for (number, command) in (1..).zip(work.run) {
-        let script = format!("{}{command}\n", include_str!("guest/run.sh"));
-        steps.push((format!("run-{number}"), script));
+    let step = |name: &str, script: &str| (name.to_owned(), script.to_owned());
+    let preinst = step("preinst", include_str!("guest/preinst.sh"));
+    let configure = step("configure", include_str!("guest/configure.sh"));
+    let cleanup = step("cleanup", include_str!("guest/cleanup.sh"));
+    match work.task {
+        Task::Finish { run, verify, .. } => {
+            let mut steps = vec![preinst, configure];
+            // Before the initramfs is made, because what they install may belong into it.
+            steps.extend(commands(run, include_str!("guest/run.sh")));
+            if verify {
+                steps.push(step("install-verify", include_str!("guest/install-verify.sh")));
+            }
+            steps.push(step("boot", include_str!("guest/boot.sh")));
+            steps.push(cleanup);
+            steps
+        }
+        Task::Prepare { .. } => {
+            vec![preinst, configure, step("prepare", include_str!("guest/prepare.sh")), cleanup]
+        }
+        Task::Use { run, .. } => {
+            let mut steps = vec![step("workspace", include_str!("guest/workspace.sh"))];
+            steps.extend(commands(run, include_str!("guest/use.sh")));
+            steps.push(step("artifacts", include_str!("guest/artifacts.sh")));
+            steps
+        }
     }
-    if work.verify {
-        let script = include_str!("guest/install-verify.sh").to_owned();
-        steps.push(("install-verify".to_owned(), script));
-    }
-    steps.push(("boot".to_owned(), include_str!("guest/boot.sh").to_owned()));
-    steps.push(("cleanup".to_owned(), include_str!("guest/cleanup.sh").to_owned()));
-    steps
+}
+
+/// The recipe's commands, each after `before`.
+fn commands<'a>(run: &'a [String], before: &'a str) -> impl Iterator<Item = (String, String)> + 'a {
+    (1..).zip(run).map(move |(number, command)| (format!("run-{number}"), format!("{before}{command}\n")))
 }
 
 fn lines(names: &[String]) -> String {
@@ -170,16 +215,12 @@ fn quoted(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn work() -> Work<'static> {
-        Work {
-            nonce: "5fe7",
-            root_partition: 2,
-            root_uuid: "1-2",
-            preinst: &[],
-            run: &[],
-            sources: None,
-            verify: false,
-        }
+    fn work(task: Task<'static>) -> Work<'static> {
+        Work { nonce: "5fe7", root_partition: 2, root_uuid: "1-2", sources: None, task }
+    }
+
+    fn finish(verify: bool) -> Work<'static> {
+        work(Task::Finish { preinst: &[], run: &[], verify })
     }
 
     fn names(work: &Work<'_>) -> Vec<String> {
@@ -189,7 +230,7 @@ mod tests {
     #[test]
     fn the_recipes_commands_come_before_the_initramfs_is_made() {
         let run = ["apt-get install -y less".to_owned(), "true".to_owned()];
-        let work = Work { run: &run, verify: true, ..work() };
+        let work = Work { task: Task::Finish { preinst: &[], run: &run, verify: true }, ..finish(true) };
         assert_eq!(
             names(&work),
             ["preinst", "configure", "run-1", "run-2", "install-verify", "boot", "cleanup"]
@@ -198,14 +239,24 @@ mod tests {
     }
 
     #[test]
+    fn a_throwaway_machine_gets_its_workspace_first_and_hands_over_last() {
+        let run = ["make".to_owned()];
+        let artifacts = ["a.iso".to_owned()];
+        let task = Task::Use { run: &run, workspace: true, artifacts: &artifacts, results: "/dev/vdc" };
+        let work = Work { task, ..finish(false) };
+        assert_eq!(names(&work), ["workspace", "run-1", "artifacts"]);
+        assert!(settings(&work).ends_with("\nthrowaway=yes\nresults=/dev/vdc\n"));
+    }
+
+    #[test]
     fn an_image_that_is_not_verified_gets_no_unit() {
-        assert!(!names(&work()).contains(&"install-verify".to_owned()));
+        assert!(!names(&finish(false)).contains(&"install-verify".to_owned()));
     }
 
     #[test]
     fn without_a_mirror_the_guest_has_no_network() {
-        assert!(settings(&work()).contains("mirror=''\n"));
-        let with = Work { sources: Some("deb x"), ..work() };
+        assert!(settings(&finish(false)).contains("mirror=''\n"));
+        let with = Work { sources: Some("deb x"), ..finish(false) };
         assert!(settings(&with).contains("mirror='http://10.0.2.2:8080'\n"));
         assert!(settings(&with).contains("root_device=/dev/vda2\n"));
     }
@@ -218,7 +269,7 @@ mod tests {
     #[test]
     fn only_the_guests_first_process_can_read_the_nonce() {
         let mut initramfs = Initramfs::default();
-        add_work(&mut initramfs, &work());
+        add_work(&mut initramfs, &finish(true));
         let mut bytes = Vec::new();
         initramfs.write(&mut bytes).unwrap();
         let text = String::from_utf8_lossy(&bytes);

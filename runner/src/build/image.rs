@@ -3,7 +3,7 @@
 //! `qemu-img` reads a disk that a guest wrote, so it never guesses a format and has a deadline. Deliberately absent: any look into the file system of an image.
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -49,13 +49,31 @@ fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Im
     move |source| ImageError::File { action, path, source }
 }
 
-/// Converts the raw disk `source` to a compressed qcow2 file.
+/// How densely a qcow2 file is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// To be kept or sent.
+    Compressed,
+    /// To be used soon: written in a moment.
+    Plain,
+}
+
+/// Converts the raw disk `source` to a qcow2 file.
 ///
 /// # Errors
 /// When `qemu-img` fails, takes too long or is to stop; `target` may be there then.
-pub fn convert(qemu_img: &Path, source: &Path, target: &Path, stop: &Stop) -> Result<(), ImageError> {
-    let tool = Tool::at(qemu_img.to_owned())
-        .arguments(["convert", "-q", "-f", "raw", "-O", "qcow2", "-c", "-o", "compression_type=zstd"])
+pub fn convert(
+    qemu_img: &Path,
+    source: &Path,
+    target: &Path,
+    packing: Packing,
+    stop: &Stop,
+) -> Result<(), ImageError> {
+    let mut tool = Tool::at(qemu_img.to_owned()).arguments(["convert", "-q", "-f", "raw", "-O", "qcow2"]);
+    if packing == Packing::Compressed {
+        tool = tool.arguments(["-c", "-o", "compression_type=zstd"]);
+    }
+    let tool = tool
         .arguments(["-W", "-m", "4", "-t", "unsafe", "-T", "unsafe", "--"])
         .argument(named(source))
         .argument(named(target));
@@ -88,11 +106,11 @@ fn named(path: &Path) -> PathBuf {
     if path.is_absolute() { path.to_owned() } else { Path::new(".").join(path) }
 }
 
-/// Writes what `sha256sum --check` reads beside `file`: its digest and its bare name.
+/// A file's SHA-256 digest in hexadecimal.
 ///
 /// # Errors
-/// When the file cannot be read, or the digest not be written.
-pub fn write_digest(file: &Path, target: &Path, stop: &Stop) -> Result<String, ImageError> {
+/// When it cannot be read, or the build is to stop.
+pub fn digest(file: &Path, stop: &Stop) -> Result<String, ImageError> {
     let mut input = File::open(file).map_err(file_error("open", file))?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1024 * 1024];
@@ -103,11 +121,7 @@ pub fn write_digest(file: &Path, target: &Path, stop: &Stop) -> Result<String, I
             length => hasher.update(&buffer[..length]),
         }
     }
-    let digest: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    let name = file.file_name().unwrap_or_default().to_string_lossy();
-    let mut output = File::create(target).map_err(file_error("write", target))?;
-    writeln!(output, "{digest}  {name}").map_err(file_error("write", target))?;
-    Ok(digest)
+    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 #[cfg(test)]
@@ -117,15 +131,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_digest_is_what_sha256sum_checks() {
+    fn the_digest_is_that_of_the_bytes() {
         let folder = tempfile::tempdir().unwrap();
         let image = folder.path().join("image.qcow2");
         fs::write(&image, "abc").unwrap();
-        let sum = folder.path().join("image.qcow2.sha256");
-        write_digest(&image, &sum, &Stop::default()).unwrap();
         assert_eq!(
-            fs::read_to_string(&sum).unwrap(),
-            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad  image.qcow2\n"
+            digest(&image, &Stop::default()).unwrap(),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
         );
     }
 
@@ -143,9 +155,9 @@ mod tests {
         let stop = Stop::default().within(Duration::from_millis(300));
         let target = folder.path().join("image.qcow2");
         for error in [
-            convert(&slow, &disk, &target, &stop).unwrap_err(),
+            convert(&slow, &disk, &target, Packing::Compressed, &stop).unwrap_err(),
             overlay(&slow, &disk, &target, &stop).unwrap_err(),
-            write_digest(&disk, &target, &stop).unwrap_err(),
+            digest(&disk, &stop).unwrap_err(),
         ] {
             assert_eq!(Stopped::cause_of(&error), Some(Stopped::Late), "{error}");
         }

@@ -18,13 +18,26 @@ use crate::vm::run::{Downloads, Report, Run, run};
 use crate::vm::watch::Limits;
 
 use super::error::{BuildError, GuestError};
-use super::finish::{GuestPrograms, Work, initramfs, mirror_base};
+use super::finish::{GuestPrograms, Task, Work, initramfs, mirror_base};
 use super::image;
 use super::preflight::Host;
 use super::session::{Packages, Session};
 
 /// How often the finished image is booted, where it is this host's load that keeps it from booting.
 const MOST_BOOTS: u32 = 3;
+
+/// A guest that Hostler's own init runs in.
+pub(super) struct Guest<'a> {
+    pub(super) task: Task<'a>,
+    /// Number of the partition with the root file system, and its UUID.
+    pub(super) root: (u32, &'a str),
+    pub(super) disks: Vec<Disk>,
+    /// Whether it reaches the mirror.
+    pub(super) is_networked: bool,
+    pub(super) stage: Stage,
+    /// What the name of the console's log ends with.
+    pub(super) log: &'a str,
+}
 
 impl Session<'_> {
     /// The builder guest finishes the disk.
@@ -36,17 +49,36 @@ impl Session<'_> {
         accelerator: Accelerator,
     ) -> Result<(Report, PathBuf), BuildError> {
         let recipe = &self.request.recipe;
+        let preinst = preinst_lines(disk);
+        let guest = Guest {
+            task: Task::Finish { preinst: &preinst, run: &recipe.guest.run, verify: recipe.verify.boot },
+            root: (disk.partition.number, &disk.root_uuid),
+            disks: vec![Disk { path: disk.image.clone(), format: DiskFormat::Raw }],
+            is_networked: !recipe.guest.run.is_empty(),
+            stage: Stage::Guest,
+            log: "console.log",
+        };
+        self.work_in_guest(host, packages, accelerator, &guest)
+    }
+
+    /// Boots a guest of Hostler's own, and demands its proof.
+    pub(super) fn work_in_guest(
+        &self,
+        host: &Host,
+        packages: &Packages,
+        accelerator: Accelerator,
+        guest: &Guest<'_>,
+    ) -> Result<(Report, PathBuf), BuildError> {
+        let recipe = &self.request.recipe;
         let nonce = nonce().map_err(BuildError::Nonce)?;
-        let preinst: Vec<String> = disk.preinst.iter().map(preinst_line).collect();
         let sources = packages.selection.guest_sources(&mirror_base());
+        let (root_partition, root_uuid) = guest.root;
         let work = Work {
             nonce: &nonce,
-            root_partition: disk.partition.number,
-            root_uuid: &disk.root_uuid,
-            preinst: &preinst,
-            run: &recipe.guest.run,
-            sources: (!recipe.guest.run.is_empty()).then_some(sources.as_str()),
-            verify: recipe.verify.boot,
+            root_partition,
+            root_uuid,
+            sources: guest.is_networked.then_some(sources.as_str()),
+            task: guest.task,
         };
         let programs = GuestPrograms { busybox: &packages.tools.busybox, modules: &packages.tools.modules };
         let path = self.scratch.path().join("builder.cpio");
@@ -66,8 +98,8 @@ impl Session<'_> {
                     "console=ttyS0 panic=-1 loglevel=4 mitigations=off audit=0 apparmor=0 {NO_TIMER_CHECK}"
                 ),
             },
-            disks: vec![Disk { path: disk.image.clone(), format: DiskFormat::Raw }],
-            network: if work.sources.is_some() { Network::Mirror } else { Network::None },
+            disks: guest.disks.clone(),
+            network: if guest.is_networked { Network::Mirror } else { Network::None },
             port_name: CONTROL_PORT,
             log_port: None,
             smbios_serial: None,
@@ -89,10 +121,10 @@ impl Session<'_> {
             let bytes = report.served_bytes + counted.upstream_bytes + counted.metadata_bytes;
             Downloads { bytes, refused: report.failures.into_iter().map(refused).collect() }
         };
-        let log = self.scratch.path().join(format!("{}.console.log", recipe.image.name));
-        let report = self.boot(host, &spec, &nonce, Stage::Guest, &log, (&serve, &downloads))?;
+        let log = self.scratch.path().join(format!("{}.{}", recipe.image.name, guest.log));
+        let report = self.boot(host, &spec, &nonce, guest.stage, &log, (&serve, &downloads))?;
         drop(mirror);
-        self.accept(report, Stage::Guest, log)
+        self.accept(report, guest.stage, log)
     }
 
     /// The finished image boots from a scratch copy of itself.
@@ -180,13 +212,17 @@ impl Session<'_> {
         };
         // An empty one tells nothing.
         let has_text = fs::metadata(&log).is_ok_and(|data| data.len() > 0);
-        let log = if has_text { self.environment.delivery.deliver(&log).ok() } else { None };
+        let log = if has_text { self.environment.delivery.deliver(&log, None).ok() } else { None };
         let Report { screen, refused, .. } = report;
         Err(BuildError::Guest(Box::new(GuestError { stage, failure, screen, log, refused })))
     }
 }
 
-/// One line of what `guest/preinst.sh` reads.
+/// What `guest/preinst.sh` reads, line by line.
+pub(super) fn preinst_lines(disk: &ComposedDisk) -> Vec<String> {
+    disk.preinst.iter().map(preinst_line).collect()
+}
+
 fn preinst_line(preinst: &disk::Preinst) -> String {
     format!("{} {} {} {}", preinst.package, preinst.architecture, preinst.version, preinst.script)
 }

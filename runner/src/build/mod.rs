@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! preflight ─► select ─► fetch ─► canary ─► compose ─► guest ─► convert ─► verify ─► deliver
+//!                                           prepare ─► guest ─► collect                         (kind builder)
 //! ```
 //!
 //! All files are made in one private scratch directory inside the output directory. The image moves
@@ -9,15 +10,19 @@
 //! goes with all that is in it, and only the console's log is kept. Deliberately absent: printing,
 //! signals, privileges; the program's edge has those.
 
+pub mod checkpoint;
 pub mod delivery;
 mod error;
 pub mod finish;
 pub mod image;
 mod machines;
 pub mod preflight;
+mod product;
 pub mod registrar;
 pub mod scratch;
 mod session;
+mod throwaway;
+pub mod workspace;
 
 pub use error::{BuildError, GuestError};
-pub use session::{Built, Environment, Request, build, fetch_options};
+pub use session::{Built, BuiltFile, Environment, Request, build, fetch_options};

@@ -2,26 +2,28 @@
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::beside::Beside;
 use crate::cache::{self, Cache, Counted, FetchOptions, Fetcher, Proxies};
 use crate::cancel::Cancel;
 use crate::debian::{self, Selection};
 use crate::disk::{self, BuilderTools, ComposedDisk};
 use crate::event::{Event, Sink, Stage};
-use crate::recipe::Recipe;
+use crate::recipe::{Kind, Recipe};
 use crate::stop::{Stop, Stopped};
 use crate::vm::argv::Accelerator;
 use crate::vm::canary::Canary;
 
 use super::delivery::Delivery;
 use super::error::BuildError;
-use super::image;
+use super::image::{self, Packing};
 use super::preflight::{Fitness, Host, Needs, Workspace, examine};
+use super::product::Product;
 use super::registrar::{Ending, Registrar};
 use super::scratch::{Scratch, sweep};
 
@@ -35,6 +37,8 @@ pub struct Request {
     pub recipe: Recipe,
     /// Where the scratch directory is made.
     pub workspace: Workspace,
+    /// The folder of the recipe.
+    pub beside: Beside,
     /// The download cache.
     pub cache: PathBuf,
     /// The root of the file system whose apt sources count.
@@ -56,16 +60,23 @@ pub struct Environment {
     pub delivery: Arc<dyn Delivery>,
 }
 
-/// A finished image.
-#[derive(Clone, Debug)]
-pub struct Built {
-    /// The image.
-    pub image: PathBuf,
+/// A file that a build made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BuiltFile {
+    /// Where it is.
+    pub path: PathBuf,
     /// Its size in bytes.
     pub bytes: u64,
     /// Its SHA-256 digest in hexadecimal.
     pub sha256: String,
-    /// The builder guest's console, and the verified image's.
+}
+
+/// A finished build.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// What was asked for; the image comes first, where there is one.
+    pub files: Vec<BuiltFile>,
+    /// The guests' consoles, the verified image's last.
     pub logs: Vec<PathBuf>,
     /// What executed the guests.
     pub accelerator: Accelerator,
@@ -75,7 +86,7 @@ pub struct Built {
     pub steps: Vec<(String, Duration)>,
     /// What was downloaded.
     pub counted: Counted,
-    /// How many packages the host unpacked.
+    /// How many packages were chosen.
     pub packages: usize,
     /// How long it took as a whole.
     pub took: Duration,
@@ -109,7 +120,13 @@ pub(super) struct Session<'a> {
     stages: Vec<(Stage, Duration)>,
 }
 
-/// What the stages that need the network come to.
+/// What the first of the stages that need the network comes to.
+pub(super) struct Chosen {
+    pub(super) selection: Arc<Selection>,
+    pub(super) fetcher: Arc<Fetcher>,
+}
+
+/// What all of them come to.
 pub(super) struct Packages {
     pub(super) selection: Arc<Selection>,
     pub(super) fetcher: Arc<Fetcher>,
@@ -149,50 +166,77 @@ impl<'a> Session<'a> {
     }
 
     fn make(&mut self, host: &Host) -> Result<Built, BuildError> {
-        let packages = self.packages()?;
+        let product = match &self.request.recipe.kind {
+            Kind::Debian => self.make_of_packages(host)?,
+            Kind::Builder(builder) => self.make_in_throwaway(host, builder)?,
+        };
+        self.deliver(host, product)
+    }
+
+    /// The kind `debian`: the host unpacks packages into the image's disk, a guest finishes it.
+    fn make_of_packages(&mut self, host: &Host) -> Result<Product, BuildError> {
+        let chosen = self.select()?;
+        let packages = self.fetch(chosen, true)?;
         let accelerator = self.stage(Stage::Canary, |session| session.canary(host, &packages))?;
-        let disk = self.stage(Stage::Compose, |session| session.compose(&packages))?;
-        let (report, guest_log) =
+        let disk = self.stage(Stage::Compose, |session| session.compose(&packages, None))?;
+        let (report, log) =
             self.stage(Stage::Guest, |session| session.guest(host, &packages, &disk, accelerator))?;
+        Ok(Product {
+            disk: Some(disk.image),
+            artifacts: Vec::new(),
+            logs: vec![log],
+            accelerator,
+            steps: report.stages,
+            packages,
+        })
+    }
+
+    /// Makes the files that were asked for, proves the image, and hands all over.
+    fn deliver(&mut self, host: &Host, product: Product) -> Result<Built, BuildError> {
+        let Product { disk, artifacts, mut logs, accelerator, steps, packages } = product;
         let name = &self.request.recipe.image.name;
-        let qcow2 = self.scratch.path().join(format!("{name}.qcow2"));
-        let sums = self.scratch.path().join(format!("{name}.qcow2.sha256"));
-        let sha256 = self.stage(Stage::Convert, |session| {
-            image::convert(&host.qemu_img, &disk.image, &qcow2, &session.stop)?;
-            Ok(image::write_digest(&qcow2, &sums, &session.stop)?)
-        })?;
-        let mut files = vec![guest_log];
-        if self.request.recipe.verify.boot {
-            let log = self.stage(Stage::Verify, |session| session.verify(host, &qcow2, accelerator))?;
-            files.push(log);
+        let mut files = Vec::new();
+        if let Some(disk) = &disk {
+            let qcow2 = self.scratch.path().join(format!("{name}.qcow2"));
+            self.stage(Stage::Convert, |session| {
+                image::convert(&host.qemu_img, disk, &qcow2, Packing::Compressed, &session.stop)?;
+                files.push(finished(&qcow2, None, session)?);
+                Ok(())
+            })?;
+            if self.request.recipe.verify.boot {
+                logs.push(self.stage(Stage::Verify, |session| session.verify(host, &qcow2, accelerator))?);
+            }
         }
-        let bytes =
-            fs::metadata(&qcow2).map_err(|source| BuildError::Write { path: qcow2.clone(), source })?.len();
-        files.extend([sums, qcow2]);
-        let mut delivered = Vec::new();
+        let folder = format!("{name}.artifacts");
+        for artifact in &artifacts {
+            files.push(finished(artifact, Some(&folder), self)?);
+        }
+        let sums = self.scratch.path().join(format!("{name}.sha256"));
+        let text: String = files.iter().map(|file| format!("{}  {}\n", file.sha256, file.name())).collect();
+        fs::write(&sums, text).map_err(|source| BuildError::Write { path: sums.clone(), source })?;
+        let delivery = &self.environment.delivery;
+        let logs = logs.iter().map(|log| delivery.deliver(log, None)).collect::<Result<_, _>>()?;
+        delivery.deliver(&sums, None)?;
+        let mut built = Vec::new();
         for file in &files {
-            delivered.push(self.environment.delivery.deliver(file)?);
+            let path = delivery.deliver(&file.path, file.folder.as_deref())?;
+            built.push(BuiltFile { path, bytes: file.bytes, sha256: file.sha256.clone() });
         }
-        // In the order in which they were given: logs, digest, image.
-        let image = delivered.pop().unwrap_or_default();
-        delivered.pop();
         Ok(Built {
-            image,
-            bytes,
-            sha256,
-            logs: delivered,
+            files: built,
+            logs,
             accelerator,
             stages: self.stages.clone(),
-            steps: report.stages,
+            steps,
             counted: packages.fetcher.counted(),
-            packages: disk.packages.len(),
+            packages: packages.selection.packages.len(),
             took: self.started.elapsed(),
         })
     }
 
     /// Runs one stage, unless someone wants to stop or the time is over; the one place where giving up
     /// in the middle of something becomes the build's own ending.
-    fn stage<T>(
+    pub(super) fn stage<T>(
         &mut self,
         stage: Stage,
         work: impl FnOnce(&mut Self) -> Result<T, BuildError>,
@@ -206,25 +250,32 @@ impl<'a> Session<'a> {
         Ok(result)
     }
 
-    fn packages(&mut self) -> Result<Packages, BuildError> {
+    pub(super) fn select(&mut self) -> Result<Chosen, BuildError> {
         let request = self.request.clone();
         let sink = Arc::clone(&self.environment.sink);
-        let (fetcher, selection) = self.stage(Stage::Select, |session| {
+        self.stage(Stage::Select, |session| {
             let options = fetch_options(&session.stop);
             session.interruptible(Stage::Select, move || {
                 let cache = Arc::new(Cache::open(&request.cache)?);
                 let fetcher = Arc::new(Fetcher::new(cache, options)?);
                 let chosen = debian::select(&request.recipe, &fetcher, &request.apt_root, sink.as_ref())?;
-                Ok((fetcher, Arc::new(chosen)))
+                Ok(Chosen { selection: Arc::new(chosen), fetcher })
             })
-        })?;
+        })
+    }
+
+    /// Fetches the builder's own tools, and the chosen packages if they are to be unpacked.
+    pub(super) fn fetch(&mut self, chosen: Chosen, is_unpacked: bool) -> Result<Packages, BuildError> {
+        let Chosen { selection, fetcher } = chosen;
         let sink = Arc::clone(&self.environment.sink);
         let shared = (Arc::clone(&selection), Arc::clone(&fetcher));
         let scratch = self.scratch.path().to_owned();
         let tools = self.stage(Stage::Fetch, |session| {
             session.interruptible(Stage::Fetch, move || {
                 let (selection, fetcher) = shared;
-                debian::fetch(&selection, &fetcher, sink.as_ref())?;
+                if is_unpacked {
+                    debian::fetch(&selection, &fetcher, sink.as_ref())?;
+                }
                 Ok(disk::builder_tools(&selection, &fetcher, &scratch, sink.as_ref())?)
             })
         })?;
@@ -247,7 +298,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn canary(&self, host: &Host, packages: &Packages) -> Result<Accelerator, BuildError> {
+    pub(super) fn canary(&self, host: &Host, packages: &Packages) -> Result<Accelerator, BuildError> {
         let canary = Canary {
             programs: &host.programs,
             qemu_version: &host.qemu_version,
@@ -262,7 +313,12 @@ impl<'a> Session<'a> {
         verdicts.best().ok_or(BuildError::NoAccelerator(verdicts))
     }
 
-    fn compose(&self, packages: &Packages) -> Result<ComposedDisk, BuildError> {
+    /// Makes the disk; with the kernel's modules in it, if those are given.
+    pub(super) fn compose(
+        &self,
+        packages: &Packages,
+        modules: Option<PathBuf>,
+    ) -> Result<ComposedDisk, BuildError> {
         let request = self.request.clone();
         let sink = Arc::clone(&self.environment.sink);
         let selection = Arc::clone(&packages.selection);
@@ -271,13 +327,14 @@ impl<'a> Session<'a> {
         let stop = self.stop.clone();
         self.interruptible(Stage::Compose, move || {
             let cache = fetcher.cache();
-            Ok(disk::compose(&request.recipe, &selection, cache, &scratch, &stop, sink.as_ref())?)
+            let what = (&request.recipe, &*selection, modules.as_deref());
+            Ok(disk::compose(what, cache, &scratch, &stop, sink.as_ref())?)
         })
     }
 
     /// Runs work that does not always have an ear for the wish to stop in a thread of its own, and
     /// stops waiting for it soon after that wish comes or the time is over.
-    fn interruptible<T: Send + 'static>(
+    pub(super) fn interruptible<T: Send + 'static>(
         &self,
         stage: Stage,
         work: impl FnOnce() -> Result<T, BuildError> + Send + 'static,
@@ -312,6 +369,33 @@ impl<'a> Session<'a> {
     }
 }
 
+/// A file that is ready to be delivered.
+struct Finished {
+    path: PathBuf,
+    /// The folder that it goes to, where it is not the output directory itself.
+    folder: Option<String>,
+    bytes: u64,
+    sha256: String,
+}
+
+impl Finished {
+    /// How the list of digests names it.
+    fn name(&self) -> String {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        match &self.folder {
+            Some(folder) => format!("{folder}/{name}"),
+            None => name.into_owned(),
+        }
+    }
+}
+
+fn finished(path: &Path, folder: Option<&str>, session: &Session<'_>) -> Result<Finished, BuildError> {
+    let sha256 = image::digest(path, &session.stop)?;
+    let bytes =
+        fs::metadata(path).map_err(|source| BuildError::Write { path: path.to_owned(), source })?.len();
+    Ok(Finished { path: path.to_owned(), folder: folder.map(str::to_owned), bytes, sha256 })
+}
+
 /// The build's ending, when it was given up.
 fn ending(request: &Request, stage: Stage, stopped: Stopped) -> BuildError {
     match stopped {
@@ -332,8 +416,12 @@ fn preflight_host(request: &Request, environment: &Environment, stop: &Stop) -> 
     let recipe = &request.recipe;
     let needs = Needs {
         memory: recipe.guest.memory,
-        // The raw disk, the compressed image, and the unpacked tree beside them.
-        space: recipe.image.size.saturating_mul(2),
+        // The raw disk, the compressed image, and the unpacked tree beside them; of a throwaway machine its
+        // disk, what it hands over, and that unpacked.
+        space: recipe.image.size.saturating_mul(match recipe.kind {
+            Kind::Debian => 2,
+            Kind::Builder(_) => 3,
+        }),
     };
     let (findings, host) = examine(&environment.shim, &request.workspace, needs, stop);
     stop.check().map_err(|stopped| ending(request, Stage::Preflight, stopped))?;
@@ -362,6 +450,7 @@ mod tests {
         Request {
             recipe: Recipe::parse(recipe, Path::new("debian-12.toml")).unwrap(),
             workspace: Workspace { folder: "out".into(), shown: "out".into(), option: "--output" },
+            beside: Beside::of(Path::new("recipe.toml")).unwrap(),
             cache: "cache".into(),
             apt_root: "/".into(),
         }

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hostler_protocol::text::without_controls;
+use hostler_runner::beside::Beside;
 use hostler_runner::build::delivery::{Delivery, Folder};
 use hostler_runner::build::preflight::{Finding, Workspace};
 use hostler_runner::build::registrar::{Registrar, Unregistered};
-use hostler_runner::build::{BuildError, Built, Environment, GuestError, Request, build};
+use hostler_runner::build::{BuildError, Built, BuiltFile, Environment, GuestError, Request, build};
 use hostler_runner::cache::{default_directory, limit};
 use hostler_runner::cancel::Cancel;
 use hostler_runner::causes::in_one_line;
@@ -45,7 +46,12 @@ pub(crate) fn main(global: &Global, wanted: &Build) -> Exit {
     if let Err(error) = signals::watch(move |_| asked.cancel()) {
         return fail(&error, Exit::Failed);
     }
+    let beside = match Beside::of(&wanted.recipe) {
+        Ok(beside) => beside,
+        Err(error) => return fail(&error, Exit::Usage),
+    };
     let around = Around {
+        beside,
         workspace: output_workspace(&wanted.output),
         cache,
         delivery: Arc::new(Folder(wanted.output.clone())),
@@ -75,6 +81,8 @@ const NO_WATCHDOG: &str = "no watchdog is reachable: if this process is killed, 
 
 /// What a build has around it that depends on who started it.
 pub(crate) struct Around {
+    /// The folder of the recipe.
+    pub(crate) beside: Beside,
     /// Where the scratch directory is made.
     pub(crate) workspace: Workspace,
     /// The download cache.
@@ -89,7 +97,7 @@ pub(crate) struct Around {
 
 /// Builds, as the user that this process is.
 pub(crate) fn run(global: &Global, recipe: Recipe, around: Around) -> Exit {
-    let Around { workspace, cache, delivery, cancel, unwatched } = around;
+    let Around { beside, workspace, cache, delivery, cancel, unwatched } = around;
     // What is only used after the downloads is to be right before them.
     if let Err(error) = limit(|name| std::env::var_os(name)) {
         return fail(&error, Exit::Usage);
@@ -118,7 +126,7 @@ pub(crate) fn run(global: &Global, recipe: Recipe, around: Around) -> Exit {
         sink,
         delivery,
     };
-    let request = Request { recipe, workspace, cache, apt_root: "/".into() };
+    let request = Request { recipe, workspace, beside, cache, apt_root: "/".into() };
     let result = build(&request, &environment);
     drop(environment);
     if let Some(Err(error)) = registration.map(|registration| registration.close()) {
@@ -145,11 +153,14 @@ fn show(global: &Global, built: &Built) -> Exit {
             .iter()
             .map(|(stage, took)| (stage.name().to_owned(), json!(seconds(took))))
             .collect();
+        let files: Vec<_> = built
+            .files
+            .iter()
+            .map(|file| json!({"path": file.path, "bytes": file.bytes, "sha256": file.sha256}))
+            .collect();
         let document = json!({
             "result": "built",
-            "image": built.image,
-            "bytes": built.bytes,
-            "sha256": built.sha256,
+            "files": files,
             "accelerator": built.accelerator.name(),
             "packages": built.packages,
             "upstream_bytes": built.counted.upstream_bytes,
@@ -161,10 +172,11 @@ fn show(global: &Global, built: &Built) -> Exit {
         });
         println!("{document}");
     } else {
+        for BuiltFile { path, bytes, .. } in &built.files {
+            println!("{}: {}", path.display(), bytesize::ByteSize(*bytes));
+        }
         println!(
-            "{}: {}, {} packages, built in {:.0} s with {}",
-            built.image.display(),
-            bytesize::ByteSize(built.bytes),
+            "of {} packages, in {:.0} s with {}",
             built.packages,
             built.took.as_secs_f64(),
             built.accelerator.name()

@@ -29,7 +29,9 @@ fn doing(stage: Stage, doing: &str, bytes: u64, total: Option<u64>) -> String {
     let amount = match (bytes, total, stage) {
         (0, None, _) => return doing,
         // A machine's bytes are a sign of life; how many there will be, nobody knows.
-        (bytes, None, Stage::Guest | Stage::Verify) => format!("disk {}", bytesize::ByteSize(bytes)),
+        (bytes, None, Stage::Prepare | Stage::Guest | Stage::Verify) => {
+            format!("disk {}", bytesize::ByteSize(bytes))
+        }
         (bytes, None, _) => bytesize::ByteSize(bytes).to_string(),
         (bytes, Some(total), _) => {
             format!("{} of {}", bytesize::ByteSize(bytes), bytesize::ByteSize(total))
@@ -145,7 +147,7 @@ impl State {
             Event::Progress { stage, doing: what, bytes, total } => {
                 self.doing = doing(stage, &what, bytes, total);
                 // A guest's steps are few and long; what a download does changes with every file.
-                let is_step = matches!(stage, Stage::Guest | Stage::Verify);
+                let is_step = matches!(stage, Stage::Prepare | Stage::Guest | Stage::Verify);
                 if !is_step || what == self.step {
                     return self.heartbeat(now);
                 }

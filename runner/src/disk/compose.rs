@@ -59,6 +59,15 @@ pub enum ComposeError {
     /// A file of the tree cannot be written.
     #[error("cannot write the file tree")]
     Tree(#[from] TreeError),
+    /// A folder of the builder's own cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// The disk cannot be written.
     #[error("cannot write {}: check the space of its disk and its permissions", path.display())]
     Write {
@@ -114,13 +123,13 @@ pub struct ComposedDisk {
 }
 
 /// Makes the disk `disk.raw` in `scratch`, an empty directory of the caller's that may be removed as
-/// a whole afterwards. All packages must be in `cache`.
+/// a whole afterwards. All packages must be in `cache`. The directory `modules`, whose last component is a
+/// kernel's release, goes to where that kernel looks for its modules.
 ///
 /// # Errors
 /// See [`ComposeError`].
 pub fn compose(
-    recipe: &Recipe,
-    selection: &Selection,
+    (recipe, selection, modules): (&Recipe, &Selection, Option<&Path>),
     cache: &Cache,
     scratch: &Path,
     stop: &Stop,
@@ -154,6 +163,10 @@ pub fn compose(
     let preinst = write_database(selection, &unpacked, &tree, modified)?;
     let identity = Identity::random().map_err(|source| ComposeError::Random { source })?;
     write_configuration(recipe, selection, &tree, &identity.uuid, modified)?;
+    if let Some(modules) = modules {
+        let release = modules.file_name().unwrap_or_default().to_string_lossy();
+        add_folder(modules, &format!("usr/lib/modules/{release}"), &tree, modified)?;
+    }
     tree.settle()?;
 
     progress("making the file system");
@@ -284,6 +297,24 @@ fn write_database(
     tree.directories("var/lib/apt", attributes(0o755, modified))?;
     tree.file("var/lib/apt/extended_states", states.as_bytes(), attributes(0o644, modified))?;
     Ok(preinst)
+}
+
+/// Adds what is in a folder of the builder's own; links are left out.
+fn add_folder(folder: &Path, path: &str, tree: &Tree, modified: u64) -> Result<(), ComposeError> {
+    let failed = |source| ComposeError::Read { path: folder.to_owned(), source };
+    tree.directories(path, attributes(0o755, modified))?;
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let inside = format!("{path}/{}", entry.file_name().to_string_lossy());
+        let kind = entry.file_type().map_err(failed)?;
+        if kind.is_dir() {
+            add_folder(&entry.path(), &inside, tree, modified)?;
+        } else if kind.is_file() {
+            let bytes = std::fs::read(entry.path()).map_err(failed)?;
+            tree.file(&inside, &bytes, attributes(0o644, modified))?;
+        }
+    }
+    Ok(())
 }
 
 fn write_configuration(

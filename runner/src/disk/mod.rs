@@ -16,6 +16,6 @@ pub use compose::{ComposeError, ComposedDisk, Preinst, compose};
 pub use filesystem::FilesystemError;
 pub use layout::{Attributes, Kind, Layout, Node, Refusal};
 pub use partition::Partition;
-pub use tools::{BuilderTools, ToolsError, builder_tools};
+pub use tools::{BuilderTools, ToolsError, builder_tools, kernel_package};
 pub use tree::{Tree, TreeError};
 pub use unpack::{Failed, UnpackError};

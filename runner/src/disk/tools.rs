@@ -118,9 +118,12 @@ fn package(selection: &Selection, name: &str) -> Result<Package, ToolsError> {
     Ok(describe(&selection.catalogue, id, true)?)
 }
 
-/// The kernel for virtual machines where there is one: it starts faster. The well-known names are
-/// empty packages that depend on the current one.
-fn kernel_package(selection: &Selection) -> Result<Package, ToolsError> {
+/// The package of the builder guest's kernel: the one for virtual machines where there is one, since it
+/// starts faster. The well-known names are empty packages that depend on the current one.
+///
+/// # Errors
+/// The archive has none.
+pub fn kernel_package(selection: &Selection) -> Result<Package, ToolsError> {
     let catalogue = &selection.catalogue;
     let architecture = &selection.architecture;
     let names = [format!("linux-image-cloud-{architecture}"), format!("linux-image-{architecture}")];

@@ -6,12 +6,14 @@
 //! allowed instead. Deliberately absent: the host. Whether a package exists or a keyring can be
 //! read is found out by the stage that needs it.
 
+mod builder;
 mod refusal;
 mod written;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use builder::Builder;
 use refusal::{Refusal, locate};
 use written::Written;
 
@@ -46,9 +48,11 @@ pub enum RecipeError {
 /// An image to build, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recipe {
+    /// How it comes to its result.
+    pub kind: Kind,
     /// The result.
     pub image: Image,
-    /// Where its packages come from and which they are.
+    /// Where packages come from, and which the image or the throwaway machine is made of.
     pub debian: Debian,
     /// The builder guest.
     pub guest: Guest,
@@ -56,6 +60,15 @@ pub struct Recipe {
     pub limits: Limits,
     /// What is checked at the end.
     pub verify: Verify,
+}
+
+/// How a build comes to its result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The host unpacks Debian packages into the image's disk, and a guest finishes that.
+    Debian,
+    /// A command runs in a throwaway machine made of Debian packages, and leaves files.
+    Builder(Builder),
 }
 
 /// The image itself.
@@ -98,7 +111,7 @@ pub struct Debian {
 /// The guest that finishes the image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guest {
-    /// Shell commands run in the image, in order.
+    /// Shell commands run in the image or in the throwaway machine, in order.
     pub run: Vec<String>,
     /// Memory in bytes.
     pub memory: u64,
@@ -167,10 +180,17 @@ mod tests {
     }
 
     #[test]
-    fn the_example_is_valid() {
-        let text = include_str!("../../examples/debian-12.toml");
-        let recipe = Recipe::parse(text, Path::new("debian-12.toml")).expect("valid");
-        assert_eq!(recipe.image.name, "debian-12");
+    fn every_example_is_valid() {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(examples).expect("the examples") {
+            let path = entry.expect("an entry").path();
+            if path.extension().is_some_and(|extension| extension == "toml") {
+                names.push(Recipe::load(&path).expect("valid").image.name);
+            }
+        }
+        names.sort();
+        assert!(names.iter().any(|name| name == "debian-12"), "{names:?}");
     }
 
     #[test]
@@ -207,6 +227,44 @@ mod tests {
             ("\"2GiB\"", "\"2GiB\"\nhostname = \"-a\""),
         ] {
             refusal(&SMALL.replace(from, to));
+        }
+    }
+
+    const BUILDER: &str = "kind = \"builder\"\n[image]\nname = \"b\"\nsize = \"1GiB\"\n[debian]\nsource = \"host-apt\"\nsuite = \"bookworm\"\narchitecture = \"amd64\"\npackages = []\n[builder]\nworkspace = \"work\"\nartifacts = [\"a.iso\"]\n[guest]\nrun = [\"make\"]\n";
+
+    #[test]
+    fn a_builder_has_a_task_and_modules() {
+        let recipe = Recipe::parse(BUILDER, Path::new("r.toml")).expect("valid");
+        let Kind::Builder(builder) = &recipe.kind else { panic!("{:?}", recipe.kind) };
+        assert_eq!(builder.workspace.as_deref(), Some(Path::new("work")));
+        assert_eq!(builder.artifacts, ["a.iso"]);
+        assert_eq!(recipe.debian.packages, ["kmod"]);
+        assert!(!recipe.verify.boot);
+    }
+
+    #[test]
+    fn a_path_that_leaves_the_recipes_folder_shows_its_line() {
+        for path in ["/etc", "../work", "work/../../x", ""] {
+            let text = refusal(&BUILDER.replace("\"work\"", &format!("{path:?}")));
+            assert!(text.starts_with("r.toml:11:13: "), "{text}");
+            assert!(
+                text.contains("name a file or folder in it, by a relative path without \"..\""),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_builder_that_proves_nothing_is_refused() {
+        for (from, to, told) in [
+            ("artifacts = [\"a.iso\"]\n", "", "r.toml:10:1: a builder that leaves nothing proves nothing"),
+            ("run = [\"make\"]", "", "r.toml:1:8: a builder needs a command"),
+            ("[\"a.iso\"]", "[\"a.iso\", \"a.iso\"]", "r.toml:12:23: \"a.iso\" is named twice"),
+            ("\"a.iso\"", "\"../a.iso\"", "r.toml:12:14: \"../a.iso\" becomes a file name"),
+            ("kind = \"builder\"", "kind = \"debian\"", "r.toml:10:1: the table [builder] is for kind"),
+        ] {
+            let text = refusal(&BUILDER.replace(from, to));
+            assert!(text.starts_with(told), "{text}");
         }
     }
 

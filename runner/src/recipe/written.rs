@@ -1,14 +1,15 @@
 //! A recipe as it is written, and the checks that make it one.
 
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::builder::WrittenBuilder;
 use super::refusal::Refusal;
-use super::{Debian, Guest, Image, Limits, PackageSource, Recipe, Verify};
+use super::{Debian, Guest, Image, Kind, Limits, PackageSource, Recipe, Verify};
 
 const MEBIBYTE: u64 = 1 << 20;
 const GIBIBYTE: u64 = 1 << 30;
@@ -16,9 +17,10 @@ const GIBIBYTE: u64 = 1 << 30;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Written {
-    kind: Kind,
+    kind: Spanned<WrittenKind>,
     image: WrittenImage,
     debian: WrittenDebian,
+    builder: Option<Spanned<WrittenBuilder>>,
     #[serde(default)]
     guest: WrittenGuest,
     #[serde(default)]
@@ -27,10 +29,11 @@ pub(super) struct Written {
     verify: WrittenVerify,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Kind {
+enum WrittenKind {
     Debian,
+    Builder,
 }
 
 #[derive(Deserialize)]
@@ -71,38 +74,59 @@ struct WrittenLimits {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WrittenVerify {
-    boot: Option<bool>,
+    boot: Option<Spanned<bool>>,
 }
 
 impl Written {
     /// The recipe that is meant, with what was left out filled in.
     pub(super) fn check(self) -> Result<Recipe, Refusal> {
-        let Kind::Debian = self.kind;
+        let guest = self.guest.check()?;
+        let kind = match (self.kind.get_ref(), self.builder) {
+            (WrittenKind::Debian, None) => Kind::Debian,
+            (WrittenKind::Builder, Some(builder)) => {
+                if guest.run.is_empty() {
+                    return Err(Refusal::at(
+                        &self.kind,
+                        "a builder needs a command: give it guest.run".to_owned(),
+                    ));
+                }
+                Kind::Builder(WrittenBuilder::check(builder)?)
+            }
+            (WrittenKind::Builder, None) => {
+                let message =
+                    "a builder needs a table [builder] that says which files it leaves: disk or artifacts";
+                return Err(Refusal::at(&self.kind, message.to_owned()));
+            }
+            (_, Some(builder)) => {
+                let message = "the table [builder] is for kind = \"builder\"";
+                return Err(Refusal::at(&builder, message.to_owned()));
+            }
+        };
+        let boot = match &self.verify.boot {
+            Some(boot) if *boot.get_ref() && kind != Kind::Debian => {
+                let message =
+                    "verify.boot is for kind = \"debian\": only its images get the unit that proves it";
+                return Err(Refusal::at(boot, message.to_owned()));
+            }
+            Some(boot) => *boot.get_ref(),
+            None => kind == Kind::Debian,
+        };
         let limits = Limits {
             total: duration(self.limits.total, "total", Duration::from_secs(30 * 60))?,
             no_progress: duration(self.limits.no_progress, "no_progress", Duration::from_secs(5 * 60))?,
         };
-        Ok(Recipe {
-            image: self.image.check()?,
-            debian: self.debian.check()?,
-            guest: self.guest.check()?,
-            limits,
-            verify: Verify { boot: self.verify.boot.unwrap_or(true) },
-        })
+        let mut debian = self.debian.check()?;
+        if let Kind::Builder(_) = kind {
+            // For modprobe, in a machine whose kernel is not one of its packages.
+            debian.packages.push("kmod".to_owned());
+        }
+        Ok(Recipe { kind, image: self.image.check()?, debian, guest, limits, verify: Verify { boot } })
     }
 }
 
 impl WrittenImage {
     fn check(self) -> Result<Image, Refusal> {
-        let name = checked(
-            &self.name,
-            |name| {
-                name.len() <= 100
-                    && name.starts_with(|first: char| first.is_ascii_alphanumeric())
-                    && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-+".contains(&byte))
-            },
-            "becomes a file name: use up to 100 letters, digits, '.', '_', '-', '+', the first a letter or digit",
-        )?;
+        let name = checked(&self.name, is_file_name, FILE_NAME_RULE)?;
         let size = size(&self.size, 256 * MEBIBYTE, 2048 * GIBIBYTE - MEBIBYTE)?.next_multiple_of(MEBIBYTE);
         let hostname = match &self.hostname {
             Some(hostname) => checked(
@@ -212,7 +236,11 @@ impl WrittenGuest {
     }
 }
 
-fn checked(value: &Spanned<String>, accept: impl Fn(&str) -> bool, rule: &str) -> Result<String, Refusal> {
+pub(super) fn checked(
+    value: &Spanned<String>,
+    accept: impl Fn(&str) -> bool,
+    rule: &str,
+) -> Result<String, Refusal> {
     let text = value.get_ref();
     if accept(text) { Ok(text.clone()) } else { Err(Refusal::at(value, format!("{text:?} {rule}"))) }
 }
@@ -252,6 +280,27 @@ fn duration(value: Option<Spanned<String>>, name: &str, default: Duration) -> Re
             Err(Refusal::at(&value, message))
         }
     }
+}
+
+/// What [`is_file_name`] demands, for messages.
+pub(super) const FILE_NAME_RULE: &str =
+    "becomes a file name: use up to 100 letters, digits, '.', '_', '-', '+', the first a letter or digit";
+
+/// Whether a name is safe as the name of a file, on a command line and in a URL.
+pub(super) fn is_file_name(name: &str) -> bool {
+    name.len() <= 100
+        && name.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-+".contains(&byte))
+}
+
+/// What [`is_beside`] demands, for messages.
+pub(super) const BESIDE_RULE: &str =
+    "leaves the recipe's folder: name a file or folder in it, by a relative path without \"..\"";
+
+/// Whether a path names something in the recipe's own folder. Links are looked at when it is opened.
+pub(super) fn is_beside(path: &str) -> bool {
+    let mut components = Path::new(path).components();
+    !path.is_empty() && !path.contains('\0') && components.all(|one| matches!(one, Component::Normal(_)))
 }
 
 fn is_hostname(name: &str) -> bool {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use hostler_runner::build::finish::{GuestPrograms, Work, initramfs};
+use hostler_runner::build::finish::{GuestPrograms, Task, Work, initramfs};
 use hostler_runner::cancel::Cancel;
 use hostler_runner::child::find_program;
 use hostler_runner::disk::Partition;
@@ -88,10 +88,8 @@ fn build(nonce: &str, commands: &[String]) -> Report {
         nonce,
         root_partition: 1,
         root_uuid: "1-2",
-        preinst: &[],
-        run: commands,
         sources: None,
-        verify: false,
+        task: Task::Finish { preinst: &[], run: commands, verify: false },
     };
     let path = folder.path().join("builder.cpio");
     let guest = GuestPrograms { busybox: &tools().busybox, modules: &tools().modules };

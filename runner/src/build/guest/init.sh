@@ -1,5 +1,5 @@
 #!/bin/busybox sh
-# The builder guest's process 1: finishes a root file system that the host has unpacked.
+# The builder guest's process 1: works in a root file system that the host has unpacked.
 #
 # It talks over the virtio port org.hostler.control, one line at a time: `stage NAME`,
 # `fail STEP STATUS`, and at the very end `done NONCE`. Nothing else counts as success. What the
@@ -69,7 +69,8 @@ if [ -z "$port" ]; then
 fi
 exec 3>"$port"
 
-# root_device, file_system and mirror.
+# disk_device, root_device, root_uuid, file_system, mirror, results (a disk that takes a tar archive), and
+# throwaway: whether the root file system is of no use to anyone afterwards.
 . /hostler/settings
 
 stage mount
@@ -105,21 +106,44 @@ if [ -n "$mirror" ]; then
     ip link set eth0 up && ip addr add 10.0.2.15/24 dev eth0 || fail network $?
 fi
 
+if [ -n "$throwaway" ]; then
+    mount -t cgroup2 cgroup2 /target/sys/fs/cgroup || echo "hostler: there are no control groups"
+    # Big files of image builders do not belong into memory.
+    umount /target/tmp
+fi
+
+# Runs a step in the root file system. A throwaway machine's gets it as the root of a mount namespace of
+# its own, not by a chroot alone: in a chroot no user namespace can be made, and pivot_root fails.
+enter() {
+    if [ -n "$throwaway" ]; then
+        unshare -m /bin/busybox sh -c 'cd /target && mount -o move . / && exec chroot . "$@"' enter "$@"
+    else
+        chroot /target "$@"
+    fi
+}
+
 # The port is closed for the steps, so that nothing in the chroot inherits it.
 for script in /hostler/steps/*; do
     name="${script##*/}"
     name="${name#*-}"
     stage "$name"
     cp "$script" /target/run/hostler/step
-    chroot /target /usr/bin/env -i \
+    enter /usr/bin/env -i \
         PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb LC_ALL=C.UTF-8 \
         DEBIAN_FRONTEND=noninteractive DEBCONF_NONINTERACTIVE_SEEN=true \
         DEBCONF_NOWARNINGS=yes HOSTLER_DISK="$disk_device" HOSTLER_ROOT="$root_device" HOSTLER_ROOT_UUID="$root_uuid" \
-        HOSTLER_MIRROR="$mirror" \
+        HOSTLER_MIRROR="$mirror" HOSTLER_RESULTS="$results" \
         /bin/sh -e /run/hostler/step </dev/null 3>&-
     status=$?
     [ "$status" -eq 0 ] || fail "$name" "$status"
 done
+
+if [ -n "$throwaway" ]; then
+    # What counts is on the disk of the results.
+    sync
+    echo "done $nonce" >&3
+    finish
+fi
 
 stage unmount
 # A daemon that a package left running would keep the file system busy: everything that has its

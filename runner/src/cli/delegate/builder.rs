@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use hostler_runner::beside::Beside;
 use hostler_runner::build::delivery::{Delivery, DeliveryError};
 use hostler_runner::build::preflight::Workspace;
 use hostler_runner::cancel::Cancel;
@@ -79,7 +80,7 @@ pub(crate) fn main(global: &Global, wanted: &Unprivileged) -> Exit {
         Err(error @ BuilderError::Recipe { .. }) => return fail(&error, Exit::Usage),
         Err(error) => return fail(&error, Exit::Failed),
     };
-    let (Some(text), Some(path)) = (text, &wanted.recipe) else {
+    let (Some((text, beside)), Some(path)) = (text, &wanted.recipe) else {
         return doctor::examine_host(global, &workspace, Path::new("."), wanted.limit, cancel);
     };
     let recipe = match Recipe::parse(&text, path) {
@@ -91,6 +92,7 @@ pub(crate) fn main(global: &Global, wanted: &Unprivileged) -> Exit {
         wanted.cache.display()
     );
     let around = Around {
+        beside,
         workspace,
         cache: ".".into(),
         delivery: Arc::new(link),
@@ -128,11 +130,18 @@ pub(super) fn become_user(wanted: BuildUser, kvm_group: Option<u32>) -> io::Resu
     Ok(())
 }
 
-/// The text of the recipe, which root has opened: this user may not be able to.
-fn read_recipe(socket: &OwnedFd, path: &Path) -> Result<String, BuilderError> {
+/// The text of the recipe, which root has opened: this user may not be able to. And its folder, in which
+/// this user can open what it may read, whoever may look at the folders above.
+fn read_recipe(socket: &OwnedFd, path: &Path) -> Result<(String, Beside), BuilderError> {
     let failed = |source| BuilderError::Recipe { path: path.to_owned(), source };
     let file = match receive(socket, RECIPE_PATIENCE).map_err(BuilderError::Root)? {
         Some((FromRoot::Recipe, Some(file))) => File::from(file),
+        _ => return Err(BuilderError::Root(io::Error::other("it hands over no recipe"))),
+    };
+    let beside = match receive(socket, RECIPE_PATIENCE).map_err(BuilderError::Root)? {
+        Some((FromRoot::Beside, Some(folder))) => {
+            Beside::new(folder, path.parent().unwrap_or(Path::new(".")).to_owned())
+        }
         _ => return Err(BuilderError::Root(io::Error::other("it hands over no recipe"))),
     };
     let mut text = String::new();
@@ -140,7 +149,7 @@ fn read_recipe(socket: &OwnedFd, path: &Path) -> Result<String, BuilderError> {
     if text.len() as u64 > LARGEST_RECIPE {
         return Err(failed(io::Error::other("it has more than 1 MiB, so it is no recipe")));
     }
-    Ok(text)
+    Ok((text, beside))
 }
 
 /// The way to root's process.
@@ -176,7 +185,7 @@ fn listen(socket: &OwnedFd, answers: &Sender<Result<PathBuf, String>>, cancel: &
                 continue;
             }
             Err(error) if error.kind() == io::ErrorKind::TimedOut => continue,
-            Ok(Some((FromRoot::Recipe, _)) | None) | Err(_) => return,
+            Ok(Some((FromRoot::Recipe | FromRoot::Beside, _)) | None) | Err(_) => return,
         };
         if answers.send(answer).is_err() {
             return;
@@ -185,12 +194,13 @@ fn listen(socket: &OwnedFd, answers: &Sender<Result<PathBuf, String>>, cancel: &
 }
 
 impl Delivery for Link {
-    fn deliver(&self, file: &Path) -> Result<PathBuf, DeliveryError> {
+    fn deliver(&self, file: &Path, folder: Option<&str>) -> Result<PathBuf, DeliveryError> {
         let ask = || -> io::Result<PathBuf> {
             let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
             let opened = File::open(file)?;
             let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-            send(&self.socket, &FromBuilder::Finished { name }, Some(opened.as_fd()))?;
+            let folder = folder.map(str::to_owned);
+            send(&self.socket, &FromBuilder::Finished { name, folder }, Some(opened.as_fd()))?;
             let answer = answers.recv_timeout(COPY_PATIENCE);
             answer.map_err(|_| io::Error::other("root's process gave no answer"))?.map_err(io::Error::other)
         };

@@ -19,6 +19,8 @@ pub(super) enum FromBuilder {
     Finished {
         /// Its name.
         name: String,
+        /// The folder in the output directory that it goes to.
+        folder: Option<String>,
     },
 }
 
@@ -27,6 +29,8 @@ pub(super) enum FromBuilder {
 pub(super) enum FromRoot {
     /// The recipe, opened; the first message to a build.
     Recipe,
+    /// The folder that it lies in, opened; the second.
+    Beside,
     /// The file is copied to this path.
     Taken(PathBuf),
     /// The file could not be copied, and why.
@@ -66,7 +70,7 @@ mod tests {
     fn a_message_arrives_with_its_descriptor_and_the_end_after_it() {
         let (root, builder) = passing::packet_pair().unwrap();
         let file = std::fs::File::open("/dev/null").unwrap();
-        let sent = FromBuilder::Finished { name: "x.qcow2".to_owned() };
+        let sent = FromBuilder::Finished { name: "x.qcow2".to_owned(), folder: None };
         send(&builder, &sent, Some(file.as_fd())).unwrap();
         drop(builder);
         let patience = Duration::from_secs(5);

@@ -11,7 +11,7 @@ use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
 use hostler_runner::vm::nonce::nonce;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, fchmod, fsync, linkat, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, fchmod, fsync, linkat, mkdirat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
 /// The output directory.
@@ -29,11 +29,28 @@ impl Results {
         Ok(Self { directory: directory.into(), path: path.to_owned() })
     }
 
-    /// Copies a file of the build's; its path.
-    pub(super) fn take(&self, name: &str, mut file: File) -> io::Result<PathBuf> {
-        if !is_a_result(name) {
-            return Err(io::Error::other("a build makes no file of such a name"));
+    /// Copies a file of the build's, into the folder of this name where there is one; its path.
+    pub(super) fn take(&self, name: &str, folder: Option<&str>, file: File) -> io::Result<PathBuf> {
+        let refused = || io::Error::other("a build makes no file of such a name");
+        match folder {
+            None if is_a_result(name) => self.copy(name, file),
+            Some(folder) if is_a_folder(folder) && is_plain(name) => self.folder(folder)?.copy(name, file),
+            _ => Err(refused()),
         }
+    }
+
+    /// The folder of this name, made where it is missing.
+    fn folder(&self, name: &str) -> io::Result<Self> {
+        match mkdirat(&self.directory, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory = openat(&self.directory, name, flags, Mode::empty())?;
+        Ok(Self { directory: directory.into(), path: self.path.join(name) })
+    }
+
+    fn copy(&self, name: &str, mut file: File) -> io::Result<PathBuf> {
         let size = match file.metadata()? {
             data if data.is_file() => data.len(),
             _ => return Err(io::Error::other("it is not a plain file")),
@@ -119,8 +136,17 @@ fn seal(copy: &File) -> io::Result<()> {
 /// Whether a build makes a file of this name: nothing else of what a subverted one hands over comes
 /// near root's own files.
 fn is_a_result(name: &str) -> bool {
-    let ends = [".console.log", ".verify.log", ".qcow2", ".qcow2.sha256"];
-    !name.starts_with('.') && !name.contains('/') && ends.iter().any(|end| name.ends_with(end))
+    let ends = [".console.log", ".prepare.log", ".verify.log", ".qcow2", ".sha256"];
+    is_plain(name) && ends.iter().any(|end| name.ends_with(end))
+}
+
+/// Whether a build makes a folder of this name; what is in it may have any plain name.
+fn is_a_folder(name: &str) -> bool {
+    is_plain(name) && name.ends_with(".artifacts")
+}
+
+fn is_plain(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with('.') && !name.contains('/')
 }
 
 #[cfg(test)]
@@ -137,7 +163,7 @@ mod tests {
 
     #[test]
     fn root_takes_results_and_nothing_else() {
-        for name in ["debian-12.qcow2", "debian-12.qcow2.sha256", "a.console.log", "a.verify.log"] {
+        for name in ["debian-12.qcow2", "debian-12.sha256", "a.console.log", "a.verify.log"] {
             assert!(is_a_result(name), "{name}");
         }
         for name in ["Makefile", ".qcow2", ".profile.console.log", "deploy.sh", "../x.qcow2", "a/b.qcow2", ""]
@@ -151,12 +177,12 @@ mod tests {
         let builders = tempfile::tempdir().unwrap();
         let output = tempfile::tempdir().unwrap();
         let results = Results::open(&output.path().join("new")).unwrap();
-        let taken = results.take("x.qcow2", file(builders.path(), "image")).unwrap();
+        let taken = results.take("x.qcow2", None, file(builders.path(), "image")).unwrap();
         fs::write(builders.path().join("original"), "other").unwrap();
         assert_eq!(fs::read_to_string(&taken).unwrap(), "image");
         assert_eq!(fs::metadata(&taken).unwrap().mode() & 0o7777, 0o644);
         // Another build of the same name takes its place; nothing else is left.
-        results.take("x.qcow2", file(builders.path(), "newer")).unwrap();
+        results.take("x.qcow2", None, file(builders.path(), "newer")).unwrap();
         assert_eq!(fs::read_to_string(&taken).unwrap(), "newer");
         assert_eq!(fs::read_dir(output.path().join("new")).unwrap().count(), 1);
     }
@@ -174,6 +200,24 @@ mod tests {
     }
 
     #[test]
+    fn artifacts_go_to_a_folder_of_their_own_whatever_they_are_called() {
+        let builders = tempfile::tempdir().unwrap();
+        let output = tempfile::tempdir().unwrap();
+        let results = Results::open(output.path()).unwrap();
+        let taken = results.take("Makefile", Some("x.artifacts"), file(builders.path(), "a")).unwrap();
+        assert_eq!(taken, output.path().join("x.artifacts/Makefile"));
+        for (name, folder) in
+            [("a", "x"), ("a", "../x.artifacts"), ("../a", "x.artifacts"), ("", "x.artifacts")]
+        {
+            let taken = results.take(name, Some(folder), file(builders.path(), "a"));
+            assert!(taken.is_err(), "{folder}/{name}");
+        }
+        symlink(builders.path(), output.path().join("y.artifacts")).unwrap();
+        assert!(results.take("a", Some("y.artifacts"), file(builders.path(), "a")).is_err());
+        assert!(!builders.path().join("a").exists());
+    }
+
+    #[test]
     fn a_link_in_a_results_place_is_replaced_and_not_followed() {
         let builders = tempfile::tempdir().unwrap();
         let output = tempfile::tempdir().unwrap();
@@ -181,7 +225,7 @@ mod tests {
         fs::write(&precious, "precious").unwrap();
         symlink(&precious, output.path().join("x.qcow2")).unwrap();
         let results = Results::open(output.path()).unwrap();
-        results.take("x.qcow2", file(builders.path(), "image")).unwrap();
+        results.take("x.qcow2", None, file(builders.path(), "image")).unwrap();
         assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
         assert!(fs::symlink_metadata(output.path().join("x.qcow2")).unwrap().is_file());
     }
@@ -195,7 +239,7 @@ mod tests {
         fs::rename(&output, folder.path().join("moved")).unwrap();
         fs::create_dir(folder.path().join("roots-own")).unwrap();
         symlink(folder.path().join("roots-own"), &output).unwrap();
-        results.take("x.qcow2", file(builders.path(), "image")).unwrap();
+        results.take("x.qcow2", None, file(builders.path(), "image")).unwrap();
         assert!(folder.path().join("moved/x.qcow2").exists());
         assert!(!folder.path().join("roots-own/x.qcow2").exists());
     }
@@ -204,8 +248,8 @@ mod tests {
     fn what_is_no_plain_file_is_not_read() {
         let output = tempfile::tempdir().unwrap();
         let results = Results::open(output.path()).unwrap();
-        assert!(results.take("x.qcow2", File::open("/dev/zero").unwrap()).is_err());
-        assert!(results.take("x.qcow2", File::open("/").unwrap()).is_err());
+        assert!(results.take("x.qcow2", None, File::open("/dev/zero").unwrap()).is_err());
+        assert!(results.take("x.qcow2", None, File::open("/").unwrap()).is_err());
         assert_eq!(fs::read_dir(output.path()).unwrap().count(), 0);
     }
 }

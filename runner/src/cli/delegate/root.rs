@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use hostler_runner::beside::Beside;
 use hostler_runner::passing;
 use hostler_runner::watchdog::WatchdogError;
 use nix::sched::{CloneFlags, unshare};
@@ -71,7 +72,9 @@ pub(super) fn supervise(global: &Global, wanted: &Delegated<'_>) -> Result<Exit,
         );
     }
     if let Some(recipe) = &recipe {
+        let (recipe, beside) = recipe;
         send(&socket, &FromRoot::Recipe, Some(recipe.as_fd())).map_err(start)?;
+        send(&socket, &FromRoot::Beside, Some(beside.descriptor().as_fd())).map_err(start)?;
     }
     let status = builder.attend(&socket, results.as_ref()).map_err(start)?;
     if let Some(registration) = registration {
@@ -87,8 +90,11 @@ pub(super) fn supervise(global: &Global, wanted: &Delegated<'_>) -> Result<Exit,
     })
 }
 
-fn open_recipe(path: &Path) -> Result<File, DelegateError> {
-    File::open(path).map_err(|source| DelegateError::Recipe { path: path.to_owned(), source })
+/// The recipe and the folder that it lies in.
+fn open_recipe(path: &Path) -> Result<(File, Beside), DelegateError> {
+    let failed = |source| DelegateError::Recipe { path: path.to_owned(), source };
+    let file = File::open(path).map_err(failed)?;
+    Ok((file, Beside::of(path).map_err(|error| failed(error.source))?))
 }
 
 fn open_results(path: &Path) -> Result<Results, DelegateError> {
@@ -217,11 +223,12 @@ impl Drop for Builder {
 
 /// Does what the building process asks for; false once it asks for nothing any more.
 fn answer(socket: impl AsFd, results: Option<&Results>) -> io::Result<bool> {
-    let Some((FromBuilder::Finished { name }, file)) = receive(socket.as_fd(), Duration::ZERO)? else {
+    let Some((FromBuilder::Finished { name, folder }, file)) = receive(socket.as_fd(), Duration::ZERO)?
+    else {
         return Ok(false);
     };
     let taken = match (results, file) {
-        (Some(results), Some(file)) => results.take(&name, file.into()),
+        (Some(results), Some(file)) => results.take(&name, folder.as_deref(), file.into()),
         _ => Err(io::Error::other("no file was expected, or none came")),
     };
     let answer = match taken {

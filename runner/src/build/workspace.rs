@@ -1,0 +1,292 @@
+//! What goes into a throwaway machine and what comes out of it: tar archives on disks of their own.
+//!
+//! No file system of a guest's is ever read by the host. The archive that comes out was written by whoever
+//! had root in the guest: only the files that were asked for are taken from it, and only plain ones, into
+//! names that the host chose. Deliberately absent: the guest's side, which is in `guest/`.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, Read, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+
+use crate::stop::{Stop, Stopped};
+
+/// The largest file that is taken, in bytes; a hole takes time to read too.
+const LARGEST_FILE: u64 = 1 << 40;
+/// The most entries that are looked at.
+const MOST_ENTRIES: usize = 100_000;
+/// What is read at a time; a part of a file that has nothing but zeros this long becomes a hole.
+const BLOCK: usize = 64 * 1024;
+
+/// Why files could not be moved in or out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WorkspaceError {
+    /// The workspace could not be read.
+    #[error("could not read {} for the guest; may this user read it?", path.display())]
+    Read {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Something in the workspace is neither file, folder nor link.
+    #[error("{} is a device, socket or pipe: keep it out of the workspace", path.display())]
+    Special {
+        /// What.
+        path: PathBuf,
+    },
+    /// A file of the scratch directory could not be written.
+    #[error("could not write {}; is the disk full?", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// What the guest handed over is no archive, or is cut off.
+    #[error(
+        "the archive with the guest's files is damaged; is image.size too small for what its commands leave?"
+    )]
+    Archive(#[source] io::Error),
+    /// A file is missing.
+    #[error("the guest handed over no file {name}")]
+    Missing {
+        /// Its name.
+        name: String,
+    },
+    /// A file is too large.
+    #[error("the guest's file {name} has more than 1 TiB")]
+    TooLarge {
+        /// Its name.
+        name: String,
+    },
+    /// Nobody wants it any more.
+    #[error("moving the files was given up")]
+    Stopped(#[source] Stopped),
+}
+
+/// Packs `folder` into the archive `target`. The same files make the same archive: owners, times and the
+/// order in which a directory happens to be listed are left out. `shown` is the folder's name for people.
+///
+/// # Errors
+/// See [`WorkspaceError`].
+pub fn pack(folder: &Path, shown: &Path, target: &Path, stop: &Stop) -> Result<(), WorkspaceError> {
+    let unwritable = |source| WorkspaceError::Write { path: target.to_owned(), source };
+    let output = File::create(target).map_err(unwritable)?;
+    let mut builder = tar::Builder::new(BufWriter::with_capacity(1 << 20, output));
+    builder.mode(tar::HeaderMode::Deterministic);
+    builder.follow_symlinks(false);
+    builder.sparse(false);
+    add_folder(&mut builder, folder, shown, Path::new(""), stop)?;
+    builder.into_inner().and_then(|mut output| output.flush()).map_err(unwritable)
+}
+
+fn add_folder<W: io::Write>(
+    builder: &mut tar::Builder<W>,
+    folder: &Path,
+    shown: &Path,
+    inside: &Path,
+    stop: &Stop,
+) -> Result<(), WorkspaceError> {
+    let failed = |inside: &Path| {
+        let path = shown.join(inside);
+        move |source| WorkspaceError::Read { path, source }
+    };
+    let entries = fs::read_dir(folder.join(inside)).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let mut entries = entries.map_err(failed(inside))?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        stop.check().map_err(WorkspaceError::Stopped)?;
+        let inside = inside.join(entry.file_name());
+        let kind = entry.file_type().map_err(failed(&inside))?;
+        if !(kind.is_file() || kind.is_dir() || kind.is_symlink()) {
+            return Err(WorkspaceError::Special { path: shown.join(inside) });
+        }
+        builder.append_path_with_name(entry.path(), &inside).map_err(failed(&inside))?;
+        if kind.is_dir() {
+            add_folder(builder, folder, shown, &inside, stop)?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes the files called `wanted` out of the archive at the start of the disk `results`, into the folder
+/// `into`, which has none of them. Their paths, in the order of `wanted`.
+///
+/// # Errors
+/// See [`WorkspaceError`].
+pub fn take(
+    results: &Path,
+    wanted: &[String],
+    into: &Path,
+    stop: &Stop,
+) -> Result<Vec<PathBuf>, WorkspaceError> {
+    let unreadable = |source| WorkspaceError::Read { path: results.to_owned(), source };
+    let input = BufReader::with_capacity(1 << 20, File::open(results).map_err(unreadable)?);
+    let mut archive = tar::Archive::new(input);
+    let mut taken = Vec::new();
+    for entry in archive.entries().map_err(WorkspaceError::Archive)?.take(MOST_ENTRIES) {
+        let mut entry = entry.map_err(WorkspaceError::Archive)?;
+        let path = entry.path_bytes().into_owned();
+        let Some(name) = wanted.iter().find(|name| name.as_bytes() == path) else {
+            continue;
+        };
+        let kind = entry.header().entry_type();
+        if !(kind.is_file() || kind.is_gnu_sparse()) || taken.contains(&name) {
+            continue;
+        }
+        if entry.size() > LARGEST_FILE {
+            return Err(WorkspaceError::TooLarge { name: name.clone() });
+        }
+        copy_with_holes(&mut entry, &into.join(name), stop)?;
+        taken.push(name);
+    }
+    match wanted.iter().find(|name| !taken.contains(name)) {
+        Some(name) => Err(WorkspaceError::Missing { name: name.clone() }),
+        None => Ok(wanted.iter().map(|name| into.join(name)).collect()),
+    }
+}
+
+fn copy_with_holes(input: &mut dyn Read, target: &Path, stop: &Stop) -> Result<(), WorkspaceError> {
+    let failed = |source| WorkspaceError::Write { path: target.to_owned(), source };
+    let mut output = File::create_new(target).map_err(failed)?;
+    let mut buffer = vec![0; BLOCK];
+    let mut size = 0;
+    loop {
+        stop.check().map_err(WorkspaceError::Stopped)?;
+        let length = fill(input, &mut buffer).map_err(WorkspaceError::Archive)?;
+        if length == 0 {
+            break;
+        }
+        size += length as u64;
+        if buffer[..length].iter().all(|&byte| byte == 0) {
+            output.seek(SeekFrom::Start(size)).map_err(failed)?;
+        } else {
+            output.write_all(&buffer[..length]).map_err(failed)?;
+        }
+    }
+    output.set_len(size).map_err(failed)
+}
+
+/// Reads until the buffer is full or the input is at its end.
+fn fill(input: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match input.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(length) => filled += length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+
+    use super::*;
+
+    fn names(list: &[&str]) -> Vec<String> {
+        list.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    #[test]
+    fn a_workspace_makes_the_same_archive_whenever_it_is_packed() {
+        let folder = tempfile::tempdir().unwrap();
+        let work = folder.path().join("work");
+        fs::create_dir_all(work.join("sub")).unwrap();
+        fs::write(work.join("sub/run.sh"), "true").unwrap();
+        fs::set_permissions(work.join("sub/run.sh"), fs::Permissions::from_mode(0o755)).unwrap();
+        symlink("/etc/passwd", work.join("link")).unwrap();
+        let (one, two) = (folder.path().join("1"), folder.path().join("2"));
+        pack(&work, Path::new("work"), &one, &Stop::default()).unwrap();
+        File::open(work.join("sub/run.sh")).unwrap().set_modified(std::time::SystemTime::now()).unwrap();
+        pack(&work, Path::new("work"), &two, &Stop::default()).unwrap();
+        let bytes = fs::read(&one).unwrap();
+        assert_eq!(bytes, fs::read(&two).unwrap());
+        let mut archive = tar::Archive::new(bytes.as_slice());
+        let entries: Vec<(String, u32)> = archive
+            .entries()
+            .unwrap()
+            .map(|entry| {
+                let entry = entry.unwrap();
+                let mode = entry.header().mode().unwrap();
+                (entry.path().unwrap().display().to_string(), mode & 0o111)
+            })
+            .collect();
+        assert_eq!(
+            entries.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+            ["link", "sub", "sub/run.sh"]
+        );
+        assert_eq!(entries[2].1, 0o111);
+        // The link is one in the archive too: nothing outside of the folder goes along.
+        assert!(!String::from_utf8_lossy(&bytes).contains("root:x:0:0"));
+    }
+
+    #[test]
+    fn a_device_in_a_workspace_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(folder.path().join("socket")).unwrap();
+        let target = tempfile::tempdir().unwrap();
+        let error =
+            pack(folder.path(), Path::new("work"), &target.path().join("x"), &Stop::default()).unwrap_err();
+        assert!(error.to_string().starts_with("work/socket is a device"), "{error}");
+    }
+
+    #[test]
+    fn only_what_was_asked_for_is_taken_whatever_else_an_archive_holds() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut add = |path: &str, kind, link: &str, text: &[u8]| {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_size(text.len() as u64);
+            header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
+            header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
+            header.set_cksum();
+            builder.append(&header, text).unwrap();
+        };
+        add("../evil", tar::EntryType::Regular, "", b"x");
+        add("a.img", tar::EntryType::Symlink, "/etc/shadow", b"");
+        add("a.img", tar::EntryType::Regular, "", b"first");
+        add("a.img", tar::EntryType::Regular, "", b"second");
+        add("/abs", tar::EntryType::Regular, "", b"x");
+        let archive = folder.path().join("results");
+        let mut bytes = builder.into_inner().unwrap();
+        // A disk goes on after the archive's end.
+        bytes.extend([0; 4096]);
+        bytes.extend([0xff; 4096]);
+        fs::write(&archive, bytes).unwrap();
+        let into = folder.path().join("into");
+        fs::create_dir(&into).unwrap();
+        let taken = take(&archive, &names(&["a.img"]), &into, &Stop::default()).unwrap();
+        assert_eq!(fs::read(&taken[0]).unwrap(), b"first");
+        assert_eq!(fs::read_dir(&into).unwrap().count(), 1);
+        let error = take(&archive, &names(&["b.img"]), &into, &Stop::default()).unwrap_err();
+        assert_eq!(error.to_string(), "the guest handed over no file b.img");
+    }
+
+    #[test]
+    fn zeros_become_holes() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("sparse");
+        let mut input = io::repeat(0).take(8 << 20).chain(&b"end"[..]);
+        copy_with_holes(&mut input, &target, &Stop::default()).unwrap();
+        let data = fs::metadata(&target).unwrap();
+        assert_eq!(data.len(), (8 << 20) + 3);
+        assert!(data.blocks() * 512 < 1 << 20, "{} blocks", data.blocks());
+    }
+
+    #[test]
+    fn a_disk_without_an_archive_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let results = folder.path().join("results");
+        fs::write(&results, [0x55; 4096]).unwrap();
+        let error = take(&results, &names(&["a"]), folder.path(), &Stop::default()).unwrap_err();
+        assert!(matches!(error, WorkspaceError::Archive(_)), "{error}");
+    }
+}
