@@ -16,8 +16,11 @@ use crate::failure::OrFail;
 
 /// `struct fuse_in_header`.
 const IN_HEADER: usize = 40;
-/// `FUSE_FORGET`, `FUSE_BATCH_FORGET`, `FUSE_INTERRUPT`: nobody waits for an answer to these.
-const UNANSWERED: [u32; 3] = [2, 42, 36];
+/// `FUSE_FORGET`, `FUSE_BATCH_FORGET`, `FUSE_INTERRUPT`: nobody waits for an answer to these. And
+/// `FUSE_FLUSH`: whoever closes a file does.
+const UNANSWERED: [u32; 4] = [2, 42, 36, 25];
+/// The node of the only file.
+const FILE: u64 = 3;
 
 /// The file system. It goes, and whoever waits for it with it, when this is dropped.
 #[derive(Debug)]
@@ -41,7 +44,8 @@ impl Fuse {
         Self { point: point.to_owned(), server, is_silent: Arc::new(AtomicBool::new(true)) }
     }
 
-    /// Mounts one in which every name is a directory.
+    /// Mounts one in which every name is a directory, but for `file`, which is one that can be opened, and
+    /// whose closing hangs.
     ///
     /// # Panics
     /// When it cannot be mounted.
@@ -67,6 +71,12 @@ impl Fuse {
         fuse
     }
 
+    /// Ends it for all who wait for it.
+    pub fn abort(&self) {
+        // Gone already is as good.
+        let _ = umount2(&self.point, MntFlags::MNT_FORCE | MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
+    }
+
     /// From now on it answers no more.
     pub fn fall_silent(&self) {
         self.is_silent.store(true, Ordering::SeqCst);
@@ -81,11 +91,12 @@ impl Drop for Fuse {
     }
 }
 
-/// `struct fuse_attr` of a directory of root's.
-fn directory(node: u64) -> Vec<u8> {
+/// `struct fuse_attr` of a directory of root's, or of the file.
+fn attributes(node: u64) -> Vec<u8> {
+    let mode: u32 = if node == FILE { 0o100_644 } else { 0o40_755 };
     let mut attributes = vec![0u8; 88];
     attributes[..8].copy_from_slice(&node.to_ne_bytes());
-    attributes[60..64].copy_from_slice(&0o40_755u32.to_ne_bytes());
+    attributes[60..64].copy_from_slice(&mode.to_ne_bytes());
     attributes[64..68].copy_from_slice(&2u32.to_ne_bytes());
     attributes
 }
@@ -106,15 +117,15 @@ fn answer(request: &[u8]) -> Option<Vec<u8>> {
             Some(body)
         }
         // FUSE_GETATTR: `struct fuse_attr_out`. It is valid for no time, so it is asked for each time.
-        3 => Some([vec![0u8; 16], directory(u64::from(word(16)))].concat()),
-        // FUSE_LOOKUP: `struct fuse_entry_out`. Every name is that of one and the same directory.
+        3 => Some([vec![0u8; 16], attributes(u64::from(word(16)))].concat()),
+        // FUSE_LOOKUP: `struct fuse_entry_out`. Every other name is that of one and the same directory.
         1 => {
-            let node = 2u64;
-            Some([node.to_ne_bytes().to_vec(), vec![0u8; 32], directory(node)].concat())
+            let node = if request.get(IN_HEADER..) == Some(b"file\0") { FILE } else { 2 };
+            Some([node.to_ne_bytes().to_vec(), vec![0u8; 32], attributes(node)].concat())
         }
-        // FUSE_OPENDIR, FUSE_RELEASEDIR, FUSE_STATFS.
-        27 => Some(vec![0u8; 16]),
-        29 => Some(Vec::new()),
+        // FUSE_OPEN, FUSE_OPENDIR, FUSE_RELEASE, FUSE_RELEASEDIR, FUSE_STATFS.
+        14 | 27 => Some(vec![0u8; 16]),
+        18 | 29 => Some(Vec::new()),
         17 => Some(vec![0u8; 80]),
         _ => None,
     };

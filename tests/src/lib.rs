@@ -28,6 +28,7 @@ pub mod oracle;
 pub mod patience;
 pub mod place;
 pub mod probe;
+pub mod processes;
 pub mod program;
 pub mod scenario;
 pub mod stack;

@@ -2,6 +2,8 @@
 //! with a bystander that must survive. They fail where they cannot run;
 //! `make test PRIVILEGED=no` leaves the whole target out.
 
+#[path = "privileged/attacks/mod.rs"]
+mod attacks;
 #[path = "privileged/bench.rs"]
 mod bench;
 #[path = "privileged/churn.rs"]

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixListener as BlockingListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::thread::CapabilitySet;
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -13,6 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::causes::chain;
 use crate::config::{Config, ConfigError};
+use crate::confine::{self, ConfineError};
 use crate::engine::{Engine, Parts};
 use crate::journal::{Journal, JournalError};
 use crate::kernel::events::Watcher;
@@ -54,6 +56,9 @@ pub enum DaemonError {
         "whether hostlerd runs in the host's mount namespace cannot be told; pass --own-mount-namespace if only its own is meant"
     )]
     UnclearNamespace(#[source] io::Error),
+    /// It has too many rights.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
     /// Listening.
     #[error("listening on {place} failed")]
     Listen {
@@ -104,12 +109,26 @@ pub fn run(options: &Options) -> Result<(), DaemonError> {
     }
     raise_descriptor_limit();
     let activated = activated_socket()?;
+    // Before there is a second thread, which would keep what the first gives up.
+    confine::daemon(rights_to_listen(&config, activated.is_some()))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(kernel("starting the asynchronous runtime"))?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, serve(options, config, activated))
+}
+
+/// What only the daemon's settings need: its own socket for a group, and a port below 1024.
+fn rights_to_listen(config: &Config, is_activated: bool) -> CapabilitySet {
+    let mut rights = CapabilitySet::empty();
+    if !is_activated && config.api.group.is_some() {
+        rights |= CapabilitySet::CHOWN;
+    }
+    if config.metrics.listen.is_some_and(|address| address.port() < 1024) {
+        rights |= CapabilitySet::NET_BIND_SERVICE;
+    }
+    rights
 }
 
 fn read_config(options: &Options) -> Result<Config, ConfigError> {
@@ -226,11 +245,14 @@ async fn serve(
         Some(listener) => (listener, None),
         None => bind(&config).map(|(listener, own)| (listener, Some(own)))?,
     };
+    // Each message tells its sender; connections have this from the listener.
+    rustix::net::sockopt::set_socket_passcred(&listener, true)
+        .map_err(|error| kernel("having the kernel tell who sends a message")(error.into()))?;
     let listener = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
     let listener = listener
         .map_err(|source| DaemonError::Listen { place: config.api.socket.display().to_string(), source })?;
     let metrics_listener = match config.metrics.listen {
-        Some(address) => Some(http::bind(address).await.map_err(|source| DaemonError::Listen {
+        Some(address) => Some(http::bind(address).map_err(|source| DaemonError::Listen {
             place: format!("{address} ([metrics] listen)"),
             source,
         })?),
@@ -239,7 +261,7 @@ async fn serve(
     let program = std::env::current_exe().map_err(kernel("finding this program's own file"))?;
     let engine = Engine::new(Parts {
         config,
-        program,
+        program: program.clone(),
         journal,
         watcher,
         metrics: Metrics::new(),
@@ -260,8 +282,11 @@ async fn serve(
     tokio::task::spawn_local(async move { follower.follow_changes().await });
     let sweeper = engine.clone();
     tokio::task::spawn_local(async move { sweeper.sweep_regularly().await });
-    tokio::task::spawn_local(api::serve(listener, engine.clone()));
-    serve_metrics(&engine, metrics_listener);
+    tokio::task::spawn_local(api::serve(listener, engine.clone(), program.clone()));
+    if let Some(listener) = metrics_listener {
+        tokio::task::spawn_local(http::keep_serving(listener, engine.clone(), program));
+    }
+    write_metrics(&engine);
 
     tell_systemd(&[NotifyState::Ready]);
     tracing::info!("hostlerd {} is ready", env!("CARGO_PKG_VERSION"));
@@ -272,25 +297,7 @@ async fn serve(
     Ok(())
 }
 
-fn serve_metrics(engine: &Engine, listener: Option<tokio::net::TcpListener>) {
-    let (wishes, mut wished) = mpsc::channel::<http::Wish>(16);
-    let teller = engine.clone();
-    tokio::task::spawn_local(async move {
-        while let Some(wish) = wished.recv().await {
-            match teller.metrics_text().await {
-                // Whoever asked may have gone.
-                Ok(text) => drop(wish.send(text)),
-                Err(error) => tracing::error!("the metrics could not be encoded: {error}"),
-            }
-        }
-    });
-    if let Some(listener) = listener {
-        tokio::task::spawn_local(async move {
-            if let Err(error) = http::serve(listener, wishes).await {
-                tracing::error!("the metrics are not served any more: {error}");
-            }
-        });
-    }
+fn write_metrics(engine: &Engine) {
     let writer = engine.clone();
     tokio::task::spawn_local(async move {
         const INTERVAL: Duration = Duration::from_secs(15);

@@ -8,12 +8,16 @@
 pub mod api;
 pub mod causes;
 pub mod config;
+pub mod confine;
 pub mod daemon;
 pub mod decide;
+pub mod descriptors;
 pub mod engine;
 pub mod http;
 pub mod journal;
 pub mod kernel;
+pub mod lines;
 pub mod metrics;
 pub mod model;
+pub mod reader;
 pub mod worker;

@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use hostler_watchdog::causes::chain;
 use hostler_watchdog::config::{Config, ConfigError};
 use hostler_watchdog::daemon::{self, DaemonError, Options};
-use hostler_watchdog::worker;
+use hostler_watchdog::{http, reader, worker};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::prelude::*;
@@ -40,6 +40,17 @@ enum Command {
     /// Serve one request after the other on standard input; started by hostlerd itself.
     #[command(hide = true)]
     Worker,
+    /// Serve one user's connections; started by hostlerd itself.
+    #[command(hide = true)]
+    Reader {
+        /// The user.
+        uid: u32,
+        /// The group.
+        gid: u32,
+    },
+    /// Serve the metrics; started by hostlerd itself.
+    #[command(hide = true)]
+    MetricsServer,
 }
 
 fn main() -> ExitCode {
@@ -50,6 +61,14 @@ fn main() -> ExitCode {
             Err(error) => fail(&error, 2),
         },
         Some(Command::Worker) => match worker::serve() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error, 1),
+        },
+        Some(Command::Reader { uid, gid }) => match reader::serve(uid, gid) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error, 1),
+        },
+        Some(Command::MetricsServer) => match http::serve() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error, 1),
         },
@@ -75,6 +94,7 @@ fn status_of(error: &DaemonError) -> u8 {
         | DaemonError::ForeignNamespace { .. }
         | DaemonError::UnclearNamespace(_)
         | DaemonError::Listen { .. }
+        | DaemonError::Confine(_)
         | DaemonError::Kernel { .. } => 5,
     }
 }

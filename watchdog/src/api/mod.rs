@@ -1,10 +1,69 @@
-//! The socket that clients use: Varlink, served by a loop of our own.
+//! The socket that clients use.
 //!
-//! One task per connection. A message is at most 64 KiB, must be whole within seconds of its first
-//! byte, and is answered before the next is read. A client that sends what is no message, or does
-//! not read its answers, is dropped and harms nobody else. Who calls is taken from the socket.
+//! The daemon accepts a connection, asks the kernel who connected, and hands it to that user's reader
+//! ([`crate::reader`]): no byte that a client wrote and no descriptor that it passed is ever in this
+//! process. What a reader asks for is done as its user's wish, at most so often a second and so much at
+//! once; a reader that hangs, or says what no reader says, is ended with the connections that it has.
 
-mod connection;
-mod dispatch;
+mod answer;
+mod rate;
+mod readers;
 
-pub use connection::serve;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as BlockingStream;
+use std::time::Duration;
+
+use nix::sys::socket::{getsockopt, sockopt::PeerPidfd};
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::engine::{Caller, Engine};
+use crate::kernel::{processes, signals};
+use crate::model::ProcessIdentity;
+use readers::Readers;
+
+/// Accepts connections for as long as the daemon lives, and has readers started from `program`.
+pub async fn serve(listener: UnixListener, engine: Engine, program: std::path::PathBuf) {
+    /// Without descriptors left, accepting fails at once, again and again.
+    const PAUSE: Duration = Duration::from_millis(100);
+    let readers = Readers::new(engine, program);
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => match introduce(stream) {
+                Ok((caller, group, stream)) => readers.serve(caller, group, stream),
+                Err(error) => tracing::warn!("a connection was dropped: who connected is unknown: {error}"),
+            },
+            Err(error) => {
+                tracing::warn!("a connection could not be accepted: {error}");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Who connected, as the kernel tells.
+fn introduce(stream: UnixStream) -> io::Result<(Caller, u32, OwnedFd)> {
+    // It has this from the listener, unless it was there before the daemon was.
+    rustix::net::sockopt::set_socket_passcred(&stream, true)?;
+    let credentials = stream.peer_cred()?;
+    let process = peer(&stream, credentials.pid())?;
+    let caller = Caller { uid: credentials.uid(), process };
+    let stream: BlockingStream = stream.into_std()?;
+    Ok((caller, credentials.gid(), stream.into()))
+}
+
+/// The process that connected, while it lives.
+fn peer(stream: impl AsFd, pid: Option<i32>) -> io::Result<Option<ProcessIdentity>> {
+    match getsockopt(&stream, PeerPidfd) {
+        Ok(pidfd) => signals::process_of(&pidfd),
+        // Before Linux 6.5 there is only the number. Should it be given again between connect and
+        // here, the lease would be that process's: of the same user, and ended with it.
+        Err(nix::errno::Errno::ENOPROTOOPT) => {
+            let Some(pid) = pid.and_then(|pid| u32::try_from(pid).ok()) else { return Ok(None) };
+            Ok(processes::start_time(pid).ok().map(|start| ProcessIdentity { pid, start }))
+        }
+        // The process was waited for before its connection was accepted.
+        Err(nix::errno::Errno::ESRCH | nix::errno::Errno::ENODATA | nix::errno::Errno::EINVAL) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}

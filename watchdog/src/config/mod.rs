@@ -135,14 +135,34 @@ pub struct Limits {
     pub leases: usize,
     /// Directories that one lease may claim.
     pub claims: usize,
+    /// Processes and loop devices that one lease may register.
+    pub resources: usize,
     /// Connections that one user may have open.
     pub connections: usize,
+    /// Requests that one user may make in a second; more wait for their turn.
+    #[serde(deserialize_with = "at_least_one")]
+    pub requests_per_second: u32,
+    /// Users that may be connected at the same time.
+    pub users: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { leases: 256, claims: 32, connections: 64 }
+        Self {
+            leases: 256,
+            claims: 32,
+            resources: 1024,
+            connections: 64,
+            requests_per_second: 1000,
+            users: 64,
+        }
     }
+}
+
+fn at_least_one<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let number = u32::deserialize(deserializer)?;
+    let none = || serde::de::Error::custom("with 0 nobody would ever be answered; write at least 1");
+    if number == 0 { Err(none()) } else { Ok(number) }
 }
 
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
@@ -248,7 +268,10 @@ mod tests {
             "lazy_after",
             "leases",
             "claims",
+            "resources",
             "connections",
+            "requests_per_second",
+            "users",
             "interval",
             "name",
             "kind",

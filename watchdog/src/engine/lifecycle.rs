@@ -1,6 +1,6 @@
 //! A lease's life, as clients ask for it: open, adopt, claim, close.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,15 +12,18 @@ use super::record::Record;
 use super::{Engine, now_ms};
 use crate::causes::chain;
 use crate::journal::Entry;
-use crate::kernel::{calls, cgroups, directories, loops, processes, signals};
+use crate::kernel::{cgroups, signals};
 use crate::model::{
-    CgroupIdentity, Claim, DiskSequence, Gap, Lease, Opener, Phase, ProcessIdentity, SnapshotDepth,
-    none_is_later,
+    CgroupIdentity, Claim, DiskSequence, Gap, Lease, Opener, Phase, ProcessIdentity, Proof, ProvenDirectory,
+    ProvenLoop, ProvenProcess, SnapshotDepth, Wanted, none_is_later,
 };
+use crate::worker::{Examined, WorkerError};
 
 /// How many descriptors of claimed directories are kept, of all leases together. All of them go beside
 /// one message to a worker, which can carry 253.
 const KEPT_LIMIT: usize = 64;
+/// How many workers may hang because of one user's descriptors before no more of his are looked at.
+const HANGING_LIMIT: usize = 4;
 /// Longest name of a lease, in bytes.
 const NAME_LIMIT: usize = 200;
 
@@ -31,6 +34,15 @@ pub struct Caller {
     pub uid: u32,
     /// The process that connected, while it lives.
     pub process: Option<ProcessIdentity>,
+}
+
+/// A descriptor that a client passed: it stays in the reader.
+#[derive(Clone, Copy, Debug)]
+pub struct Passed<'reader> {
+    /// The reader's pidfd.
+    pub reader: BorrowedFd<'reader>,
+    /// The descriptor's number there.
+    pub number: u32,
 }
 
 impl Caller {
@@ -47,6 +59,10 @@ pub(super) fn refused(reason: impl Into<String>) -> CallError {
     CallError::Refused { reason: reason.into() }
 }
 
+fn limit_reached(limit: &str, value: usize) -> CallError {
+    CallError::LimitReached { limit: limit.to_owned(), value: value as u64 }
+}
+
 pub(super) fn unavailable(reason: impl std::fmt::Display) -> CallError {
     CallError::Unavailable { reason: reason.to_string() }
 }
@@ -60,20 +76,34 @@ impl Engine {
         &self,
         caller: Caller,
         name: &str,
-        owner: Option<OwnedFd>,
+        owner: Option<Passed<'_>>,
         deadline: Option<Duration>,
     ) -> Result<LeaseOpened, CallError> {
         if name.len() > NAME_LIMIT {
             return Err(refused(format!("a lease's name has at most {NAME_LIMIT} bytes")));
         }
         let limit = self.shared.config.borrow().limits.leases;
-        let is_callers = |lease: &&Lease| lease.uid == caller.uid && lease.opener == Opener::Client;
-        let open = self.shared.state.borrow().leases().filter(is_callers).count();
-        if open >= limit {
-            return Err(CallError::LimitReached { limit: "leases".to_owned(), value: limit as u64 });
+        if !self.shared.state.borrow_mut().begin_opening(caller.uid, limit) {
+            return Err(limit_reached("leases", limit));
         }
+        let opened = self.open_in_limits(caller, name, owner, deadline).await;
+        self.shared.state.borrow_mut().end_opening(caller.uid);
+        opened
+    }
+
+    async fn open_in_limits(
+        &self,
+        caller: Caller,
+        name: &str,
+        owner: Option<Passed<'_>>,
+        deadline: Option<Duration>,
+    ) -> Result<LeaseOpened, CallError> {
         let (owner, pidfd) = match owner {
-            Some(pidfd) => (self.owned_process(caller, &pidfd)?, pidfd),
+            Some(passed) => {
+                let process = self.owned_process(caller, passed).await?;
+                let ended = || refused("that process has ended");
+                (process, signals::open(process).map_err(unavailable)?.ok_or_else(ended)?)
+            }
             None => {
                 let ended = || refused("the process that connected has ended; pass the owner's pidfd");
                 let process = caller.process.ok_or_else(ended)?;
@@ -207,15 +237,37 @@ impl Engine {
         });
     }
 
+    /// What a descriptor is of that a client passed, as a worker finds it.
+    async fn examine(
+        &self,
+        caller: Caller,
+        passed: Passed<'_>,
+        wanted: Wanted,
+    ) -> Result<Examined, CallError> {
+        if self.shared.pool.hanging_for(caller.uid) >= HANGING_LIMIT {
+            return Err(refused(format!(
+                "{HANGING_LIMIT} descriptors of user {} hang whoever looks at them; end what does not answer (a FUSE server, for example) first",
+                caller.uid
+            )));
+        }
+        let number = i32::try_from(passed.number).map_err(|_| refused("there is no such descriptor"))?;
+        let silence = self.shared.config.borrow().reclaim.step_timeout;
+        let examined = self.shared.pool.examine(caller.uid, passed.reader, number, wanted, silence).await;
+        match examined {
+            Ok(Examined { proof: Proof::None(why), .. }) => Err(refused(why)),
+            Ok(examined) => Ok(examined),
+            Err(error @ WorkerError::Hung { .. }) => Err(refused(error.to_string())),
+            Err(error) => Err(unavailable(chain(&error))),
+        }
+    }
+
     /// The process of a pidfd, when it is of the caller's user.
-    fn owned_process(&self, caller: Caller, pidfd: &OwnedFd) -> Result<ProcessIdentity, CallError> {
-        let process = signals::process_of(pidfd)
-            .map_err(|error| refused(error.to_string()))?
-            .ok_or_else(|| refused("that process has ended"))?;
-        let uid = processes::real_user(process.pid).map_err(unavailable)?;
-        // Read before the check that it is still the same process, so that it is this one's.
-        let unchanged = signals::process_of(pidfd).map_err(unavailable)? == Some(process);
-        if unchanged && caller.may_use(uid) {
+    async fn owned_process(&self, caller: Caller, passed: Passed<'_>) -> Result<ProcessIdentity, CallError> {
+        let examined = self.examine(caller, passed, Wanted::Process).await?;
+        let Proof::Process(ProvenProcess { process, user }) = examined.proof else {
+            return Err(refused("that descriptor is no pidfd"));
+        };
+        if caller.may_use(user) {
             Ok(process)
         } else {
             Err(refused(format!("process {} is not one of user {}", process.pid, caller.uid)))
@@ -231,10 +283,12 @@ impl Engine {
         caller: Caller,
         id: LeaseId,
         epoch: Epoch,
-        pidfd: &OwnedFd,
+        pidfd: Passed<'_>,
     ) -> Result<(), CallError> {
-        let lease = self.open_lease_of(caller, id, epoch)?;
-        let process = self.owned_process(caller, pidfd)?;
+        self.room_for_a_resource(caller, id, epoch)?;
+        let process = self.owned_process(caller, pidfd).await?;
+        // It may have ended while that was looked at.
+        let lease = self.room_for_a_resource(caller, id, epoch)?;
         if let Some((_, path)) = &lease.cgroup {
             cgroups::enter(std::path::Path::new(path), process.pid).map_err(unavailable)?;
         }
@@ -255,26 +309,15 @@ impl Engine {
         caller: Caller,
         id: LeaseId,
         epoch: Epoch,
-        device: &OwnedFd,
+        device: Passed<'_>,
     ) -> Result<(), CallError> {
-        self.open_lease_of(caller, id, epoch)?;
-        let number = loops::is_loop_device(device)
-            .map_err(unavailable)?
-            .ok_or_else(|| refused("that descriptor is of no loop device"))?;
+        self.room_for_a_resource(caller, id, epoch)?;
+        let examined = self.examine(caller, device, Wanted::Loop).await?;
         // Whoever may only read a device must not be able to have it detached.
-        if !caller.is_root() && !directories::is_writable(device).map_err(unavailable)? {
-            return Err(refused(format!(
-                "/dev/loop{number} must be opened for writing to prove that it is yours"
-            )));
-        }
-        let look = self.look(SnapshotDepth::Ownership).await.map_err(unavailable)?;
-        let identity = look
-            .snapshot
-            .loops
-            .iter()
-            .find(|seen| seen.number == number)
-            .and_then(crate::model::LoopDevice::identity)
-            .ok_or_else(|| refused(format!("/dev/loop{number} is not bound, or does not answer")))?;
+        let Proof::Loop(ProvenLoop { identity, is_writable: true }) = examined.proof else {
+            return Err(refused("that descriptor is of no loop device that was opened for writing"));
+        };
+        self.room_for_a_resource(caller, id, epoch)?;
         self.change(id, |lease| {
             lease.loops.insert(identity);
         })
@@ -291,31 +334,30 @@ impl Engine {
         caller: Caller,
         id: LeaseId,
         epoch: Epoch,
-        directory: OwnedFd,
+        directory: Passed<'_>,
         scratch: bool,
     ) -> Result<(), CallError> {
-        let lease = self.open_lease_of(caller, id, epoch)?;
-        let limit = self.shared.config.borrow().limits.claims;
-        if lease.claims.len() >= limit {
-            return Err(CallError::LimitReached { limit: "claims".to_owned(), value: limit as u64 });
-        }
-        let identity = directories::identity(&directory).map_err(|error| refused(error.to_string()))?;
-        let path = directories::path(&directory).map_err(unavailable)?;
-        let shown = printable(path.as_os_str().as_encoded_bytes());
-        if path == std::path::Path::new("/") {
+        self.room_for_a_claim(caller, id, epoch)?;
+        let Examined { proof, kept } = self.examine(caller, directory, Wanted::Directory).await?;
+        let Proof::Directory(proven) = proof else {
+            return Err(refused("that descriptor is of no directory"));
+        };
+        let shown = &proven.path;
+        if proven.is_root {
             return Err(refused(
                 "the root directory cannot be claimed; claim the directory that the job works in",
             ));
         }
-        let owner = directories::owner(&directory).map_err(unavailable)?;
+        let owner = proven.owner;
         if !caller.may_use(owner) || (owner != caller.uid && scratch) {
             return Err(refused(format!("{shown} belongs to user {owner}; claim a directory of your own")));
         }
-        if lease.claims.iter().any(|claim| claim.directory == identity && claim.scratch == scratch) {
+        let lease = self.room_for_a_claim(caller, id, epoch)?;
+        let is_claimed = |claim: &Claim| claim.directory == proven.directory && claim.scratch == scratch;
+        if lease.claims.iter().any(is_claimed) {
             return Ok(());
         }
-        let handle = calls::file_handle(&directory).ok();
-        if handle.is_none() && self.shared.state.borrow().kept_descriptors() >= KEPT_LIMIT {
+        if proven.handle.is_none() && self.shared.state.borrow().kept_descriptors() >= KEPT_LIMIT {
             return Err(refused(format!(
                 "{shown} is on a file system without file handles, and {KEPT_LIMIT} directories of such are claimed already; claim one on a disk"
             )));
@@ -325,9 +367,9 @@ impl Engine {
             // says what was there before.
             self.look(SnapshotDepth::Ownership).await.map_err(unavailable)?;
         }
-        let mount = directories::mount_of(&directory).ok();
-        let claim = Claim { directory: identity, scratch, path: shown, handle, mount };
-        let kept = claim.handle.is_none().then(|| Rc::new(directory));
+        let ProvenDirectory { directory, path, handle, mount, .. } = proven;
+        let claim = Claim { directory, scratch, path, handle, mount };
+        let kept = kept.filter(|_| claim.handle.is_none()).map(Rc::new);
         self.add_claim(id, claim, kept).await
     }
 
@@ -442,6 +484,21 @@ impl Engine {
         } else {
             Err(CallError::StaleEpoch { lease: id, epoch })
         }
+    }
+
+    /// The same, when it can take in one more directory.
+    fn room_for_a_claim(&self, caller: Caller, id: LeaseId, epoch: Epoch) -> Result<Lease, CallError> {
+        let lease = self.open_lease_of(caller, id, epoch)?;
+        let limit = self.shared.config.borrow().limits.claims;
+        if lease.claims.len() < limit { Ok(lease) } else { Err(limit_reached("claims", limit)) }
+    }
+
+    /// The same, when it can take in one more process or loop device.
+    fn room_for_a_resource(&self, caller: Caller, id: LeaseId, epoch: Epoch) -> Result<Lease, CallError> {
+        let lease = self.open_lease_of(caller, id, epoch)?;
+        let limit = self.shared.config.borrow().limits.resources;
+        let count = lease.processes.len() + lease.loops.len();
+        if count < limit { Ok(lease) } else { Err(limit_reached("resources", limit)) }
     }
 
     /// The same, while its owner lives: what is over takes nothing in.

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::memory::Seen;
 use super::{Engine, News, query};
+use crate::causes::chain;
 use crate::decide::{Ownership, attribute};
 use crate::model::{Claim, Snapshot, SnapshotDepth};
 use crate::worker::{ClaimQuery, Extent, LeaseQuery, Query, WorkerError};
@@ -26,8 +27,8 @@ pub(super) struct Look {
 
 /// A look that gave nothing.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("looking at the host failed")]
-pub(super) struct LookFailed(#[source] Rc<WorkerError>);
+#[error("looking at the host failed: {}", chain(.0.as_ref()))]
+pub(super) struct LookFailed(Rc<WorkerError>);
 
 type Outcome = Option<Result<Rc<Look>, LookFailed>>;
 

@@ -26,7 +26,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-pub use lifecycle::Caller;
+pub use lifecycle::{Caller, Passed};
 use tokio::sync::Notify;
 
 use crate::causes::chain;

@@ -10,7 +10,7 @@ use hostler_protocol::resource::ResourceView;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::model::{Lease, MountIdentity, ResourceIdentity};
+use crate::model::{Lease, MountIdentity, Opener, ResourceIdentity};
 use hostler_protocol::lease::ResourceOutcome;
 
 /// How many ended leases are kept to be shown.
@@ -75,11 +75,13 @@ pub(super) struct State {
     records: BTreeMap<LeaseId, Record>,
     ended: VecDeque<LeaseView>,
     next_lease: u64,
+    /// Leases on their way, by user: they count as open.
+    opening: BTreeMap<u32, usize>,
 }
 
 impl State {
     pub(super) fn new(next_lease: u64) -> Self {
-        Self { records: BTreeMap::new(), ended: VecDeque::new(), next_lease }
+        Self { records: BTreeMap::new(), ended: VecDeque::new(), next_lease, opening: BTreeMap::new() }
     }
 
     /// A number that was never given.
@@ -87,6 +89,26 @@ impl State {
         let id = LeaseId(self.next_lease);
         self.next_lease += 1;
         id
+    }
+
+    /// Counts a lease of this user's as being opened, unless he has `limit` already.
+    pub(super) fn begin_opening(&mut self, user: u32, limit: usize) -> bool {
+        let is_users = |lease: &&Lease| lease.uid == user && lease.opener == Opener::Client;
+        let open = self.leases().filter(is_users).count();
+        let opening = self.opening.entry(user).or_default();
+        let has_room = open + *opening < limit;
+        *opening += usize::from(has_room);
+        has_room
+    }
+
+    /// The lease is open, or will not be.
+    pub(super) fn end_opening(&mut self, user: u32) {
+        if let Some(count) = self.opening.get_mut(&user) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.opening.remove(&user);
+            }
+        }
     }
 
     /// The number that will be given next.

@@ -190,6 +190,21 @@ pub fn device(sys: &Path, number: u32) -> io::Result<DeviceNumber> {
     block::device(&sys.join(format!("block/loop{number}")))
 }
 
+/// What an open loop device is attached to; `None` when it is not. While it is open that cannot become
+/// something else. May hang as [`ask`] does.
+///
+/// # Errors
+/// What the calls say.
+pub fn attachment(node: impl AsFd, number: u32) -> io::Result<Option<LoopIdentity>> {
+    let backing = match status(&node) {
+        Ok((backing, _)) => backing,
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let sequence = DiskSequence(calls::disk_sequence(&node)?);
+    Ok(Some(LoopIdentity { number, sequence, backing }))
+}
+
 /// Opens exactly this attachment, and holds it.
 ///
 /// The order is what makes it exact: once the device is held open and has answered that it is
@@ -204,15 +219,11 @@ pub fn hold(identity: &LoopIdentity) -> io::Result<Found> {
         Err(error) if block::is_gone(&error) => return Ok(Found::Gone),
         Err(error) => return Err(error),
     };
-    let backing = match status(&node) {
-        Ok((backing, _)) => backing,
-        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(Found::Gone),
-        Err(error) => return Err(error),
-    };
-    if DiskSequence(calls::disk_sequence(&node)?) != identity.sequence || backing != identity.backing {
-        return Ok(Found::Replaced);
-    }
-    Ok(Found::It(node))
+    Ok(match attachment(&node, identity.number)? {
+        None => Found::Gone,
+        Some(found) if found == *identity => Found::It(node),
+        Some(_) => Found::Replaced,
+    })
 }
 
 /// Detaches exactly this attachment, once these partitions of it are removed.

@@ -7,6 +7,7 @@ mod identity;
 mod lease;
 mod plan;
 mod policy;
+mod proof;
 mod snapshot;
 
 pub use identity::{
@@ -17,6 +18,7 @@ pub use identity::{
 pub use lease::{Claim, Lease, Phase, none_is_later};
 pub use plan::{Plan, Step, StepResult, UnmountHow};
 pub use policy::{Action, Criterion, Match, Opener, Qemu, Rule, Taking};
+pub use proof::{Proof, ProvenDirectory, ProvenLoop, ProvenProcess, Wanted};
 pub use snapshot::{
     FileHold, Filesystem, FuseConnection, Gap, LoopDevice, LoopState, Map, Mount, Namespace, Nbd, Partition,
     Place, Process, Snapshot, SnapshotDepth, Swap, UnderClaim,

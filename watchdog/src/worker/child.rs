@@ -1,18 +1,21 @@
 //! The worker process itself.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use hostler_protocol::frame::{Decoder, FrameError, REPLY_LIMIT, encode};
-use rustix::process::{Signal, set_parent_process_death_signal};
 
-use super::descriptors::{receive, send};
 use super::message::{Request, Response};
-use super::{act, observe};
+use super::{act, examine, observe};
+use crate::confine::{self, ConfineError};
+use crate::descriptors::{receive, send};
 
 /// Why a worker stopped serving.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerFailure {
+    /// It has too many rights.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
     /// The socket to the daemon.
     #[error("the worker's socket failed; it is started by hostlerd only, never by hand")]
     Socket(#[from] io::Error),
@@ -29,7 +32,7 @@ pub enum WorkerFailure {
 /// # Errors
 /// When the socket fails or carries no requests.
 pub fn serve() -> Result<(), WorkerFailure> {
-    set_parent_process_death_signal(Some(Signal::KILL)).map_err(io::Error::from)?;
+    confine::worker()?;
     let socket = io::stdin();
     let mut decoder = Decoder::new(REPLY_LIMIT);
     let mut buffer = vec![0u8; 64 * 1024];
@@ -50,11 +53,8 @@ pub fn serve() -> Result<(), WorkerFailure> {
     }
 }
 
-fn answer(
-    request: Request,
-    passed: &[OwnedFd],
-    socket: std::os::fd::BorrowedFd<'_>,
-) -> Result<(), WorkerFailure> {
+fn answer(request: Request, passed: &[OwnedFd], socket: BorrowedFd<'_>) -> Result<(), WorkerFailure> {
+    let mut kept = None;
     let response = match request {
         Request::Observe { query, skip } => {
             let mut failure = None;
@@ -74,16 +74,42 @@ fn answer(
             write(socket, &Response::Touching { device: None, what: step.sentence() })?;
             Response::Acted(act::act(&step, claim.as_ref(), passed))
         }
+        Request::Examine { number, wanted } => {
+            write(
+                socket,
+                &Response::Touching { device: None, what: "looking at that descriptor".to_owned() },
+            )?;
+            let examined = match passed.first() {
+                Some(reader) => examine::examine(reader, number, wanted),
+                None => Err(io::Error::new(io::ErrorKind::InvalidInput, "no pidfd came with the request")),
+            };
+            Response::Examined(match examined {
+                Ok((proof, descriptor)) => {
+                    kept = descriptor;
+                    Ok(proof)
+                }
+                Err(error) => Err(error.to_string()),
+            })
+        }
     };
-    write(socket, &response)
+    write_beside(socket, &response, kept.as_ref().map(AsFd::as_fd).as_slice())
 }
 
-fn write(socket: std::os::fd::BorrowedFd<'_>, response: &Response) -> Result<(), WorkerFailure> {
+fn write(socket: BorrowedFd<'_>, response: &Response) -> Result<(), WorkerFailure> {
+    write_beside(socket, response, &[])
+}
+
+fn write_beside(
+    socket: BorrowedFd<'_>,
+    response: &Response,
+    mut descriptors: &[BorrowedFd<'_>],
+) -> Result<(), WorkerFailure> {
     let bytes = encode(response)?;
     let mut rest = bytes.as_slice();
     while !rest.is_empty() {
-        let sent = send(socket, rest, &[])?;
+        let sent = send(socket, rest, descriptors)?;
         rest = &rest[sent..];
+        descriptors = &[];
     }
     Ok(())
 }

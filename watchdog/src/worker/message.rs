@@ -3,7 +3,9 @@
 use hostler_protocol::lease::LeaseId;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{CgroupIdentity, Claim, Criterion, Snapshot, SnapshotDepth, Step, StepResult};
+use crate::model::{
+    CgroupIdentity, Claim, Criterion, Proof, Snapshot, SnapshotDepth, Step, StepResult, Wanted,
+};
 
 /// What a look needs to know of a lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +92,13 @@ pub enum Request {
         /// The claim that a step on a directory is about.
         claim: Option<ClaimQuery>,
     },
+    /// Look at a descriptor of the process whose pidfd comes beside this.
+    Examine {
+        /// Its number there.
+        number: i32,
+        /// What it ought to be of.
+        wanted: Wanted,
+    },
 }
 
 /// What a worker says.
@@ -107,4 +116,7 @@ pub enum Response {
     Seen(Box<Snapshot>),
     /// How the step went.
     Acted(StepResult),
+    /// What the descriptor is of, or why that cannot be told. Beside it comes a directory's that has no
+    /// file handle, to be kept.
+    Examined(Result<Proof, String>),
 }

@@ -10,7 +10,7 @@ mod blocks;
 mod child;
 mod claims;
 mod criteria;
-mod descriptors;
+mod examine;
 mod glance;
 mod message;
 mod observe;
@@ -20,7 +20,6 @@ mod recheck;
 mod release;
 
 pub use child::serve;
-pub use descriptors::{receive, send};
 pub use message::{ClaimQuery, Extent, LeaseQuery, Query, Request, Response};
 pub use observe::{look, look_while};
-pub use pool::{Pool, WorkerError};
+pub use pool::{Examined, Pool, WorkerError};

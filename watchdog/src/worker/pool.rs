@@ -15,13 +15,15 @@ use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
-use super::descriptors::{receive, send};
 use super::message::{Query, Request, Response};
-use crate::model::{Snapshot, Step, StepResult};
+use crate::descriptors::{receive, send_all};
+use crate::model::{Proof, Snapshot, Step, StepResult, Wanted};
 
 /// How many workers may do steps at once: each lease being taken back has one, which mostly waits for
 /// the kernel.
 const ACTING_LIMIT: usize = 64;
+/// How many workers may look at clients' descriptors at once.
+const EXAMINING_LIMIT: usize = 32;
 /// How many workers may look at once. Apart from those that act: steps that hang must not keep anybody
 /// from looking.
 const LOOKING_LIMIT: usize = 4;
@@ -85,11 +87,28 @@ struct Inner {
     program: std::path::PathBuf,
     idle: RefCell<Vec<Worker>>,
     /// Killed, and not yet gone: a process in uninterruptible sleep takes its time.
-    given_up: RefCell<Vec<Child>>,
+    given_up: RefCell<Vec<GivenUp>>,
     /// What hung a look not long ago: the next ones need not find out again.
     hung: RefCell<HashMap<Hung, Kept>>,
     acting: Semaphore,
     looking: Semaphore,
+    examining: Semaphore,
+}
+
+#[derive(Debug)]
+struct GivenUp {
+    child: Child,
+    /// Whose descriptor it was looking at.
+    user: Option<u32>,
+}
+
+/// What a client's descriptor is of, and what is kept of it where it has no file handle.
+#[derive(Debug)]
+pub struct Examined {
+    /// What it is of.
+    pub proof: Proof,
+    /// The directory's, opened anew so that closing it does not hang.
+    pub kept: Option<OwnedFd>,
 }
 
 /// Something that hung a look.
@@ -126,6 +145,7 @@ impl Pool {
                 hung: RefCell::default(),
                 acting: Semaphore::new(ACTING_LIMIT),
                 looking: Semaphore::new(LOOKING_LIMIT),
+                examining: Semaphore::new(EXAMINING_LIMIT),
             }),
         }
     }
@@ -191,15 +211,55 @@ impl Pool {
         }
     }
 
+    /// Looks at a descriptor that a client of `user`'s passed to the reader of that pidfd.
+    ///
+    /// # Errors
+    /// When no worker can be had, when looking at it hangs, or when the kernel does not tell.
+    pub async fn examine(
+        &self,
+        user: u32,
+        reader: BorrowedFd<'_>,
+        number: i32,
+        wanted: Wanted,
+        silence: Duration,
+    ) -> Result<Examined, WorkerError> {
+        let request = Request::Examine { number, wanted };
+        let (response, kept) = self.call_for(Some(user), &request, &[reader], silence).await?;
+        match response {
+            Response::Examined(Ok(proof)) => Ok(Examined { proof, kept: kept.into_iter().next() }),
+            Response::Examined(Err(cause)) => Err(WorkerError::Nonsense { cause }),
+            other => Err(WorkerError::Nonsense { cause: format!("{other:?}") }),
+        }
+    }
+
+    /// How many workers hang because of a user's descriptors.
+    #[must_use]
+    pub fn hanging_for(&self, user: u32) -> usize {
+        let mut given_up = self.inner.given_up.borrow_mut();
+        given_up.retain_mut(GivenUp::is_there);
+        given_up.iter().filter(|worker| worker.user == Some(user)).count()
+    }
+
     async fn call(
         &self,
         request: &Request,
         descriptors: &[BorrowedFd<'_>],
         silence: Duration,
     ) -> Result<Response, WorkerError> {
+        Ok(self.call_for(None, request, descriptors, silence).await?.0)
+    }
+
+    async fn call_for(
+        &self,
+        user: Option<u32>,
+        request: &Request,
+        descriptors: &[BorrowedFd<'_>],
+        silence: Duration,
+    ) -> Result<(Response, Vec<OwnedFd>), WorkerError> {
         let permits = match request {
             Request::Observe { .. } => &self.inner.looking,
             Request::Act { .. } => &self.inner.acting,
+            Request::Examine { .. } => &self.inner.examining,
         };
         let permit = permits.acquire().await;
         let _permit = permit.expect("the semaphore is never closed");
@@ -208,7 +268,7 @@ impl Pool {
         if result.is_ok() && self.inner.idle.borrow().len() < IDLE_LIMIT {
             self.inner.idle.borrow_mut().push(worker);
         } else {
-            self.give_up(worker);
+            self.give_up(worker, user);
         }
         result
     }
@@ -224,12 +284,18 @@ impl Pool {
     }
 
     /// Ends a worker and collects those that have ended meanwhile. Never waits.
-    fn give_up(&self, mut worker: Worker) {
+    fn give_up(&self, mut worker: Worker, user: Option<u32>) {
         // An error means that it has ended already.
         let _ = worker.child.kill();
         let mut given_up = self.inner.given_up.borrow_mut();
-        given_up.push(worker.child);
-        given_up.retain_mut(|child| !matches!(child.try_wait(), Ok(Some(_)) | Err(_)));
+        given_up.push(GivenUp { child: worker.child, user });
+        given_up.retain_mut(GivenUp::is_there);
+    }
+}
+
+impl GivenUp {
+    fn is_there(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(Some(_)) | Err(_))
     }
 }
 
@@ -257,7 +323,7 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         let workers = self.idle.get_mut().drain(..).map(|worker| worker.child);
-        for mut child in workers.chain(self.given_up.get_mut().drain(..)) {
+        for mut child in workers.chain(self.given_up.get_mut().drain(..).map(|worker| worker.child)) {
             let _ = child.kill();
             let _ = child.try_wait();
         }
@@ -284,10 +350,11 @@ impl Worker {
         request: &Request,
         descriptors: &[BorrowedFd<'_>],
         silence: Duration,
-    ) -> Result<Response, WorkerError> {
+    ) -> Result<(Response, Vec<OwnedFd>), WorkerError> {
         let bytes = encode(request).map_err(|error| WorkerError::Nonsense { cause: error.to_string() })?;
         let mut doing = "starting".to_owned();
         let mut touched = None;
+        let mut passed = Vec::new();
         let mut decoder = Decoder::new(REPLY_LIMIT);
         let mut buffer = vec![0u8; 64 * 1024];
         let hung = |doing: &str, device| WorkerError::Hung {
@@ -295,7 +362,7 @@ impl Worker {
             device,
             seconds: silence.as_secs(),
         };
-        match timeout(silence, self.write(&bytes, descriptors)).await {
+        match timeout(silence, send_all(&self.socket, &bytes, descriptors)).await {
             Ok(written) => written.map_err(WorkerError::Socket)?,
             Err(_) => return Err(hung(&doing, touched)),
         }
@@ -311,10 +378,12 @@ impl Worker {
                         };
                         touched = device;
                     }
-                    done @ (Response::Seen(_) | Response::Acted(_)) => return Ok(done),
+                    done @ (Response::Seen(_) | Response::Acted(_) | Response::Examined(_)) => {
+                        return Ok((done, passed));
+                    }
                 }
             }
-            let read = timeout(silence, self.read(&mut buffer)).await;
+            let read = timeout(silence, self.read(&mut buffer, &mut passed)).await;
             match read {
                 Ok(Ok(0)) => return Err(WorkerError::Ended { doing }),
                 Ok(Ok(count)) => decoder.push(&buffer[..count]),
@@ -324,20 +393,7 @@ impl Worker {
         }
     }
 
-    async fn write(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let mut rest = bytes;
-        let mut passed = descriptors;
-        while !rest.is_empty() {
-            let sent =
-                self.socket.async_io(Interest::WRITABLE, || send(self.socket.as_fd(), rest, passed)).await?;
-            rest = &rest[sent..];
-            passed = &[];
-        }
-        Ok(())
-    }
-
-    async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut none = Vec::new();
-        self.socket.async_io(Interest::READABLE, || receive(self.socket.as_fd(), buffer, &mut none)).await
+    async fn read(&self, buffer: &mut [u8], passed: &mut Vec<OwnedFd>) -> io::Result<usize> {
+        self.socket.async_io(Interest::READABLE, || receive(self.socket.as_fd(), buffer, passed)).await
     }
 }

@@ -1,0 +1,3 @@
+//! What hostile users try, each against a real daemon as root.
+
+mod boundary;
