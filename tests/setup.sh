@@ -54,6 +54,7 @@ if [ "$what" = test ]; then
     need systemd-analyze systemd
     need python3 python3
     need mkfs.btrfs btrfs-progs
+    need debootstrap debootstrap
     need mksquashfs squashfs-tools
     # The Python client of Varlink goes into a virtual environment of the test's own.
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)

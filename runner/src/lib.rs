@@ -13,6 +13,7 @@ pub mod debian;
 pub mod disk;
 pub mod event;
 pub mod lock;
+pub mod mirror;
 pub mod passing;
 pub mod recipe;
 pub mod signs;

@@ -8,6 +8,8 @@
 mod killed;
 #[path = "builds/limits.rs"]
 mod limits;
+#[path = "builds/mirror.rs"]
+mod mirror;
 #[path = "builds/of_root.rs"]
 mod of_root;
 #[path = "builds/throwaway.rs"]

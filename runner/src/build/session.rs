@@ -432,10 +432,16 @@ fn preflight_host(request: &Request, environment: &Environment, stop: &Stop) -> 
     }
 }
 
-/// Downloads through the proxy that the environment or apt's configuration names, until `stop`.
+/// Downloads through the proxy that the environment or apt's configuration names, first from the mirrors that
+/// the environment names, until `stop`.
 #[must_use]
 pub fn fetch_options(stop: &Stop) -> FetchOptions {
-    FetchOptions { proxies: Proxies::of_host(stop), stop: stop.clone(), ..FetchOptions::default() }
+    FetchOptions {
+        proxies: Proxies::of_host(stop),
+        stop: stop.clone(),
+        mirrors: cache::mirrors(|name| std::env::var(name).ok()),
+        ..FetchOptions::default()
+    }
 }
 
 #[cfg(test)]

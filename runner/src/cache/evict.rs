@@ -5,6 +5,8 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
@@ -98,6 +100,44 @@ impl Cache {
         shrunk.left = sum(&mut contents.iter()).saturating_sub(shrunk.bytes);
         shrunk.needed = sum(&mut contents.iter().filter(|content| content.in_use || content.needed));
         Ok(shrunk)
+    }
+
+    /// Gives a content another name: a hard link at `place`, which is not to be there yet. It is not
+    /// checked: whoever serves it does that.
+    ///
+    /// # Errors
+    /// The content is not there, or the link cannot be made.
+    pub fn link(&self, digest: Digest, place: &Path) -> Result<(), StoreError> {
+        let noted = self.note_use(digest)?;
+        fs::hard_link(self.path(digest), place)
+            .map_err(|source| StoreError::Write { path: place.to_owned(), source })?;
+        drop(noted);
+        Ok(())
+    }
+
+    /// Is the content there, with another name, and of the right size? It is not read.
+    #[must_use]
+    pub fn is_linked(&self, digest: Digest, size: Option<u64>) -> bool {
+        fs::metadata(self.path(digest))
+            .is_ok_and(|metadata| metadata.nlink() > 1 && size.is_none_or(|size| metadata.len() == size))
+    }
+
+    /// Removes contents that have no other name any more, but for those in use. How many.
+    ///
+    /// # Errors
+    /// The cache cannot be read or written.
+    pub fn remove_unlinked(&self) -> Result<u64, StoreError> {
+        let _lock = self.alone()?;
+        let mut removed = 0;
+        for content in self.listed()? {
+            let path = self.path(content.digest);
+            let names = fs::metadata(&path).map_or(0, |metadata| metadata.nlink());
+            if names == 1 && !content.in_use && !content.needed {
+                fs::remove_file(&path).map_err(|source| StoreError::Write { path, source })?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
     }
 
     /// The lock under which nobody else begins to use or write anything.

@@ -23,7 +23,7 @@ use super::fetch_error::FetchError;
 use super::proxy::Proxies;
 use super::store::{Cache, Remembered, StoreError};
 use super::transfer::{Core, Metadata};
-use super::upstream::LeastPace;
+use super::upstream::{LeastPace, last_part};
 
 /// How downloads are done.
 #[derive(Clone, Debug)]
@@ -46,6 +46,8 @@ pub struct FetchOptions {
     pub stop: Stop,
     /// What may be brought at all.
     pub supply: Supply,
+    /// Roots of mirrors that are asked before all others, each with archives in folders named as upstream's.
+    pub mirrors: Vec<String>,
 }
 
 /// What may be brought at all. The default is anything, from anywhere.
@@ -69,6 +71,7 @@ impl Default for FetchOptions {
             parallel: 6,
             stop: Stop::default(),
             supply: Supply::default(),
+            mirrors: Vec::new(),
         }
     }
 }
@@ -273,6 +276,21 @@ impl Fetcher {
     pub fn note_brought(&self, wanted: &Wanted) {
         self.core.note(wanted);
         self.core.note_size(wanted.digest, wanted.size.unwrap_or(0));
+    }
+
+    /// The roots of equal archives, together with where the mirrors would have them.
+    #[must_use]
+    pub fn with_mirrors(&self, roots: Vec<String>) -> Vec<String> {
+        let folder = roots.first().map_or("", |root| last_part(root)).to_owned();
+        let mirrors = &self.core.options.mirrors;
+        if folder.is_empty() {
+            return roots;
+        }
+        mirrors
+            .iter()
+            .map(|mirror| format!("{}/{folder}", mirror.trim_end_matches('/')))
+            .chain(roots)
+            .collect()
     }
 
     /// The lock that this keeps to.

@@ -31,5 +31,5 @@ pub use proxy::Proxies;
 pub use serve::{Failure, Mirror, MirrorError, MirrorReport};
 pub use store::{Cache, Remembered, StoreError, default_directory, limit};
 pub use transfer::Metadata;
-pub use upstream::LeastPace;
+pub use upstream::{LeastPace, last_part, mirrors};
 pub use writer::{Scratch, Writer};

@@ -63,6 +63,22 @@ pub(super) fn upstream_of(url: &str) -> String {
     format!("{scheme}://{host}").to_ascii_lowercase()
 }
 
+/// The last part of the path of an address: the folder of an archive.
+#[must_use]
+pub fn last_part(url: &str) -> &str {
+    url.split_once("://")
+        .and_then(|(_, rest)| rest.split_once('/'))
+        .and_then(|(_, path)| path.trim_end_matches('/').rsplit('/').next())
+        .unwrap_or("")
+}
+
+/// The mirrors that an environment asks for: `HOSTLER_MIRROR`, addresses with commas between them.
+#[must_use]
+pub fn mirrors(variable: impl Fn(&str) -> Option<String>) -> Vec<String> {
+    let text = variable("HOSTLER_MIRROR").unwrap_or_default();
+    text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
+}
+
 #[derive(Clone, Copy, Debug, Default)]
 struct Record {
     faults: u32,

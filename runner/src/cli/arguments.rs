@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::cache::CacheArguments;
 use super::lease::LeaseCommand;
+use super::mirror::MirrorCommand;
 use super::run::RunArguments;
 use super::status::StatusArguments;
 
@@ -68,6 +69,9 @@ pub(crate) enum Command {
     Reclaim(Reclaim),
     /// Look after the download cache: what it has, whether that is intact, and how it gets to another host.
     Cache(CacheArguments),
+    /// Make and serve mirrors of release trees, whole or only what is needed of them.
+    #[command(subcommand)]
+    Mirror(MirrorCommand),
     /// Is this host fit, and what to do where it is not.
     Doctor(Doctor),
 }

@@ -10,6 +10,7 @@ mod delegate;
 mod doctor;
 mod exit;
 mod lease;
+mod mirror;
 mod progress;
 mod registration;
 mod run;
@@ -48,6 +49,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Why { target } => shown(show::why(&arguments.global, &target)),
         Command::Plan => shown(show::plan(&arguments.global)),
         Command::Cache(wanted) => shown(cache::cache(&arguments.global, wanted)),
+        Command::Mirror(command) => shown(mirror::mirror(&arguments.global, command)),
         Command::Reclaim(wanted) => shown(lease::reclaim(&arguments.global, &wanted)),
     };
     exit.into()

@@ -191,6 +191,12 @@ impl Catalogue {
         })
     }
 
+    /// Every package called `name`, of all indices.
+    #[must_use]
+    pub fn named(&self, name: &str) -> &[PackageId] {
+        self.by_name.get(name).map_or(&[], Vec::as_slice)
+    }
+
     /// Who provides `name`, virtual or real, beside packages called so.
     #[must_use]
     pub fn providers(&self, name: &str) -> &[Provider] {

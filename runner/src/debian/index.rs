@@ -8,7 +8,7 @@ use super::select::SelectError;
 use super::selection::Suite;
 
 /// For an index whose uncompressed size the Release file does not tell.
-const LIMIT: u64 = 1 << 30;
+pub(crate) const LIMIT: u64 = 1 << 30;
 
 /// A package index as the Release file describes it.
 pub(super) struct IndexFile {
@@ -46,7 +46,7 @@ pub(super) fn index_files(suite: &Suite, architecture: &str) -> Result<Vec<Index
 }
 
 /// The text of the index called `name`, of which its Release file says that it has `plain_size` bytes.
-pub(super) fn decompress(name: &str, compressed: &[u8], plain_size: u64) -> Result<Vec<u8>, SelectError> {
+pub(crate) fn decompress(name: &str, compressed: &[u8], plain_size: u64) -> Result<Vec<u8>, SelectError> {
     let mut text = Vec::with_capacity(usize::try_from(plain_size.min(LIMIT)).unwrap_or(0));
     // One byte more than promised is enough to tell that there is more.
     let limit = plain_size.min(LIMIT) + 1;

@@ -19,6 +19,7 @@ pub mod signature;
 pub mod sources;
 pub mod version;
 
-pub(crate) use select::describe;
+pub(crate) use index::{LIMIT as INDEX_LIMIT, decompress};
 pub use select::{SelectError, fetch, select};
+pub(crate) use select::{archives, describe};
 pub use selection::{Package, Repository, Selection, Suite};

@@ -7,11 +7,11 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::cache::{FetchError, Fetcher, StoreError, Wanted};
+use crate::cache::{FetchError, Fetcher, StoreError, Wanted, last_part};
 use crate::causes::in_one_line;
 use crate::event::{Event, Sink, Stage};
 use crate::lock::{Lock, LockedSuite};
-use crate::recipe::{PackageSource, Recipe};
+use crate::recipe::{Debian, PackageSource, Recipe};
 
 use super::catalogue::{Catalogue, CatalogueError, PackageId};
 use super::index::{decompress, index_files};
@@ -143,6 +143,28 @@ pub fn select(
 ) -> Result<Selection, SelectError> {
     let wanted = &recipe.debian;
     let architecture = wanted.architecture.as_str();
+    let (repositories, catalogue) = archives(wanted, fetcher, host, sink)?;
+    let packages = choose_packages(&catalogue, architecture, &wanted.packages)?;
+    Ok(Selection {
+        architecture: architecture.to_owned(),
+        repositories,
+        catalogue,
+        packages,
+        own_keyring: wanted.keyring.is_some(),
+    })
+}
+
+/// The archives that are meant, with all packages they have for the architecture. Blocks for the network.
+///
+/// # Errors
+/// Something cannot be had or trusted.
+pub(crate) fn archives(
+    wanted: &Debian,
+    fetcher: &Fetcher,
+    host: &Path,
+    sink: &dyn Sink,
+) -> Result<(Vec<Repository>, Catalogue), SelectError> {
+    let architecture = wanted.architecture.as_str();
     let chosen = match (fetcher.lock(), &wanted.source) {
         (Some(lock), _) => locked(lock, &wanted.suite)?,
         (None, PackageSource::HostApt) => sources::choose(
@@ -159,10 +181,16 @@ pub fn select(
             keyring: None,
         }],
     };
+    let chosen = match fetcher.lock() {
+        Some(_) => chosen,
+        None => {
+            chosen.into_iter().map(|one| Chosen { uris: fetcher.with_mirrors(one.uris), ..one }).collect()
+        }
+    };
     let damaged = fetcher.counted().damaged;
     let mut repositories: Vec<Repository> = Vec::new();
     let mut catalogue = Catalogue::default();
-    for Admitted { chosen: one, keyring, suite } in admitted(chosen, recipe, fetcher, host, sink)? {
+    for Admitted { chosen: one, keyring, suite } in admitted(chosen, wanted, fetcher, host, sink)? {
         let repository = repositories
             .iter()
             .position(|known| known.uris == one.uris && known.keyring == keyring)
@@ -198,14 +226,7 @@ pub fn select(
     }
     fetcher.tell_news(sink);
     tell_damage(fetcher, damaged, sink);
-    let packages = choose_packages(&catalogue, architecture, &wanted.packages)?;
-    Ok(Selection {
-        architecture: architecture.to_owned(),
-        repositories,
-        catalogue,
-        packages,
-        own_keyring: wanted.keyring.is_some(),
-    })
+    Ok((repositories, catalogue))
 }
 
 /// The sources that a lock has, whatever this host's are by now.
@@ -238,12 +259,11 @@ struct Admitted {
 /// answering with nonsense.
 fn admitted(
     chosen: Vec<Chosen>,
-    recipe: &Recipe,
+    wanted: &Debian,
     fetcher: &Fetcher,
     host: &Path,
     sink: &dyn Sink,
 ) -> Result<Vec<Admitted>, SelectError> {
-    let wanted = &recipe.debian;
     // A lock has what was admitted once, and no more.
     let of_host = wanted.source == PackageSource::HostApt && fetcher.lock().is_none();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
@@ -415,14 +435,6 @@ fn read_suite(
 fn identity(chosen: &Chosen, release: &Release) -> String {
     let folder = chosen.uris.first().map_or("", |uri| last_part(uri));
     format!("release {:?} {:?} {:?} {folder:?}", release.origin, release.codename, chosen.suite)
-}
-
-/// The last part of the path of an address.
-fn last_part(uri: &str) -> &str {
-    uri.split_once("://")
-        .and_then(|(_, rest)| rest.split_once('/'))
-        .and_then(|(_, path)| path.rsplit('/').next())
-        .unwrap_or("")
 }
 
 fn repository_name(uris: &[String], taken: &[Repository]) -> String {

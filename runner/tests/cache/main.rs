@@ -7,6 +7,7 @@
 mod host_sources;
 mod kills;
 mod locked;
+mod mirrors;
 mod together;
 mod upstream;
 mod upstreams;

@@ -21,6 +21,7 @@ mod root;
 mod user;
 
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -106,4 +107,23 @@ pub(crate) fn enter_cache(
         Ok::<_, DelegateError>(path)
     };
     enter()
+}
+
+/// Goes on as the user to whom a directory belongs, if this is root's process.
+///
+/// # Errors
+/// It cannot be opened, it belongs to root, or root's privileges cannot be given up.
+pub(crate) fn become_owner(directory: &Path) -> io::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let data = std::fs::metadata(directory)?;
+    let (user, group) = (data.uid(), data.gid());
+    if user == 0 || group == 0 {
+        return Err(io::Error::other(format!(
+            "it belongs to root, and nothing that reads what the network sends runs as root: give it to a user (chown hostler: {})",
+            directory.display()
+        )));
+    }
+    builder::become_user(user::BuildUser { user, group }, None)
 }

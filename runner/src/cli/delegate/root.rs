@@ -32,7 +32,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the building process may see of root's environment: what it is told by, how it reaches the
 /// network, and how it shows things.
-const VARIABLES: [&str; 14] = [
+const VARIABLES: [&str; 15] = [
     "PATH",
     "LANG",
     "LC_ALL",
@@ -40,6 +40,7 @@ const VARIABLES: [&str; 14] = [
     "NO_COLOR",
     "HOSTLER_LOG",
     "HOSTLER_CACHE_LIMIT",
+    "HOSTLER_MIRROR",
     "http_proxy",
     "https_proxy",
     "HTTPS_PROXY",

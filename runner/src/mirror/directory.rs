@@ -1,0 +1,361 @@
+//! A mirror's directory: the store, its snapshots, and which is current.
+//!
+//! ```text
+//! <root>/store/                    a cache
+//! <root>/snapshots/<time>/manifest what it has
+//! <root>/snapshots/<time>/tree/…   hard links into the store
+//! <root>/snapshots/.new-…          one that is being made; a dead one goes with the next
+//! <root>/current                   a link to the newest snapshot's tree
+//! <root>/lock                      held by who makes snapshots
+//! ```
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::cache::{Audit, AuditError, Cache, FetchError, Fetcher, StoreError};
+use crate::event::{Event, Sink, Stage};
+
+use super::Plan;
+use super::manifest::{Entry, Manifest, is_inside};
+
+/// Why a mirror cannot be used or made.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    /// Something in its directory cannot be read or written.
+    #[error("cannot use {} of the mirror: check its space and permissions", path.display())]
+    Io {
+        /// What.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Another process makes a snapshot.
+    #[error("another process is syncing the mirror {}: wait for it", .0.display())]
+    Busy(PathBuf),
+    /// The store fails.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Not everything could be looked at.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// A file cannot be had.
+    #[error(
+        "the mirror stays as it was: not everything could be fetched (what was is kept for the next try)"
+    )]
+    Fetch(#[from] FetchError),
+    /// Upstream names a path that no tree may have.
+    #[error("upstream names the path {0:?}, which would leave the mirror's tree")]
+    Path(String),
+    /// There is no snapshot.
+    #[error("the mirror {} has nothing yet: run `hostler mirror sync` first", .0.display())]
+    Empty(PathBuf),
+    /// A manifest is damaged.
+    #[error("the manifest {} is damaged: sync the mirror again", path.display())]
+    Manifest {
+        /// The manifest.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// A mirror's directory.
+#[derive(Debug)]
+pub struct Directory {
+    root: PathBuf,
+}
+
+/// What a sync came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// The snapshot's name; the one there was, if nothing changed.
+    pub snapshot: String,
+    /// Did anything change?
+    pub changed: bool,
+    /// Files in it.
+    pub files: usize,
+    /// Their bytes, each content once.
+    pub bytes: u64,
+    /// Snapshots that were removed because there were too many.
+    pub removed: Vec<String>,
+}
+
+impl Directory {
+    /// The mirror at `root`; made where it is missing.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn create(root: &Path) -> Result<Self, DirectoryError> {
+        let snapshots = root.join("snapshots");
+        fs::create_dir_all(&snapshots).map_err(at(&snapshots))?;
+        Ok(Self { root: root.to_owned() })
+    }
+
+    /// The mirror at `root`, which has to have a snapshot.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn open(root: &Path) -> Result<Self, DirectoryError> {
+        let directory = Self { root: root.to_owned() };
+        match directory.current()? {
+            Some(_) => Ok(directory),
+            None => Err(DirectoryError::Empty(root.to_owned())),
+        }
+    }
+
+    /// Its store.
+    ///
+    /// # Errors
+    /// It cannot be used.
+    pub fn store(&self) -> Result<Cache, StoreError> {
+        Cache::open(&self.root.join("store"))
+    }
+
+    /// The name of the current snapshot.
+    ///
+    /// # Errors
+    /// It cannot be told.
+    pub fn current(&self) -> Result<Option<String>, DirectoryError> {
+        let path = self.root.join("current");
+        match fs::read_link(&path) {
+            Ok(target) => {
+                let name = target.parent().and_then(Path::file_name).and_then(|name| name.to_str());
+                Ok(name.map(str::to_owned))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(DirectoryError::Io { path, source }),
+        }
+    }
+
+    /// The names of all snapshots, the oldest first.
+    ///
+    /// # Errors
+    /// They cannot be listed.
+    pub fn snapshots(&self) -> Result<Vec<String>, DirectoryError> {
+        let path = self.root.join("snapshots");
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&path).map_err(at(&path))? {
+            let name = entry.map_err(at(&path))?.file_name();
+            names.extend(name.to_str().filter(|name| !name.starts_with('.')).map(str::to_owned));
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// What a snapshot has.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn manifest(&self, snapshot: &str) -> Result<Manifest, DirectoryError> {
+        let path = self.root.join("snapshots").join(snapshot).join("manifest");
+        let text = fs::read(&path).map_err(at(&path))?;
+        serde_json::from_slice(&text).map_err(|source| DirectoryError::Manifest { path, source })
+    }
+
+    /// Fetches what the plan has and makes it the current snapshot, together with the folders of the one
+    /// before that the plan is not about. Of the older ones, `keep` stay, at least the one before.
+    ///
+    /// # Errors
+    /// Something cannot be had or written; the mirror then is as it was.
+    pub fn publish(
+        &self,
+        plan: Plan,
+        keep: usize,
+        fetcher: &Fetcher,
+        sink: &dyn Sink,
+    ) -> Result<Published, DirectoryError> {
+        let _lock = self.lock()?;
+        for (path, _) in &plan.files {
+            if !is_inside(path) {
+                return Err(DirectoryError::Path(path.clone()));
+            }
+        }
+        let store = fetcher.cache();
+        let mut seen = HashSet::new();
+        // What a snapshot has already was checked when it came, and is checked when it is served.
+        let wanted: Vec<_> = plan
+            .files
+            .iter()
+            .filter(|(_, wanted)| seen.insert(wanted.digest) && !store.is_linked(wanted.digest, wanted.size))
+            .map(|(_, wanted)| wanted.clone())
+            .collect();
+        fetcher.fetch_all(wanted, Stage::Fetch, sink)?;
+
+        let previous = self.current()?.map(|name| self.manifest(&name).map(|one| (name, one))).transpose()?;
+        let mut manifest = Manifest::default();
+        if let Some((_, previous)) = &previous {
+            let is_new =
+                |path: &str| plan.folders.iter().any(|(name, _)| path.split('/').next() == Some(name));
+            let kept = previous.files.iter().filter(|(path, _)| !is_new(path));
+            manifest.files.extend(kept.map(|(path, entry)| (path.clone(), *entry)));
+            let kept = previous.folders.iter().filter(|(name, _)| !is_new(name));
+            manifest.folders.extend(kept.map(|(name, folder)| (name.clone(), folder.clone())));
+        }
+        manifest.folders.extend(plan.folders);
+        for (path, wanted) in plan.files {
+            let size = match wanted.size {
+                Some(size) => size,
+                None => store
+                    .get(wanted.digest, None)?
+                    .map_or(Ok(0), |file| file.metadata().map(|data| data.len()))
+                    .map_err(at(&self.root))?,
+            };
+            manifest.files.insert(path, Entry { sha256: wanted.digest, size });
+        }
+        if let Some((name, previous)) = previous
+            && previous.files == manifest.files
+            && previous.folders == manifest.folders
+        {
+            return Ok(Published {
+                snapshot: name,
+                changed: false,
+                files: manifest.files.len(),
+                bytes: manifest.size(),
+                removed: Vec::new(),
+            });
+        }
+        let snapshot = self.write(&mut manifest, store)?;
+        let removed = self.remove_old(keep, &snapshot)?;
+        store.remove_unlinked()?;
+        let (files, bytes) = (manifest.files.len(), manifest.size());
+        Ok(Published { snapshot, changed: true, files, bytes, removed })
+    }
+
+    /// Checks every byte of the store; what is damaged is fetched again, and takes its place in all snapshots.
+    ///
+    /// # Errors
+    /// The store cannot be used, or what was damaged cannot be had again.
+    pub fn verify(&self, fetcher: &Fetcher, sink: &dyn Sink) -> Result<Audit, DirectoryError> {
+        let _lock = self.lock()?;
+        let store = fetcher.cache();
+        let progress = |bytes| {
+            sink.event(Event::Progress {
+                stage: Stage::Verify,
+                doing: "checking".to_owned(),
+                bytes,
+                total: None,
+            });
+        };
+        let audit = store.audit(fetcher.stop(), &progress)?;
+        for name in self.snapshots()? {
+            let manifest = self.manifest(&name)?;
+            let tree = self.root.join("snapshots").join(&name).join("tree");
+            for (path, entry) in &manifest.files {
+                if audit.damaged.binary_search(&entry.sha256).is_err() {
+                    continue;
+                }
+                if let Some(wanted) = manifest.wanted(path) {
+                    fetcher.fetch_all(vec![wanted], Stage::Fetch, sink)?;
+                }
+                let (place, beside) = (tree.join(path), tree.join(".repaired"));
+                store.link(entry.sha256, &beside)?;
+                fs::rename(&beside, &place).map_err(at(&place))?;
+            }
+        }
+        Ok(audit)
+    }
+
+    /// One process at a time makes snapshots.
+    fn lock(&self) -> Result<File, DirectoryError> {
+        let path = self.root.join("lock");
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let lock = lock.map_err(at(&path))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| DirectoryError::Busy(self.root.clone()))?;
+        // What one that was killed has begun. With the lock, nobody else's.
+        let snapshots = self.root.join("snapshots");
+        for entry in fs::read_dir(&snapshots).map_err(at(&snapshots))? {
+            let entry = entry.map_err(at(&snapshots))?;
+            if entry.file_name().as_encoded_bytes().starts_with(b".new-") {
+                fs::remove_dir_all(entry.path()).map_err(at(&entry.path()))?;
+            }
+        }
+        Ok(lock)
+    }
+
+    /// Writes a snapshot, and makes it current when it is complete.
+    fn write(&self, manifest: &mut Manifest, store: &Cache) -> Result<String, DirectoryError> {
+        let snapshots = self.root.join("snapshots");
+        let (name, time) = self.free_name()?;
+        manifest.time = time;
+        let new = snapshots.join(format!(".new-{name}"));
+        let tree = new.join("tree");
+        fs::create_dir_all(&tree).map_err(at(&tree))?;
+        let mut made = HashSet::new();
+        for (path, entry) in &manifest.files {
+            let place = tree.join(path);
+            if let Some(parent) = place.parent()
+                && made.insert(parent.to_owned())
+            {
+                fs::create_dir_all(parent).map_err(at(parent))?;
+            }
+            store.link(entry.sha256, &place)?;
+        }
+        let path = new.join("manifest");
+        let text = serde_json::to_vec(manifest)
+            .map_err(|source| DirectoryError::Manifest { path: path.clone(), source })?;
+        fs::write(&path, text).map_err(at(&path))?;
+        // Its links and the manifest are to be on the disk before anything leads to them.
+        let whole = File::open(&new).map_err(at(&new))?;
+        rustix::fs::syncfs(&whole).map_err(|error| at(&new)(error.into()))?;
+        let place = snapshots.join(&name);
+        fs::rename(&new, &place).map_err(at(&place))?;
+        let link = self.root.join(".current");
+        match fs::remove_file(&link) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&link)(error)),
+            _ => {}
+        }
+        let current = self.root.join("current");
+        symlink(Path::new("snapshots").join(&name).join("tree"), &link).map_err(at(&link))?;
+        fs::rename(&link, &current).map_err(at(&current))?;
+        let whole = File::open(&self.root).map_err(at(&self.root))?;
+        rustix::fs::syncfs(&whole).map_err(|error| at(&self.root)(error.into()))?;
+        Ok(name)
+    }
+
+    /// The name of a snapshot of now, and its time: later than all there are.
+    fn free_name(&self) -> Result<(String, u64), DirectoryError> {
+        loop {
+            let now = SystemTime::now();
+            let name: String = humantime::format_rfc3339_seconds(now)
+                .to_string()
+                .chars()
+                .filter(|sign| !matches!(sign, '-' | ':'))
+                .collect();
+            if self.snapshots()?.last().is_none_or(|last| *last < name) {
+                return Ok((name, now.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())));
+            }
+            // A second one within a second; or the clock went back, which the newest one's name outlives.
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Removes the oldest snapshots; never the one that was current until now, whose users may be in the
+    /// middle of something.
+    fn remove_old(&self, keep: usize, current: &str) -> Result<Vec<String>, DirectoryError> {
+        let mut old = self.snapshots()?;
+        old.retain(|name| name != current);
+        let gone: Vec<String> = old.iter().take(old.len().saturating_sub(keep.max(1))).cloned().collect();
+        for name in &gone {
+            let path = self.root.join("snapshots").join(name);
+            // Half of one is never taken for a whole.
+            let hidden = self.root.join("snapshots").join(format!(".new-{name}"));
+            fs::rename(&path, &hidden).map_err(at(&path))?;
+            fs::remove_dir_all(&hidden).map_err(at(&hidden))?;
+        }
+        Ok(gone)
+    }
+}
+
+fn at(path: &Path) -> impl Fn(io::Error) -> DirectoryError + use<> {
+    let path = path.to_owned();
+    move |source| DirectoryError::Io { path: path.clone(), source }
+}

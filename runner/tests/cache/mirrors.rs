@@ -1,0 +1,192 @@
+//! Mirrors of an archive: snapshots that change in one step, and what is served out of them.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use hostler_runner::cache::{FetchError, FetchOptions, Fetcher, Mirror};
+use hostler_runner::debian;
+use hostler_runner::event::Silent;
+use hostler_runner::mirror::debian::{Extent, Wish, plan};
+use hostler_runner::mirror::{Directory, DirectoryError, Published, Served};
+use hostler_runner::recipe::{Debian, PackageSource};
+
+use super::upstream::{Fault, publish_as};
+use super::{BIG, WEEK, World, ask};
+
+/// A mirror of the world's archive.
+struct Site {
+    world: World,
+    root: tempfile::TempDir,
+}
+
+impl Site {
+    fn new() -> Self {
+        Self { world: World::new(), root: tempfile::tempdir().unwrap() }
+    }
+
+    fn fetcher(&self) -> Arc<Fetcher> {
+        let store = Directory::create(self.root.path()).unwrap().store().unwrap();
+        Arc::new(Fetcher::new(Arc::new(store), World::options()).unwrap())
+    }
+
+    fn sync(&self, extent: Extent, keep: usize) -> Result<Published, DirectoryError> {
+        let archive = Debian {
+            source: PackageSource::Url(self.world.upstream.url()),
+            suite: "bookworm".to_owned(),
+            architecture: "amd64".to_owned(),
+            components: vec!["main".to_owned()],
+            keyring: Some(self.world.signer.keyring()),
+            packages: Vec::new(),
+        };
+        let wish = Wish { archive, architectures: vec!["amd64".to_owned()], extent, installer: Vec::new() };
+        let fetcher = self.fetcher();
+        let plan = plan(&wish, &fetcher, Path::new("/"), &Silent).unwrap();
+        Directory::create(self.root.path()).unwrap().publish(plan, keep, &fetcher, &Silent)
+    }
+
+    fn publish(&self, origin: &str) {
+        publish_as(origin, &self.world.upstream, &self.world.signer, WEEK, SystemTime::now());
+    }
+
+    fn serve(&self) -> (Mirror, u16) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        (Mirror::offering(listener, Served::open(self.root.path()).unwrap(), self.fetcher()).unwrap(), port)
+    }
+
+    /// The files below a path of the current tree.
+    fn tree(&self) -> Vec<String> {
+        fn walk(folder: &Path, root: &Path, found: &mut Vec<String>) {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    walk(&path, root, found);
+                } else {
+                    found.push(path.strip_prefix(root).unwrap().to_str().unwrap().to_owned());
+                }
+            }
+        }
+        let root = self.root.path().join("current");
+        let mut found = Vec::new();
+        walk(&root, &root, &mut found);
+        found.sort();
+        found
+    }
+}
+
+#[test]
+fn a_mirror_changes_in_one_step_and_keeps_what_its_policy_says() {
+    let site = Site::new();
+    let first = site.sync(Extent::Whole, 1).unwrap();
+    assert!(first.changed);
+    let tree = site.tree();
+    assert!(
+        tree.contains(&BIG[1..].to_owned()) && tree.contains(&"debian/dists/bookworm/InRelease".to_owned())
+    );
+    assert!(tree.iter().any(|path| path.contains("by-hash/SHA256/")), "{tree:?}");
+
+    // Nothing has changed: nothing is fetched but the Release file's "not modified".
+    site.world.upstream.take_log();
+    let again = site.sync(Extent::Whole, 1).unwrap();
+    assert_eq!((again.changed, &again.snapshot), (false, &first.snapshot));
+    assert_eq!(site.world.upstream.take_log(), ["/debian/dists/bookworm/InRelease"]);
+
+    site.publish("Second");
+    let second = site.sync(Extent::Whole, 1).unwrap();
+    site.publish("Third");
+    let third = site.sync(Extent::Whole, 1).unwrap();
+    assert_eq!(third.removed, [first.snapshot]);
+    let directory = Directory::open(site.root.path()).unwrap();
+    assert_eq!(directory.snapshots().unwrap(), [second.snapshot, third.snapshot]);
+    // What no snapshot has any more goes: of three Release files, two are left.
+    let releases = std::fs::read_dir(site.root.path().join("store/sha256")).unwrap();
+    let files = releases.flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap());
+    let signed = files.filter(|file| {
+        std::fs::read(file.as_ref().unwrap().path()).unwrap().starts_with(b"-----BEGIN PGP SIGNED MESSAGE")
+    });
+    assert_eq!(signed.count(), 2);
+}
+
+#[test]
+fn a_sync_that_fails_leaves_the_mirror_as_it_was_and_goes_on_from_there() {
+    let site = Site::new();
+    let first = site.sync(Extent::Whole, 1).unwrap();
+    site.publish("Second");
+    // Another package, which the mirror does not get.
+    {
+        let mut state = site.world.upstream.state.lock().unwrap();
+        let index = state.files.keys().find(|path| path.contains("by-hash")).unwrap().clone();
+        assert!(state.files.remove(&index).is_some());
+    }
+    std::fs::remove_dir_all(site.root.path().join("store")).unwrap();
+    site.world.upstream.fault(BIG, Fault::Status(404));
+    site.publish("Second");
+    let error = site.sync(Extent::Whole, 1).unwrap_err();
+    assert!(
+        matches!(&error, DirectoryError::Fetch(FetchError::Status { name, .. }) if name.contains("big")),
+        "{error:?}"
+    );
+    let directory = Directory::open(site.root.path()).unwrap();
+    assert_eq!(directory.current().unwrap(), Some(first.snapshot));
+    assert!(site.tree().contains(&BIG[1..].to_owned()));
+
+    site.world.upstream.heal();
+    site.world.upstream.take_log();
+    assert!(site.sync(Extent::Whole, 1).unwrap().changed);
+    let log = site.world.upstream.take_log();
+    assert!(
+        log.contains(&BIG.to_owned()) && !log.contains(&"/debian/pool/apt_1+x_amd64.deb".to_owned()),
+        "{log:?}"
+    );
+}
+
+#[test]
+fn a_mirror_serves_what_is_checked_takes_over_a_new_snapshot_and_mends_what_is_damaged() {
+    let site = Site::new();
+    site.sync(Extent::Closure, 1).unwrap();
+    let (mirror, port) = site.serve();
+    let original = site.world.upstream.state.lock().unwrap().files[BIG].clone();
+    assert!(ask(port, "GET", BIG, "").2 == original);
+    assert_eq!(ask(port, "GET", "/debian/pool/other.deb", "").0, 404);
+    assert_eq!(ask(port, "GET", "/store/lock", "").0, 404);
+    let release = ask(port, "GET", "/debian/dists/bookworm/InRelease", "").2;
+
+    site.publish("Second");
+    site.sync(Extent::Closure, 1).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(600));
+    assert!(ask(port, "GET", "/debian/dists/bookworm/InRelease", "").2 != release, "the old one is served");
+
+    // A byte is flipped on the disk.
+    let path = site.root.path().join("current").join(&BIG[1..]);
+    let mut bytes = original.clone();
+    bytes[1234] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    assert!(ask(port, "GET", BIG, "").2 == original);
+    assert_eq!(mirror.stop().failures.len(), 2);
+    // Served is one thing; in the tree for other servers it still is.
+    assert!(std::fs::read(&path).unwrap() == bytes);
+    let digest = hostler_runner::cache::Digest::of(&original).to_string();
+    std::fs::write(site.root.path().join("store/sha256").join(&digest[..2]).join(&digest), &bytes).unwrap();
+    let directory = Directory::open(site.root.path()).unwrap();
+    let audit = directory.verify(&site.fetcher(), &Silent).unwrap();
+    assert_eq!(audit.damaged.len(), 1);
+    assert!(std::fs::read(&path).unwrap() == original);
+    assert_eq!(directory.verify(&site.fetcher(), &Silent).unwrap().damaged, []);
+}
+
+#[test]
+fn builds_use_a_mirror_without_a_change_in_their_recipe() {
+    let site = Site::new();
+    site.sync(Extent::Whole, 1).unwrap();
+    let (_mirror, port) = site.serve();
+    site.world.upstream.take_log();
+    let mirrors = vec![format!("http://127.0.0.1:{port}/")];
+    let fetcher = site.world.fetcher_with(FetchOptions { mirrors, ..World::options() });
+    let selection = site.world.select(&fetcher).unwrap();
+    debian::fetch(&selection, &fetcher, &Silent).unwrap();
+    assert_eq!(selection.repositories[0].name, "debian");
+    assert_eq!(site.world.upstream.take_log(), Vec::<String>::new());
+}
