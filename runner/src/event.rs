@@ -4,9 +4,15 @@
 //! person or a log sees it. Nothing in here prints.
 
 use std::fmt;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::class::Class;
 
 /// A part of a build that a person waits for, in the order in which they come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Stage {
     /// Is the host fit: qemu, space, memory, user namespaces.
     Preflight,
@@ -31,6 +37,20 @@ pub enum Stage {
 }
 
 impl Stage {
+    /// All of them, in their order.
+    pub const ALL: [Self; 10] = [
+        Self::Preflight,
+        Self::Select,
+        Self::Fetch,
+        Self::Canary,
+        Self::Compose,
+        Self::Prepare,
+        Self::Guest,
+        Self::Collect,
+        Self::Convert,
+        Self::Verify,
+    ];
+
     /// The word a log shows.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -62,6 +82,8 @@ pub enum Event {
     Started(Stage),
     /// A stage ended well.
     Finished(Stage),
+    /// A stage did not end well; why comes with [`Event::Failed`].
+    GaveUp(Stage),
     /// How far a stage is: what it does right now, and its bytes where it counts any.
     Progress {
         /// The stage.
@@ -77,6 +99,20 @@ pub enum Event {
     Note(String),
     /// Something is worse than it should be, and the build goes on.
     Warning(String),
+    /// The last event of a build that came to what was asked for.
+    Built {
+        /// What it made; an image comes first.
+        files: Vec<PathBuf>,
+    },
+    /// The last event of a build that did not.
+    Failed {
+        /// The class.
+        class: Class,
+        /// What went wrong, with its causes, in one line; may hold text of the guest.
+        message: String,
+        /// The page that shows all that is known, where there is one.
+        page: Option<PathBuf>,
+    },
 }
 
 /// Takes events. Called from several threads; must not block.

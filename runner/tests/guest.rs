@@ -39,6 +39,8 @@ use hostler_runner::vm::watch::Limits;
 
 #[path = "guest/builder.rs"]
 mod builder;
+#[path = "guest/installer.rs"]
+mod installer;
 
 struct Tools {
     _folder: tempfile::TempDir,

@@ -11,12 +11,13 @@ use crate::debian::SelectError;
 use crate::disk::{ComposeError, ToolsError};
 use crate::event::Stage;
 use crate::vm::canary::{CanaryError, Verdicts};
-use crate::vm::outcome::{Failure, Refused};
-use crate::vm::run::RunError;
+use crate::vm::outcome::Failure;
+use crate::vm::run::{Report, RunError};
 
 use super::delivery::DeliveryError;
 use super::finish::FinishError;
 use super::image::ImageError;
+use super::machines::Logs;
 use super::preflight::{Finding, Fitness};
 use super::scratch::ScratchError;
 use super::workspace::WorkspaceError;
@@ -135,12 +136,25 @@ pub struct GuestError {
     pub stage: Stage,
     /// How.
     pub failure: Failure,
-    /// Its last screen, as plain text.
-    pub screen: String,
-    /// Where its console's log was kept, if that worked.
-    pub log: Option<PathBuf>,
-    /// What the mirror could not give it.
-    pub refused: Vec<Refused>,
+    /// What was seen of it.
+    pub report: Report,
+    /// Its logs, in the scratch directory.
+    pub(super) logs: Logs,
+}
+
+/// A build that came to nothing.
+#[derive(Debug)]
+pub struct Failed {
+    /// Why.
+    pub error: Box<BuildError>,
+    /// The page that shows all that is known of it, where there is one.
+    pub page: Option<PathBuf>,
+}
+
+impl From<BuildError> for Failed {
+    fn from(error: BuildError) -> Self {
+        Self { error: Box::new(error), page: None }
+    }
 }
 
 impl BuildError {

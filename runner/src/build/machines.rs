@@ -1,6 +1,6 @@
 //! The stages that boot a machine: the builder guest, and the finished image.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufWriter};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -124,7 +124,7 @@ impl Session<'_> {
         let log = self.scratch.path().join(format!("{}.{}", recipe.image.name, guest.log));
         let report = self.boot(host, &spec, &nonce, guest.stage, &log, (&serve, &downloads))?;
         drop(mirror);
-        self.accept(report, guest.stage, log)
+        accept(report, guest.stage, log)
     }
 
     /// The finished image boots from a scratch copy of itself.
@@ -147,7 +147,7 @@ impl Session<'_> {
                 self.environment.sink.event(Event::Warning(told.to_owned()));
                 continue;
             }
-            return self.accept(report, Stage::Verify, log).map(|(_, log)| log);
+            return accept(report, Stage::Verify, log).map(|(_, log)| log);
         }
     }
 
@@ -183,7 +183,14 @@ impl Session<'_> {
         log: &Path,
         (serve, downloads): (&dyn Fn(TcpListener) -> io::Result<()>, &dyn Fn() -> Downloads),
     ) -> Result<Report, BuildError> {
-        let file = File::create(log).map_err(|source| BuildError::Write { path: log.to_owned(), source })?;
+        let logs = Logs::beside(log);
+        let create = |path: &Path| {
+            File::create(path).map_err(|source| BuildError::Write { path: path.to_owned(), source })
+        };
+        let file = create(&logs.console)?;
+        // Only a guest with a network or a log port has an installer that can log.
+        let has_log = spec.network == Network::Mirror || spec.log_port.is_some();
+        let installer_log = has_log.then(|| create(&logs.installer)).transpose()?;
         let mut asked = Run {
             programs: &host.programs,
             spec,
@@ -196,26 +203,43 @@ impl Session<'_> {
             register: &|process| self.environment.registrar.adopt(process),
             serve,
             downloads,
-            installer_log: None,
-            picture: None,
+            installer_log,
+            picture: Some(&logs.picture),
             cancel: &self.environment.cancel,
             sink: self.environment.sink.as_ref(),
             stage,
         };
         run(&mut asked, file).map_err(|source| BuildError::Run { stage, source })
     }
+}
 
-    /// A guest's success, or its failure with the log kept.
-    fn accept(&self, report: Report, stage: Stage, log: PathBuf) -> Result<(Report, PathBuf), BuildError> {
-        let Outcome::Failed(failure) = report.outcome else {
-            return Ok((report, log));
+/// What is kept of a guest's run, in the scratch directory.
+#[derive(Clone, Debug)]
+pub(super) struct Logs {
+    pub(super) console: PathBuf,
+    pub(super) installer: PathBuf,
+    pub(super) picture: PathBuf,
+}
+
+impl Logs {
+    /// Those beside a console's log.
+    fn beside(console: &Path) -> Self {
+        let beside = |ending: &str| {
+            let mut name = console.as_os_str().to_owned();
+            name.push(ending);
+            PathBuf::from(name)
         };
-        // An empty one tells nothing.
-        let has_text = fs::metadata(&log).is_ok_and(|data| data.len() > 0);
-        let log = if has_text { self.environment.delivery.deliver(&log, None).ok() } else { None };
-        let Report { screen, refused, .. } = report;
-        Err(BuildError::Guest(Box::new(GuestError { stage, failure, screen, log, refused })))
+        Self { console: console.to_owned(), installer: beside(".installer"), picture: beside(".png") }
     }
+}
+
+/// A guest's success, or its failure with all that is known of it.
+fn accept(report: Report, stage: Stage, log: PathBuf) -> Result<(Report, PathBuf), BuildError> {
+    let Outcome::Failed(failure) = &report.outcome else {
+        return Ok((report, log));
+    };
+    let failure = failure.clone();
+    Err(BuildError::Guest(Box::new(GuestError { stage, failure, report, logs: Logs::beside(&log) })))
 }
 
 /// What `guest/preinst.sh` reads, line by line.

@@ -10,6 +10,7 @@
 //! goes with all that is in it, and only the console's log is kept. Deliberately absent: printing,
 //! signals, privileges; the program's edge has those.
 
+pub mod bundle;
 pub mod checkpoint;
 pub mod delivery;
 mod error;
@@ -24,5 +25,5 @@ mod session;
 mod throwaway;
 pub mod workspace;
 
-pub use error::{BuildError, GuestError};
+pub use error::{BuildError, Failed, GuestError};
 pub use session::{Built, BuiltFile, Environment, Request, build, fetch_options};

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crate::beside::Beside;
 use crate::cache::{self, Cache, Counted, FetchOptions, Fetcher, Proxies};
 use crate::cancel::Cancel;
+use crate::causes::in_one_line;
 use crate::debian::{self, Selection};
 use crate::disk::{self, BuilderTools, ComposedDisk};
 use crate::event::{Event, Sink, Stage};
@@ -19,8 +20,9 @@ use crate::stop::{Stop, Stopped};
 use crate::vm::argv::Accelerator;
 use crate::vm::canary::Canary;
 
+use super::bundle::{self, Bundle};
 use super::delivery::Delivery;
-use super::error::BuildError;
+use super::error::{BuildError, Failed};
 use super::image::{self, Packing};
 use super::preflight::{Fitness, Host, Needs, Workspace, examine};
 use super::product::Product;
@@ -95,14 +97,14 @@ pub struct Built {
 /// Builds an image.
 ///
 /// # Errors
-/// See [`BuildError`]. Nothing is left then but the console's log in the output directory.
-pub fn build(request: &Request, environment: &Environment) -> Result<Built, BuildError> {
+/// See [`BuildError`]. Nothing is left then but the [`super::bundle`] in the output directory.
+pub fn build(request: &Request, environment: &Environment) -> Result<Built, Failed> {
     let started = Instant::now();
     let stop = Stop::new(Arc::clone(&environment.cancel)).at(started + request.recipe.limits.total);
     let result = Session::run(request, environment, started, stop);
     let ending = match &result {
         Ok(_) => Ending::Succeeded,
-        Err(error) if error.is_cancelled() => Ending::Cancelled,
+        Err(failed) if failed.error.is_cancelled() => Ending::Cancelled,
         Err(_) => Ending::Failed,
     };
     // A build that failed may have downloaded as well; only a finished one has counted it.
@@ -139,30 +141,78 @@ impl<'a> Session<'a> {
         environment: &'a Environment,
         started: Instant,
         stop: Stop,
-    ) -> Result<Built, BuildError> {
+    ) -> Result<Built, Failed> {
         let Workspace { folder, shown, option } = &request.workspace;
         fs::create_dir_all(folder).map_err(|source| BuildError::Workspace {
             option,
             path: shown.clone(),
             source,
         })?;
-        for swept in sweep(folder)? {
+        for swept in sweep(folder).map_err(BuildError::from)? {
             let path = shown.join(swept.file_name().unwrap_or_default());
             environment.sink.event(Event::Note(format!("removed {}, whose build is dead", path.display())));
         }
         let preflight = Instant::now();
         environment.sink.event(Event::Started(Stage::Preflight));
-        let host = preflight_host(request, environment, &stop)?;
+        let host = preflight_host(request, environment, &stop)
+            .inspect_err(|_| environment.sink.event(Event::GaveUp(Stage::Preflight)))?;
         environment.sink.event(Event::Finished(Stage::Preflight));
 
-        let scratch = Scratch::create(folder)?;
+        let scratch = Scratch::create(folder).map_err(BuildError::from)?;
         let claimed = environment.registrar.claim_directory(std::os::fd::AsFd::as_fd(&scratch));
         claimed.map_err(BuildError::Claim)?;
         let stages = vec![(Stage::Preflight, preflight.elapsed())];
         let mut session = Session { request, environment, started, stop, scratch, stages };
-        let built = session.make(&host)?;
-        session.scratch.remove()?;
+        let made = session.make(&host).map_err(|error| {
+            let page = session.bundle(&error);
+            Failed { error: Box::new(error), page }
+        });
+        // What is left of a build that failed is removed all the same, and said first.
+        let removed = session.scratch.remove();
+        let built = made?;
+        removed.map_err(BuildError::from)?;
         Ok(built)
+    }
+
+    /// Delivers what is known of a failure; the page. Nothing failed in a build that somebody stopped, and
+    /// that a bundle cannot be delivered is told and changes nothing.
+    fn bundle(&self, error: &BuildError) -> Option<PathBuf> {
+        if error.is_cancelled() {
+            return None;
+        }
+        let name = &self.request.recipe.image.name;
+        let guest = match error {
+            BuildError::Guest(guest) => Some(guest.as_ref()),
+            _ => None,
+        };
+        let bundle = Bundle {
+            name,
+            class: error.class(),
+            message: in_one_line(error),
+            stages: self.stages.clone(),
+            took: self.started.elapsed(),
+            guest: guest.map(|guest| bundle::Guest {
+                report: &guest.report,
+                console_log: &guest.logs.console,
+                installer_log: Some(&guest.logs.installer),
+                picture: guest.report.has_picture.then_some(guest.logs.picture.as_path()),
+            }),
+        };
+        let folder = format!("{name}{}", bundle::ENDING);
+        let deliver = || -> Result<PathBuf, Box<dyn std::error::Error>> {
+            let mut page = PathBuf::new();
+            for file in bundle.write(&self.scratch.path().join(&folder))? {
+                page = self.environment.delivery.deliver(&file, Some(&folder))?;
+            }
+            Ok(page)
+        };
+        deliver()
+            .inspect_err(|error| {
+                let told =
+                    format!("could not keep what is known of the failure: {}", in_one_line(error.as_ref()));
+                self.environment.sink.event(Event::Warning(told));
+            })
+            .ok()
     }
 
     fn make(&mut self, host: &Host) -> Result<Built, BuildError> {
@@ -244,8 +294,12 @@ impl<'a> Session<'a> {
         self.stop.check().map_err(|stopped| ending(self.request, stage, stopped))?;
         let started = Instant::now();
         self.environment.sink.event(Event::Started(stage));
-        let result = work(self).map_err(|error| given_up(self.request, stage, error))?;
+        let result = work(self);
         self.stages.push((stage, started.elapsed()));
+        let result = result.map_err(|error| {
+            self.environment.sink.event(Event::GaveUp(stage));
+            given_up(self.request, stage, error)
+        })?;
         self.environment.sink.event(Event::Finished(stage));
         Ok(result)
     }

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use super::cache::CacheArguments;
 use super::lease::LeaseCommand;
 use super::mirror::MirrorCommand;
+use super::progress::{Form, Telling};
 use super::run::RunArguments;
 use super::status::StatusArguments;
 
@@ -99,6 +100,8 @@ pub(crate) struct Build {
     /// The download cache [default: $HOSTLER_CACHE, else hostler in the user's cache directory].
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) telling: Telling,
 }
 
 #[derive(Debug, Args)]
@@ -118,6 +121,9 @@ pub(crate) struct Unprivileged {
     /// The recipe's path, for people; without one, the host is examined.
     #[arg(long)]
     pub(crate) recipe: Option<PathBuf>,
+    /// How to show the progress.
+    #[arg(long, value_enum, default_value_t = Form::Plain)]
+    pub(crate) progress: Form,
     /// How long the host may be examined.
     #[arg(long, value_parser = humantime::parse_duration, default_value = "5min")]
     pub(crate) limit: Duration,

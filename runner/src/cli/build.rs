@@ -9,25 +9,27 @@ use hostler_runner::beside::Beside;
 use hostler_runner::build::delivery::{Delivery, Folder};
 use hostler_runner::build::preflight::{Finding, Workspace};
 use hostler_runner::build::registrar::{Registrar, Unregistered};
-use hostler_runner::build::{BuildError, Built, BuiltFile, Environment, GuestError, Request, build};
+use hostler_runner::build::{BuildError, Built, BuiltFile, Environment, Failed, Request, build};
 use hostler_runner::cache::{default_directory, limit};
 use hostler_runner::cancel::Cancel;
 use hostler_runner::causes::in_one_line;
 use hostler_runner::event::Event;
 use hostler_runner::recipe::Recipe;
+use hostler_runner::vm::run::Report;
 use hostler_runner::watchdog::WatchdogError;
 use serde_json::json;
 
 use super::arguments::{Build, Global};
 use super::delegate::{self, Delegated, Task};
 use super::exit::Exit;
+use super::progress::{self, Files, Form};
 use super::registration::Registration;
-use super::{progress, signals};
+use super::signals;
 
 /// Runs the command.
 pub(crate) fn main(global: &Global, wanted: &Build) -> Exit {
     if rustix::process::geteuid().is_root() {
-        let task = Task::Build { recipe: &wanted.recipe, output: &wanted.output };
+        let task = Task::Build { recipe: &wanted.recipe, output: &wanted.output, telling: &wanted.telling };
         return delegate::main(global, &Delegated { task, cache: wanted.cache.as_deref() });
     }
     let recipe = match Recipe::load(&wanted.recipe) {
@@ -38,14 +40,14 @@ pub(crate) fn main(global: &Global, wanted: &Build) -> Exit {
         Ok(cache) => cache,
         Err(error) => return fail(&error, Exit::Usage),
     };
-    let cancel = match Cancel::new().map(Arc::new) {
+    let cancel = match signals::cancel() {
         Ok(cancel) => cancel,
         Err(error) => return fail(&error, Exit::Failed),
     };
-    let asked = Arc::clone(&cancel);
-    if let Err(error) = signals::watch(move |_| asked.cancel()) {
-        return fail(&error, Exit::Failed);
-    }
+    let files = match wanted.telling.open() {
+        Ok(files) => files,
+        Err(error) => return fail(&error, Exit::Usage),
+    };
     let beside = match Beside::of(&wanted.recipe) {
         Ok(beside) => beside,
         Err(error) => return fail(&error, Exit::Usage),
@@ -57,6 +59,8 @@ pub(crate) fn main(global: &Global, wanted: &Build) -> Exit {
         delivery: Arc::new(Folder(wanted.output.clone())),
         cancel,
         unwatched: Some(NO_WATCHDOG.to_owned()),
+        progress: wanted.telling.progress,
+        files,
     };
     run(global, recipe, around)
 }
@@ -93,16 +97,20 @@ pub(crate) struct Around {
     pub(crate) cancel: Arc<Cancel>,
     /// What to say when no watchdog is reachable.
     pub(crate) unwatched: Option<String>,
+    /// How the progress is shown.
+    pub(crate) progress: Form,
+    /// Who else hears of it.
+    pub(crate) files: Files,
 }
 
 /// Builds, as the user that this process is.
 pub(crate) fn run(global: &Global, recipe: Recipe, around: Around) -> Exit {
-    let Around { beside, workspace, cache, delivery, cancel, unwatched } = around;
+    let Around { beside, workspace, cache, delivery, cancel, unwatched, progress, files } = around;
     // What is only used after the downloads is to be right before them.
     if let Err(error) = limit(|name| std::env::var_os(name)) {
         return fail(&error, Exit::Usage);
     }
-    let sink = progress::sink();
+    let sink = progress::sink(progress, files, &recipe.image.name, &cache);
     let registration = match Registration::open(&global.socket, &format!("build {}", recipe.image.name)) {
         Ok(registration) => Some(Arc::new(registration)),
         Err(WatchdogError::Unreachable { .. }) => {
@@ -123,21 +131,28 @@ pub(crate) fn run(global: &Global, recipe: Recipe, around: Around) -> Exit {
         shim: "/proc/self/exe".into(),
         registrar,
         cancel,
-        sink,
+        sink: Arc::clone(&sink),
         delivery,
     };
     let request = Request { recipe, workspace, beside, cache, apt_root: "/".into() };
     let result = build(&request, &environment);
     drop(environment);
+    sink.event(match &result {
+        Ok(built) => Event::Built { files: built.files.iter().map(|file| file.path.clone()).collect() },
+        Err(Failed { error, page }) => {
+            Event::Failed { class: error.class(), message: in_one_line(error.as_ref()), page: page.clone() }
+        }
+    });
+    drop(sink);
     if let Some(Err(error)) = registration.map(|registration| registration.close()) {
         eprintln!("hostler: the build's lease could not be closed: {}", in_one_line(&error));
     }
     match result {
         Ok(built) => show(global, &built),
-        Err(error) => {
-            let exit = show_failure(global, &error);
+        Err(failed) => {
+            let exit = show_failure(global, &failed);
             let Workspace { folder, shown, .. } = &request.workspace;
-            if folder != shown && in_one_line(&error).contains("./") {
+            if folder != shown && in_one_line(failed.error.as_ref()).contains("./") {
                 tell(&format!("hostler: paths that begin with ./ are below {}", shown.display()));
             }
             exit
@@ -191,51 +206,62 @@ fn show(global: &Global, built: &Built) -> Exit {
     Exit::Done
 }
 
-fn show_failure(global: &Global, error: &BuildError) -> Exit {
+fn show_failure(global: &Global, failed: &Failed) -> Exit {
+    let Failed { error, page } = failed;
     let exit = if error.is_cancelled() {
         Exit::Stopped(signals::received().unwrap_or(15))
     } else {
-        match error {
+        match error.as_ref() {
             BuildError::Unfit(_) | BuildError::NoAccelerator(_) => Exit::Unfit,
             _ => Exit::Failed,
         }
     };
     if global.json {
-        println!("{}", failure_document(error));
+        println!("{}", failure_document(failed));
         return exit;
     }
-    if let BuildError::Guest(guest) = error {
-        let GuestError { screen, log, refused, .. } = guest.as_ref();
-        // Who stopped it knows why.
-        if !screen.is_empty() && !error.is_cancelled() {
+    // Who stopped it knows why.
+    let is_told = !error.is_cancelled();
+    if let BuildError::Guest(guest) = error.as_ref()
+        && is_told
+    {
+        let Report { screen, refused, .. } = &guest.report;
+        if !screen.is_empty() {
             eprintln!("the last on its screen:");
             for line in screen.lines() {
                 eprintln!("  | {line}");
             }
         }
-        for refused in refused {
+        for refused in refused.iter().filter(|refused| refused.status.is_some()) {
             tell(&format!("the mirror could not give it {}", refused.told()));
         }
-        if let Some(log) = log {
-            eprintln!("the console's log is {}", log.display());
-        }
     }
-    tell(&format!("hostler: [{}] {}", error.class(), in_one_line(error)));
+    tell(&format!("hostler: [{}] {}", error.class(), in_one_line(error.as_ref())));
+    // An unfit host says for each thing what to do.
+    if is_told && exit != Exit::Unfit {
+        tell(&format!("hostler: what to do: {}", error.class().advice()));
+    }
+    if let Some(page) = page {
+        tell(&format!("hostler: all that is known of it: {}", page.display()));
+    }
     exit
 }
 
-fn failure_document(error: &BuildError) -> serde_json::Value {
+fn failure_document(failed: &Failed) -> serde_json::Value {
+    let Failed { error, page } = failed;
     let mut document = json!({
         "result": "failed",
         "class": error.class(),
-        "message": in_one_line(error),
+        "message": in_one_line(error.as_ref()),
+        "advice": error.class().advice(),
+        "page": page,
     });
-    match error {
+    match error.as_ref() {
         BuildError::Guest(guest) => {
-            let GuestError { stage, screen, log, refused, .. } = guest.as_ref();
-            document["stage"] = json!(stage.name());
+            let Report { screen, refused, findings, .. } = &guest.report;
+            document["stage"] = json!(guest.stage);
             document["screen"] = json!(screen);
-            document["log"] = json!(log);
+            document["findings"] = json!(findings);
             document["refused"] = json!(refused);
         }
         BuildError::Unfit(findings) => {

@@ -39,14 +39,10 @@ pub(crate) fn main(global: &Global, wanted: &Doctor) -> Exit {
         Ok(cache) => cache,
         Err(error) => return fail(&error, Exit::Usage),
     };
-    let cancel = match Cancel::new().map(Arc::new) {
+    let cancel = match signals::cancel() {
         Ok(cancel) => cancel,
         Err(error) => return fail(&error, Exit::Failed),
     };
-    let asked = Arc::clone(&cancel);
-    if let Err(error) = signals::watch(move |_| asked.cancel()) {
-        return fail(&error, Exit::Failed);
-    }
     examine_host(global, &output_workspace(&wanted.output), &cache, wanted.limit, cancel)
 }
 

@@ -142,7 +142,7 @@ impl Work {
         change(&mut options);
         let store = Arc::new(directory.store().map_err(failed)?);
         let fetcher = Fetcher::new(store, options).map_err(failed)?;
-        Ok(Self { directory, fetcher, sink: progress::sink() })
+        Ok(Self { directory, fetcher, sink: progress::simple() })
     }
 
     /// Runs a stage; a signal that ended it is the command's ending.

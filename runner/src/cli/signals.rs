@@ -4,9 +4,11 @@
 //! used: children would inherit them.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread;
 
+use hostler_runner::cancel::Cancel;
 use tokio::signal::unix::{SignalKind, signal};
 
 static RECEIVED: AtomicU8 = AtomicU8::new(0);
@@ -22,6 +24,14 @@ pub(crate) fn received() -> Option<u8> {
 /// Takes a signal for received that reached another process of this program.
 pub(crate) fn pretend(number: u8) {
     let _ = RECEIVED.compare_exchange(0, number, Ordering::SeqCst, Ordering::SeqCst);
+}
+
+/// A wish to stop that is made by the first signal that asks for an end.
+pub(crate) fn cancel() -> io::Result<Arc<Cancel>> {
+    let cancel = Arc::new(Cancel::new()?);
+    let asked = Arc::clone(&cancel);
+    watch(move |_| asked.cancel())?;
+    Ok(cancel)
 }
 
 /// Calls `on_signal` with the number of each signal that asks for an end, from now on.

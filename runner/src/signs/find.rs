@@ -127,14 +127,20 @@ fn finding(pack: &Pack, rule: usize, place: Place, text: &str) -> Finding {
         place,
         speaker: pack.speaker.clone(),
         meaning: format!("{} {}", pack.speaker, rule.says),
-        line: excerpt(rule, text),
+        line: excerpt(pack, rule, place, text),
     }
 }
 
-/// The text from the match on: a screen's begins with a title and help that say nothing.
-fn excerpt(rule: &Rule, text: &str) -> String {
+/// What is shown of the text: a screen from its start, where a dialog has its title and question; a line,
+/// when it is long, from the match on.
+fn excerpt(pack: &Pack, rule: &Rule, place: Place, text: &str) -> String {
     let first = rule.parts().next().unwrap_or("");
-    let start = if text.len() > LONGEST_SHOWN { text.find(first).unwrap_or(0) } else { 0 };
+    let start = match (place, &pack.dialog) {
+        (Place::Screen, Some(dialog)) => text.find(dialog.as_str()),
+        (Place::Line | Place::Log, _) if text.len() > LONGEST_SHOWN => text.find(first),
+        _ => None,
+    };
+    let start = start.unwrap_or(0);
     let rest = text.get(start..).unwrap_or(text);
     rest.trim().chars().filter(|character| !character.is_control()).take(LONGEST_SHOWN).collect()
 }

@@ -103,6 +103,8 @@ pub struct Pack {
     pub version: u32,
     /// Who speaks, as the subject of a sentence.
     pub speaker: String,
+    /// What a dialog of its begins with: what is before that on a screen is no part of it.
+    pub dialog: Option<String>,
     /// The rules.
     #[serde(rename = "rule")]
     pub rules: Vec<Rule>,

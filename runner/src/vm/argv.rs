@@ -178,6 +178,8 @@ pub fn arguments(spec: &VmSpec) -> Vec<OsString> {
         // fault of the guest's.
         arguments.pair("-device", format!("virtio-blk-pci,drive=disk{number},werror=stop,rerror=stop"));
     }
+    // For pictures of the screen: what boots from a disk shows its first words nowhere else.
+    arguments.pair("-device", "VGA,vgamem_mb=4");
     match spec.network {
         Network::None => {
             arguments.pair("-nic", "none");

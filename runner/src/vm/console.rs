@@ -5,12 +5,14 @@
 //! text that leaves this module has no escape sequence. Whatever a guest prints, what is kept of it is
 //! bounded.
 
+use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::num::NonZeroU16;
 
 use crate::signs::{Finding, Lines, Place, Rules, flattened, prompt};
 
 use super::bounded::Bounded;
+use super::line_drawing::LineDrawing;
 use super::watch::ScreenSeen;
 
 /// Rows of the terminal: enough for a kernel's panic with its trace.
@@ -20,12 +22,17 @@ const COLUMNS: NonZeroU16 = NonZeroU16::new(160).expect("is not zero");
 /// How many findings are kept.
 const MOST_FINDINGS: usize = 64;
 
+/// How many of the last lines are kept, and of each how many characters.
+pub(super) const TAIL: (usize, usize) = (60, 300);
+
 /// The console of one guest.
 pub struct Console<W> {
+    drawing: LineDrawing,
     terminal: vt100::Parser,
     lines: Lines,
     log: Bounded<W>,
     findings: Vec<Finding>,
+    tail: VecDeque<String>,
     /// The screen as it was last looked at.
     looked: String,
 }
@@ -34,10 +41,12 @@ impl<W: Write> Console<W> {
     /// A console whose bytes go to `log`, the first `limit` of them.
     pub fn new(log: W, limit: u64) -> Self {
         Self {
+            drawing: LineDrawing::default(),
             terminal: vt100::Parser::new(ROWS, COLUMNS, 0),
             lines: Lines::default(),
             log: Bounded::new(log, "console", limit),
             findings: Vec::new(),
+            tail: VecDeque::new(),
             looked: String::new(),
         }
     }
@@ -48,9 +57,14 @@ impl<W: Write> Console<W> {
     /// When the log cannot be written.
     pub fn push(&mut self, bytes: &[u8]) -> io::Result<Vec<Finding>> {
         self.log.push(bytes)?;
+        let bytes = &self.drawing.translate(bytes);
         self.terminal.process(bytes);
         let mut found = Vec::new();
-        self.lines.push(bytes, |line| found.extend(Rules::builtin().find(Place::Line, line)));
+        let Self { lines, tail, .. } = self;
+        lines.push(bytes, |line| {
+            keep_last(tail, line);
+            found.extend(Rules::builtin().find(Place::Line, line));
+        });
         self.keep(&found);
         Ok(found)
     }
@@ -88,6 +102,12 @@ impl<W: Write> Console<W> {
         &self.findings
     }
 
+    /// The last lines that were printed, without control characters.
+    #[must_use]
+    pub fn tail(&self) -> Vec<String> {
+        self.tail.iter().cloned().collect()
+    }
+
     /// The screen as text: no escapes, no trailing blanks, no empty lines at either end.
     #[must_use]
     pub fn screen(&self) -> String {
@@ -108,6 +128,15 @@ impl<W: Write> Console<W> {
         let room = MOST_FINDINGS.saturating_sub(self.findings.len());
         self.findings.extend(found.iter().take(room).cloned());
     }
+}
+
+/// Keeps a line as the last of some.
+pub(super) fn keep_last(tail: &mut VecDeque<String>, line: &str) {
+    let (lines, characters) = TAIL;
+    if tail.len() >= lines {
+        tail.pop_front();
+    }
+    tail.push_back(line.chars().take(characters).collect());
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ pub mod console;
 pub mod control;
 pub mod initramfs;
 pub mod launch;
+mod line_drawing;
 mod loopback;
 pub mod modules;
 pub mod nonce;

@@ -4,6 +4,7 @@
 //! once, turns what comes into [`Seen`] and lets [`Watch`] judge. Whatever the verdict, qemu is gone
 //! and reaped when [`run`] returns. Deliberately absent: any judgement, and any thread.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::net::{TcpListener, UdpSocket};
@@ -18,9 +19,9 @@ use crate::cancel::Cancel;
 use crate::event::{Event, Sink, Stage};
 use crate::signs::{Finding, Lines, Place, Rules};
 
-use super::argv::VmSpec;
+use super::argv::{VmSpec, arguments};
 use super::bounded::Bounded;
-use super::console::Console;
+use super::console::{Console, keep_last};
 use super::control;
 use super::launch::{LaunchError, Machine, Programs, launch};
 use super::outcome::{Failure, Outcome, Refused};
@@ -94,6 +95,10 @@ pub struct Report {
     pub has_picture: bool,
     /// What the installer logged, in bytes.
     pub installer_log_bytes: u64,
+    /// The last lines that the console printed.
+    pub console_tail: Vec<String>,
+    /// The last lines of the installer's log.
+    pub installer_tail: Vec<String>,
     /// What the console printed, in bytes.
     pub console_bytes: u64,
     /// What the disks did.
@@ -104,6 +109,8 @@ pub struct Report {
     pub took: Duration,
     /// Whether the machine had a network namespace of its own.
     pub isolated: bool,
+    /// qemu and its arguments.
+    pub command: Vec<String>,
 }
 
 /// Why there is no verdict.
@@ -153,6 +160,7 @@ pub fn run(run: &mut Run<'_>, console_log: File) -> Result<Report, RunError> {
         installer: installer_log.map(|file| InstallerLog {
             log: Bounded::new(file, "installer's log", LOG_LIMIT),
             lines: Lines::default(),
+            tail: VecDeque::new(),
         }),
         findings: Vec::new(),
         refused: Vec::new(),
@@ -183,13 +191,25 @@ pub fn run(run: &mut Run<'_>, console_log: File) -> Result<Report, RunError> {
         findings: session.console.findings().iter().chain(&session.findings).cloned().collect(),
         refused: session.refused,
         has_picture,
-        installer_log_bytes: session.installer.map_or(0, |installer| installer.log.bytes()),
+        installer_log_bytes: session.installer.as_ref().map_or(0, |installer| installer.log.bytes()),
+        console_tail: session.console.tail(),
+        installer_tail: session.installer.map_or_else(Vec::new, |installer| installer.tail.into()),
         console_bytes: session.console.bytes(),
         blocks: session.watch.blocks(),
         stages: session.stages,
         took: started.elapsed(),
         isolated,
+        command: command(run),
     })
+}
+
+/// qemu and its arguments, for people.
+fn command(run: &Run<'_>) -> Vec<String> {
+    let program = run.programs.qemu.display().to_string();
+    let arguments = arguments(run.spec);
+    std::iter::once(program)
+        .chain(arguments.iter().map(|argument| argument.to_string_lossy().into_owned()))
+        .collect()
 }
 
 /// What is polled, in this order.
@@ -227,6 +247,7 @@ fn read(machine: &mut Machine, channel: Channel, buffer: &mut [u8]) -> io::Resul
 struct InstallerLog {
     log: Bounded<File>,
     lines: Lines,
+    tail: VecDeque<String>,
 }
 
 struct Session {
@@ -394,7 +415,11 @@ impl Session {
         let Some(installer) = &mut self.installer else { return Ok(Vec::new()) };
         installer.log.push(bytes).map_err(RunError::Log)?;
         let mut found = Vec::new();
-        installer.lines.push(bytes, |line| found.extend(Rules::builtin().find(Place::Log, line)));
+        let InstallerLog { lines, tail, .. } = installer;
+        lines.push(bytes, |line| {
+            keep_last(tail, line);
+            found.extend(Rules::builtin().find(Place::Log, line));
+        });
         let room = MOST_REFUSED.saturating_sub(self.findings.len());
         self.findings.extend(found.iter().take(room).cloned());
         Ok(found.into_iter().map(Seen::Sign).collect())

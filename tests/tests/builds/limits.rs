@@ -36,11 +36,30 @@ fn a_guest_is_ended_with_its_last_screen() {
         println!("a build with a limit of 60 s ended after {:.1} s", took.as_secs_f64());
         assert_eq!(status.code(), Some(1), "{said}");
         assert!(took > Duration::from_secs(58) && took < Duration::from_secs(90), "{took:?}");
-        let last = said.lines().last().or_fail("a last line");
-        assert!(last.starts_with("hostler: [timeout] the builder guest failed: "), "{said}");
-        assert!(last.contains("not done within the build's total limit of 1m; it was in step "), "{said}");
+        let told = said.lines().find(|line| line.starts_with("hostler: [")).or_fail("the failure");
+        assert!(told.starts_with("hostler: [timeout] the builder guest failed: "), "{said}");
+        assert!(told.contains("not done within the build's total limit of 1m; it was in step "), "{said}");
         assert!(said.contains("the last on its screen:\n  | "), "{said}");
-        assert_eq!(left(place), ["limited.console.log"]);
+        assert_eq!(left(place), ["limited.failure"]);
+        let bundle = place.path("out/limited.failure");
+        let page = bundle.join("index.html");
+        assert!(said.contains(&format!("hostler: all that is known of it: {}", page.display())), "{said}");
+        let mut files: Vec<String> = fs::read_dir(&bundle)
+            .or_fail("the bundle")
+            .map(|entry| entry.or_fail("an entry").file_name().to_string_lossy().into_owned())
+            .collect();
+        files.sort();
+        assert_eq!(
+            files,
+            ["console.log", "failure.json", "index.html", "qemu.txt", "screen.png", "screen.txt"]
+        );
+        let picture = fs::read(bundle.join("screen.png")).or_fail("the picture");
+        assert!(picture.starts_with(b"\x89PNG\r\n"));
+        let text = fs::read_to_string(bundle.join("failure.json")).or_fail("the document");
+        let document: serde_json::Value = serde_json::from_str(&text).or_fail("JSON");
+        assert_eq!(document["class"], "timeout");
+        assert_eq!(document["stages"].as_array().map(Vec::len), Some(6), "{text}");
+        assert!(document["guest"]["disk"]["written"].as_u64() > Some(0), "{text}");
         assert!(Confined::all(place).is_empty());
     });
 }
@@ -62,14 +81,15 @@ fn a_conversion_is_ended_and_its_stage_named() {
         println!("a build with a limit of 40 s ended after {:.1} s", took.as_secs_f64());
         assert_eq!(status.code(), Some(1), "{said}");
         assert!(took < Duration::from_secs(50), "{took:?}");
-        let last = said.lines().last().or_fail("a last line");
+        let told = said.lines().find(|line| line.starts_with("hostler: [")).or_fail("the failure");
         assert!(
-            last.starts_with(
+            told.starts_with(
                 "hostler: [timeout] the build was not done within its total limit of 40s; it was in stage convert: raise limits.total"
             ),
             "{said}"
         );
-        assert_eq!(left(place), Vec::<String>::new());
+        assert_eq!(left(place), ["limited.failure"]);
+        assert!(place.path("out/limited.failure/index.html").exists());
         assert!(Confined::all(place).is_empty());
     });
 }

@@ -27,6 +27,7 @@ use super::user::BuildUser;
 use crate::cli::arguments::{Global, Unprivileged};
 use crate::cli::build::{Around, fail, run};
 use crate::cli::exit::Exit;
+use crate::cli::progress::Files;
 use crate::cli::{doctor, signals};
 
 /// The largest recipe, in bytes.
@@ -44,6 +45,8 @@ enum BuilderError {
         #[source]
         source: io::Error,
     },
+    #[error("could not listen to signals")]
+    Signals(#[source] io::Error),
     #[error("the process of root's that started this one does not answer")]
     Root(#[source] io::Error),
     #[error("could not read the recipe {}", path.display())]
@@ -60,27 +63,26 @@ pub(crate) fn main(global: &Global, wanted: &Unprivileged) -> Exit {
     let prepared = give_up_privileges(wanted).map_err(privileges).and_then(|()| {
         let socket = fcntl_dupfd_cloexec(io::stdin().as_fd(), 3);
         let socket = socket.map_err(|error| BuilderError::Root(error.into()))?;
-        Ok((socket, Cancel::new().map(Arc::new).map_err(BuilderError::Root)?))
+        Ok((socket, signals::cancel().map_err(BuilderError::Signals)?))
     });
     let (socket, cancel) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => return fail(&error, Exit::Failed),
     };
-    let asked = Arc::clone(&cancel);
-    if let Err(error) = signals::watch(move |_| asked.cancel()) {
-        return fail(&error, Exit::Failed);
-    }
     let workspace = Workspace { folder: ".".into(), shown: wanted.cache.clone(), option: "--cache" };
-    let text = wanted.recipe.as_deref().map(|path| read_recipe(&socket, path)).transpose();
-    let link = text.and_then(|text| {
-        Link::new(socket, Arc::clone(&cancel)).map(|link| (text, link)).map_err(BuilderError::Root)
+    let given = wanted.recipe.as_deref().map(|path| {
+        let text = read_recipe(&socket, path)?;
+        Ok((text, receive_files(&socket).map_err(BuilderError::Root)?))
     });
-    let (text, link) = match link {
+    let link = given.transpose().and_then(|given| {
+        Link::new(socket, Arc::clone(&cancel)).map(|link| (given, link)).map_err(BuilderError::Root)
+    });
+    let (given, link) = match link {
         Ok(link) => link,
         Err(error @ BuilderError::Recipe { .. }) => return fail(&error, Exit::Usage),
         Err(error) => return fail(&error, Exit::Failed),
     };
-    let (Some((text, beside)), Some(path)) = (text, &wanted.recipe) else {
+    let (Some(((text, beside), files)), Some(path)) = (given, &wanted.recipe) else {
         return doctor::examine_host(global, &workspace, Path::new("."), wanted.limit, cancel);
     };
     let recipe = match Recipe::parse(&text, path) {
@@ -98,6 +100,8 @@ pub(crate) fn main(global: &Global, wanted: &Unprivileged) -> Exit {
         delivery: Arc::new(link),
         cancel,
         unwatched: (!wanted.registered).then_some(unwatched),
+        progress: wanted.progress,
+        files,
     };
     run(global, recipe, around)
 }
@@ -152,6 +156,19 @@ fn read_recipe(socket: &OwnedFd, path: &Path) -> Result<(String, Beside), Builde
     Ok((text, beside))
 }
 
+/// The files to which root wants to have written what happens.
+fn receive_files(socket: &OwnedFd) -> io::Result<Files> {
+    let mut files = Files::default();
+    loop {
+        match receive(socket, RECIPE_PATIENCE)? {
+            Some((FromRoot::Events, Some(file))) => files.events = Some(file.into()),
+            Some((FromRoot::Junit, Some(file))) => files.junit = Some(file.into()),
+            Some((FromRoot::Go, _)) => return Ok(files),
+            _ => return Err(io::Error::other("it says something else than which files to write")),
+        }
+    }
+}
+
 /// The way to root's process.
 struct Link {
     socket: Arc<OwnedFd>,
@@ -185,7 +202,14 @@ fn listen(socket: &OwnedFd, answers: &Sender<Result<PathBuf, String>>, cancel: &
                 continue;
             }
             Err(error) if error.kind() == io::ErrorKind::TimedOut => continue,
-            Ok(Some((FromRoot::Recipe | FromRoot::Beside, _)) | None) | Err(_) => return,
+            Ok(
+                Some((
+                    FromRoot::Recipe | FromRoot::Beside | FromRoot::Events | FromRoot::Junit | FromRoot::Go,
+                    _,
+                ))
+                | None,
+            )
+            | Err(_) => return,
         };
         if answers.send(answer).is_err() {
             return;

@@ -31,6 +31,12 @@ pub(super) enum FromRoot {
     Recipe,
     /// The folder that it lies in, opened; the second.
     Beside,
+    /// The file for a line per event, opened.
+    Events,
+    /// The file for the JUnit report, opened.
+    Junit,
+    /// The build has all it needs.
+    Go,
     /// The file is copied to this path.
     Taken(PathBuf),
     /// The file could not be copied, and why.

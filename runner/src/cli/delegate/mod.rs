@@ -32,6 +32,7 @@ pub(crate) use builder::main as go_on_as_builder;
 use super::arguments::Global;
 use super::build::fail;
 use super::exit::Exit;
+use super::progress::Telling;
 
 /// A command that root gives to the build user.
 pub(crate) struct Delegated<'a> {
@@ -44,7 +45,7 @@ pub(crate) struct Delegated<'a> {
 /// What the build user is to do.
 pub(crate) enum Task<'a> {
     /// Build this recipe, whose results root puts there.
-    Build { recipe: &'a Path, output: &'a Path },
+    Build { recipe: &'a Path, output: &'a Path, telling: &'a Telling },
     /// Examine the host, for this long at most.
     Examine { limit: Duration },
 }
@@ -57,6 +58,8 @@ enum DelegateError {
         #[source]
         source: io::Error,
     },
+    #[error("could not open a file that was to be written")]
+    Telling(#[source] io::Error),
     #[error("there is no user to build as; create one: useradd --system hostler")]
     NoUser,
     #[error("could not prepare {} for the user that builds", path.display())]
@@ -84,7 +87,7 @@ enum DelegateError {
 pub(crate) fn main(global: &Global, wanted: &Delegated<'_>) -> Exit {
     match root::supervise(global, wanted) {
         Ok(exit) => exit,
-        Err(error @ DelegateError::Recipe { .. }) => fail(&error, Exit::Usage),
+        Err(error @ (DelegateError::Recipe { .. } | DelegateError::Telling(_))) => fail(&error, Exit::Usage),
         Err(error @ DelegateError::Watchdog(WatchdogError::Refused(_))) => fail(&error, Exit::Refused),
         Err(error) => fail(&error, Exit::Failed),
     }

@@ -142,7 +142,7 @@ fn is_a_result(name: &str) -> bool {
 
 /// Whether a build makes a folder of this name; what is in it may have any plain name.
 fn is_a_folder(name: &str) -> bool {
-    is_plain(name) && name.ends_with(".artifacts")
+    is_plain(name) && (name.ends_with(".artifacts") || name.ends_with(".failure"))
 }
 
 fn is_plain(name: &str) -> bool {

@@ -24,6 +24,7 @@ use super::{DelegateError, Delegated, Task, cache_directory};
 use crate::cli::arguments::Global;
 use crate::cli::build::tell;
 use crate::cli::exit::Exit;
+use crate::cli::progress::Files;
 use crate::cli::registration::Registration;
 use crate::cli::signals;
 
@@ -51,9 +52,13 @@ const VARIABLES: [&str; 15] = [
 ];
 
 pub(super) fn supervise(global: &Global, wanted: &Delegated<'_>) -> Result<Exit, DelegateError> {
-    let (recipe, results) = match wanted.task {
-        Task::Build { recipe, output } => (Some(open_recipe(recipe)?), Some(open_results(output)?)),
-        Task::Examine { .. } => (None, None),
+    let (recipe, results, files) = match wanted.task {
+        Task::Build { recipe, output, telling } => (
+            Some(open_recipe(recipe)?),
+            Some(open_results(output)?),
+            telling.open().map_err(DelegateError::Telling)?,
+        ),
+        Task::Examine { .. } => (None, None, Files::default()),
     };
     let user = build_user().ok_or(DelegateError::NoUser)?;
     let (cache, cache_path) = cache_directory::open(wanted.cache, user)?;
@@ -76,7 +81,14 @@ pub(super) fn supervise(global: &Global, wanted: &Delegated<'_>) -> Result<Exit,
         let (recipe, beside) = recipe;
         send(&socket, &FromRoot::Recipe, Some(recipe.as_fd())).map_err(start)?;
         send(&socket, &FromRoot::Beside, Some(beside.descriptor().as_fd())).map_err(start)?;
+        for (message, file) in [(FromRoot::Events, &files.events), (FromRoot::Junit, &files.junit)] {
+            if let Some(file) = file {
+                send(&socket, &message, Some(file.as_fd())).map_err(start)?;
+            }
+        }
+        send(&socket, &FromRoot::Go, None).map_err(start)?;
     }
+    drop(files);
     let status = builder.attend(&socket, results.as_ref()).map_err(start)?;
     if let Some(registration) = registration {
         registration.close().map_err(DelegateError::Watchdog)?;
@@ -136,7 +148,10 @@ fn command(
     }
     command.arg("--cache").arg(cache_path);
     match wanted.task {
-        Task::Build { recipe, .. } => command.arg("--recipe").arg(recipe),
+        Task::Build { recipe, telling, .. } => {
+            let form = telling.progress.settled().word();
+            command.arg("--recipe").arg(recipe).arg(format!("--progress={form}"))
+        }
         Task::Examine { limit } => command.arg(format!("--limit={}", humantime::format_duration(limit))),
     };
     command.env_clear();

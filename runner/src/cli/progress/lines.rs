@@ -1,104 +1,88 @@
-//! How a person or a log sees a build's progress.
+//! A log: a beginning and an end of each stage, each step of a guest, and a sign of life in between.
 //!
-//! [`Terminal`] draws one line that changes; [`Lines`] writes plain lines, a beginning and an end of
-//! each stage and a sign of life in between. Both clean what they show: it may hold text of a guest.
+//! In a CI system the stages are its groups, and failures and warnings its annotations. A guest's text
+//! cannot act there: every line starts with a word of ours, and GitHub's older commands, which may be
+//! anywhere in a line, are broken up.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use hostler_runner::event::{Event, Sink, Stage};
-use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{cleaned, doing};
 
 /// The longest silence of a log.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 
-/// The sink that fits standard error.
-pub(crate) fn sink() -> Arc<dyn Sink> {
-    if std::io::stderr().is_terminal() { Arc::new(Terminal::new()) } else { Arc::new(Lines::new()) }
+/// Whose groups and annotations a log has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Groups {
+    /// Nobody's.
+    #[default]
+    None,
+    /// GitHub Actions'.
+    Github,
+    /// GitLab CI's.
+    Gitlab,
 }
 
-fn cleaned(text: &str) -> String {
-    text.chars().filter(|character| !character.is_control()).take(300).collect()
-}
-
-/// What a stage does right now, with the bytes that it counts.
-fn doing(stage: Stage, doing: &str, bytes: u64, total: Option<u64>) -> String {
-    let doing = cleaned(doing);
-    let amount = match (bytes, total, stage) {
-        (0, None, _) => return doing,
-        // A machine's bytes are a sign of life; how many there will be, nobody knows.
-        (bytes, None, Stage::Prepare | Stage::Guest | Stage::Verify) => {
-            format!("disk {}", bytesize::ByteSize(bytes))
+impl Groups {
+    fn begin(self, stage: Stage) -> Option<String> {
+        match self {
+            Self::None => None,
+            Self::Github => Some(format!("::group::{stage}")),
+            Self::Gitlab => {
+                Some(format!("\u{1b}[0Ksection_start:{}:hostler_{stage}\r\u{1b}[0K{stage}", unix_time()))
+            }
         }
-        (bytes, None, _) => bytesize::ByteSize(bytes).to_string(),
-        (bytes, Some(total), _) => {
-            format!("{} of {}", bytesize::ByteSize(bytes), bytesize::ByteSize(total))
+    }
+
+    fn end(self, stage: Stage) -> Option<String> {
+        match self {
+            Self::None => None,
+            Self::Github => Some("::endgroup::".to_owned()),
+            Self::Gitlab => Some(format!("\u{1b}[0Ksection_end:{}:hostler_{stage}\r\u{1b}[0K", unix_time())),
         }
-    };
-    if doing.is_empty() { amount } else { format!("{doing}, {amount}") }
-}
+    }
 
-struct Terminal {
-    bar: ProgressBar,
-    since: Mutex<Option<Instant>>,
-}
+    /// An annotation, where there are any.
+    fn annotation(self, level: &str, title: &str, text: &str) -> Option<String> {
+        (self == Self::Github).then(|| format!("::{level} title={title}::{}", escaped(text)))
+    }
 
-impl Terminal {
-    fn new() -> Self {
-        let bar = ProgressBar::new_spinner();
-        let style = ProgressStyle::with_template("{spinner} {prefix:10} {elapsed:>4}  {wide_msg}");
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-        Self { bar, since: Mutex::new(None) }
+    fn shown(self, text: &str) -> String {
+        if self == Self::Github { text.replace("##[", "## [") } else { text.to_owned() }
     }
 }
 
-impl Sink for Terminal {
-    fn event(&self, event: Event) {
-        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
-        match event {
-            Event::Started(stage) => {
-                *since = Some(Instant::now());
-                self.bar.reset();
-                self.bar.set_prefix(stage.name());
-                self.bar.set_message("");
-                self.bar.enable_steady_tick(Duration::from_millis(200));
-            }
-            Event::Progress { stage, doing: what, bytes, total } => {
-                self.bar.set_message(doing(stage, &what, bytes, total));
-            }
-            Event::Finished(stage) => {
-                let took = since.take().map_or(0.0, |since| since.elapsed().as_secs_f64());
-                self.bar.println(format!("  {:10} {took:6.1} s", stage.name()));
-            }
-            Event::Note(text) => self.bar.println(format!("  {}", cleaned(&text))),
-            Event::Warning(text) => self.bar.println(format!("  warning: {}", cleaned(&text))),
-        }
-    }
+/// The value of a workflow command, as GitHub reads it.
+fn escaped(text: &str) -> String {
+    text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
 }
 
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        self.bar.finish_and_clear();
-    }
+fn unix_time() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
-struct Lines {
+pub(super) struct Lines {
     state: Arc<Mutex<State>>,
 }
 
 impl Lines {
-    fn new() -> Self {
-        let state: Arc<Mutex<State>> = Arc::default();
+    pub(super) fn new(groups: Groups) -> Self {
+        let state = Arc::new(Mutex::new(State { groups, ..State::default() }));
         let beaten = Arc::downgrade(&state);
         // Some stages do one long thing, such as converting the image, and have nothing to tell of it.
         // Without this thread, the log would be silent meanwhile and nothing else.
         let _ = thread::Builder::new().name("heartbeat".to_owned()).spawn(move || {
             while let Some(state) = beaten.upgrade() {
-                let line = locked(&state).heartbeat(Instant::now());
+                let mut locked = locked(&state);
+                let line = locked.heartbeat(Instant::now());
+                write(line.map(|line| locked.said(&line)));
+                drop(locked);
                 drop(state);
-                write(line);
                 thread::sleep(Duration::from_secs(1));
             }
         });
@@ -110,15 +94,16 @@ fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn write(line: Option<String>) {
-    if let Some(line) = line {
+fn write(lines: impl IntoIterator<Item = String>) {
+    for line in lines {
         // A log that cannot be written does not stop a build.
-        let _ = writeln!(std::io::stderr(), "hostler: {line}");
+        let _ = writeln!(std::io::stderr(), "{line}");
     }
 }
 
 #[derive(Default)]
 struct State {
+    groups: Groups,
     running: Option<(Stage, Instant)>,
     told: Option<Instant>,
     /// The step of a guest that was told last.
@@ -128,6 +113,26 @@ struct State {
 }
 
 impl State {
+    fn said(&self, line: &str) -> String {
+        format!("hostler: {}", self.groups.shown(line))
+    }
+
+    /// All that is written for an event.
+    fn lines(&mut self, now: Instant, event: Event) -> Vec<String> {
+        let (before, after) = match &event {
+            Event::Started(stage) => (self.groups.begin(*stage), None),
+            Event::Finished(stage) | Event::GaveUp(stage) => (None, self.groups.end(*stage)),
+            Event::Warning(text) => (self.groups.annotation("warning", "hostler", &cleaned(text)), None),
+            Event::Failed { class, message, .. } => {
+                let text = format!("{}\nWhat to do: {}", cleaned(message), class.advice());
+                (self.groups.annotation("error", &format!("hostler {class}"), &text), None)
+            }
+            _ => (None, None),
+        };
+        let line = self.line(now, event).map(|line| self.said(&line));
+        before.into_iter().chain(line).chain(after).collect()
+    }
+
     /// The line for an event, if it is to have one.
     fn line(&mut self, now: Instant, event: Event) -> Option<String> {
         let line = match event {
@@ -142,6 +147,13 @@ impl State {
                 let seconds = now.saturating_duration_since(since).as_secs_f64();
                 format!("{stage}: done after {seconds:.1} s")
             }
+            Event::GaveUp(stage) => {
+                let since = self.running.take().map_or(now, |(_, since)| since);
+                let seconds = now.saturating_duration_since(since).as_secs_f64();
+                format!("{stage}: failed after {seconds:.1} s")
+            }
+            // The program's last words tell of these.
+            Event::Built { .. } | Event::Failed { .. } => return None,
             Event::Note(text) => cleaned(&text),
             Event::Warning(text) => format!("warning: {}", cleaned(&text)),
             Event::Progress { stage, doing: what, bytes, total } => {
@@ -178,12 +190,14 @@ impl Sink for Lines {
     fn event(&self, event: Event) {
         // Written while it is locked, so that lines keep their order.
         let mut state = locked(&self.state);
-        write(state.line(Instant::now(), event));
+        write(state.lines(Instant::now(), event));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use hostler_runner::class::Class;
+
     use super::*;
 
     fn progress(stage: Stage, doing: &str) -> Event {
@@ -229,17 +243,44 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_told_as_what_they_are() {
-        assert_eq!(doing(Stage::Fetch, "a.deb", 1024, Some(2048)), "a.deb, 1.0 KiB of 2.0 KiB");
-        assert_eq!(doing(Stage::Fetch, "", 1024, Some(2048)), "1.0 KiB of 2.0 KiB");
-        assert_eq!(doing(Stage::Guest, "configure", 1024, None), "configure, disk 1.0 KiB");
-        assert_eq!(doing(Stage::Guest, "boo\u{1b}ting", 0, None), "booting");
-    }
-
-    #[test]
     fn escapes_do_not_reach_the_log() {
         let mut state = State::default();
         let line = state.line(Instant::now(), Event::Note("a\u{1b}[2Jb".into()));
         assert_eq!(line, Some("a[2Jb".into()));
+    }
+
+    #[test]
+    fn githubs_groups_and_annotations_are_around_the_lines() {
+        let mut state = State { groups: Groups::Github, ..State::default() };
+        let now = Instant::now();
+        assert_eq!(
+            state.lines(now, Event::Started(Stage::Guest)),
+            ["::group::guest", "hostler: guest: start"]
+        );
+        assert_eq!(state.lines(now, Event::Note("##[add-mask]x".into())), ["hostler: ## [add-mask]x"]);
+        assert_eq!(
+            state.lines(now, Event::GaveUp(Stage::Guest)),
+            ["hostler: guest: failed after 0.0 s", "::endgroup::"]
+        );
+        let failed = Event::Failed { class: Class::Stalled, message: "100%\n::x::".into(), page: None };
+        let lines = state.lines(now, failed);
+        assert_eq!(lines.len(), 1);
+        assert!(
+            lines[0].starts_with("::error title=hostler stalled::100%25::x::%0AWhat to do: "),
+            "{lines:?}"
+        );
+    }
+
+    #[test]
+    fn gitlabs_sections_have_a_beginning_and_an_end_of_one_name() {
+        let mut state = State { groups: Groups::Gitlab, ..State::default() };
+        let now = Instant::now();
+        let begin = state.lines(now, Event::Started(Stage::Guest));
+        let end = state.lines(now, Event::Finished(Stage::Guest));
+        let name = |line: &str| line.split(':').next_back().map(str::to_owned);
+        assert!(begin[0].starts_with("\u{1b}[0Ksection_start:"), "{begin:?}");
+        assert!(end[1].starts_with("\u{1b}[0Ksection_end:"), "{end:?}");
+        assert_eq!(name(&begin[0]).unwrap(), "hostler_guest\r\u{1b}[0Kguest");
+        assert_eq!(name(&end[1]).unwrap(), "hostler_guest\r\u{1b}[0K");
     }
 }
