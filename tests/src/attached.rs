@@ -46,10 +46,12 @@ impl Attached {
         format!("/dev/loop{}", self.device.number)
     }
 
-    /// Whether it still is this attachment.
+    /// Whether it still is this attachment, whatever its file is called now.
     #[must_use]
     pub fn is_there(&self) -> bool {
-        probe::loops().contains(&self.device)
+        let is_it =
+            |other: &LoopSeen| (other.number, other.sequence) == (self.device.number, self.device.sequence);
+        probe::loops().iter().any(is_it)
     }
 
     /// Mounts it.

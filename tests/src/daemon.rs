@@ -27,6 +27,8 @@ pub struct Settings {
     pub step_timeout: &'static str,
     /// `[limits] leases`.
     pub leases: usize,
+    /// More of `[limits]`.
+    pub limits: String,
     /// Whether it serves metrics.
     pub metrics: bool,
     /// More sections, as the configuration has them: `[sweep]`, `[[policy]]`, `[protect]`.
@@ -40,6 +42,7 @@ impl Default for Settings {
             term_timeout: "1s",
             step_timeout: "10s",
             leases: 256,
+            limits: String::new(),
             metrics: false,
             more: String::new(),
         }
@@ -76,13 +79,14 @@ impl<'place> Daemon<'place> {
         let (place, metrics) = (self.place, self.metrics);
         let listen = metrics.map_or_else(String::new, |port| format!("[metrics]\nlisten = \"{port}\"\n"));
         let text = format!(
-            "[api]\nsocket = {:?}\n[state]\ndirectory = {:?}\n[reclaim]\ngrace = {:?}\nterm_timeout = {:?}\nstep_timeout = {:?}\n[limits]\nleases = {}\n{listen}{}",
+            "[api]\nsocket = {:?}\n[state]\ndirectory = {:?}\n[reclaim]\ngrace = {:?}\nterm_timeout = {:?}\nstep_timeout = {:?}\n[limits]\nleases = {}\n{}{listen}{}",
             place.path("hostler.sock"),
             place.path("state"),
             settings.grace,
             settings.term_timeout,
             settings.step_timeout,
             settings.leases,
+            settings.limits,
             settings.more,
         );
         fs::write(place.path("hostlerd.toml"), text).or_fail("writing the configuration");

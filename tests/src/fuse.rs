@@ -37,9 +37,31 @@ impl Fuse {
     /// When it cannot be mounted.
     #[must_use]
     pub fn silent(point: &Path) -> Self {
+        Self::mounted(point, 0, "test")
+    }
+
+    /// Mounts one for a user, as the set-user-ID program does that users have for it.
+    ///
+    /// # Panics
+    /// When it cannot be mounted.
+    #[must_use]
+    pub fn of_user(point: &Path, user: u32) -> Self {
+        Self::mounted(point, user, "test")
+    }
+
+    /// The same, and calls itself what it likes.
+    ///
+    /// # Panics
+    /// When it cannot be mounted.
+    #[must_use]
+    pub fn named(point: &Path, user: u32, source: &str) -> Self {
+        Self::mounted(point, user, source)
+    }
+
+    fn mounted(point: &Path, user: u32, source: &str) -> Self {
         let server = File::options().read(true).write(true).open("/dev/fuse").or_fail("opening /dev/fuse");
-        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
-        mount(Some("test"), point, Some("fuse"), MsFlags::empty(), Some(options.as_str()))
+        let options = format!("fd={},rootmode=40000,user_id={user},group_id={user}", server.as_raw_fd());
+        mount(Some(source), point, Some("fuse"), MsFlags::empty(), Some(options.as_str()))
             .or_fail("mounting a FUSE file system");
         Self { point: point.to_owned(), server, is_silent: Arc::new(AtomicBool::new(true)) }
     }

@@ -31,6 +31,7 @@ pub mod probe;
 pub mod processes;
 pub mod program;
 pub mod scenario;
+pub mod sleeper;
 pub mod stack;
 pub mod terminal;
 pub mod wire;

@@ -84,6 +84,12 @@ impl Client {
         }
     }
 
+    /// Whether the daemon answers, and with no error; one that hangs up does not.
+    pub fn is_answered(&mut self, method: &str) -> bool {
+        let call = json!({ "method": method });
+        self.send(&call, &[]).is_ok() && self.receive().is_ok_and(|answer| answer["error"].is_null())
+    }
+
     /// Sends a message with descriptors.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use hostler_protocol::lease::{LeaseId, Report};
+use rustix::fs::{Mode, OFlags, openat, renameat};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -221,7 +222,9 @@ impl Journal {
             let aside = directory.join("journal.damaged");
             fs::write(&aside, &bytes).map_err(failed("writing", &aside))?;
         }
+        let folder = File::open(directory).map_err(failed("opening", directory))?;
         let mut writer = Writer {
+            folder,
             path,
             file: None,
             size: 0,
@@ -234,7 +237,7 @@ impl Journal {
         writer.rewrite()?;
         let (jobs, queue) = mpsc::channel::<Job>();
         let thread = std::thread::Builder::new().name("journal".to_owned()).spawn(move || {
-            while let Ok(first) = queue.recv() {
+            while let Some(first) = writer.next(&queue) {
                 // All that waits meanwhile is made durable together: with many leases ending at once the
                 // disk, not the host, would be what they wait for.
                 let jobs: Vec<Job> = std::iter::once(first).chain(queue.try_iter()).collect();
@@ -284,6 +287,9 @@ fn lock_patiently(lock: &File) -> Result<(), fs::TryLockError> {
 }
 
 struct Writer {
+    /// The directory, held: whatever is mounted over it or put in its place, the journal stays where it is.
+    folder: File,
+    /// Where the journal is; for people.
     path: PathBuf,
     file: Option<File>,
     size: u64,
@@ -296,6 +302,24 @@ struct Writer {
 }
 
 impl Writer {
+    /// The next job. While the file cannot be written it is tried again meanwhile, so that what is only in
+    /// memory is durable as soon as the disk takes it.
+    fn next(&mut self, queue: &mpsc::Receiver<Job>) -> Option<Job> {
+        const INTERVAL: Duration = Duration::from_secs(2);
+        while self.file.is_none() {
+            match queue.recv_timeout(INTERVAL) {
+                Ok(job) => return Some(job),
+                Err(mpsc::RecvTimeoutError::Disconnected) => return None,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    if self.rewrite().is_ok() {
+                        tracing::info!("the journal can be written again, and nothing is missing in it");
+                    }
+                }
+            }
+        }
+        queue.recv().ok()
+    }
+
     fn append<'a>(&mut self, entries: impl IntoIterator<Item = &'a Entry>) -> Result<(), JournalError> {
         let mut bytes = Vec::new();
         for entry in entries {
@@ -354,22 +378,21 @@ impl Writer {
         for entry in std::iter::once(started).chain(unopened).chain(leases) {
             write_line(&entry, &mut bytes).map_err(|source| self.failed("encoding for", source))?;
         }
-        let fresh = self.path.with_extension("new");
-        let written = replace(&fresh, &self.path, &bytes).map_err(|source| self.failed("writing", source))?;
+        let written = replace(&self.folder, &bytes).map_err(|source| self.failed("writing", source))?;
         self.file = Some(written);
         self.size = bytes.len() as u64;
         Ok(())
     }
 }
 
-fn replace(fresh: &Path, path: &Path, bytes: &[u8]) -> io::Result<File> {
-    let mut file = File::create(fresh)?;
+fn replace(folder: &File, bytes: &[u8]) -> io::Result<File> {
+    const FRESH: &str = "journal.new";
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut file = File::from(openat(folder, FRESH, flags, Mode::RUSR | Mode::WUSR)?);
     file.write_all(bytes)?;
     file.sync_all()?;
-    fs::rename(fresh, path)?;
-    if let Some(directory) = path.parent() {
-        File::open(directory)?.sync_all()?;
-    }
+    renameat(folder, FRESH, folder, "journal")?;
+    folder.sync_all()?;
     Ok(file)
 }
 

@@ -2,42 +2,15 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::{Child, Stdio};
 
 use hostler_tests::bystander::Bystander;
 use hostler_tests::daemon::{Daemon, Settings};
 use hostler_tests::failure::OrFail;
-use hostler_tests::place::{Place, USER, kill};
+use hostler_tests::place::USER;
+use hostler_tests::sleeper::Sleeper;
 use hostler_tests::wire::{Client, Opened, Refusal, as_user};
 use hostler_tests::{probe, program, scenario};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::{Value, json};
-
-/// A process that a test holds by its pidfd.
-struct Sleeper {
-    child: Child,
-    pidfd: OwnedFd,
-}
-
-impl Sleeper {
-    fn start(place: &Place, of_user: bool) -> Self {
-        let mut command = if of_user { place.command_of_user("sleep") } else { place.command("sleep") };
-        let child = command.arg("600").stdin(Stdio::null()).spawn().or_fail("starting a sleeper");
-        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).or_fail("a pidfd");
-        // Until then it is still root's shell on its way.
-        hostler_tests::failure::wait_until("sleep", std::time::Duration::from_secs(5), || {
-            std::fs::read(format!("/proc/{}/comm", child.id())).is_ok_and(|name| name == b"sleep\n")
-        });
-        Self { child, pidfd }
-    }
-}
-
-impl Drop for Sleeper {
-    fn drop(&mut self) {
-        kill(self.child.id());
-        let _ = self.child.wait();
-    }
-}
 
 #[track_caller]
 fn refused(answer: Result<Value, Refusal>, why: &str) {
@@ -123,13 +96,13 @@ fn only_processes_of_ones_own_can_be_adopted_or_own_a_lease() {
         );
         assert_eq!(client.call("Adopt", &call, &[own.pidfd.as_fd()]), Ok(json!({})));
 
-        let pid = own.child.id();
+        let pid = own.pid();
         let seen = probe::ProcessSeen::of(pid);
-        assert!(probe::ProcessSeen::of(roots.child.id()).runs());
+        assert!(probe::ProcessSeen::of(roots.pid()).runs());
         drop(owner);
         daemon.wait_for_end("adopt", std::time::Duration::from_secs(5));
         assert!(!seen.runs());
-        assert!(probe::ProcessSeen::of(roots.child.id()).runs());
+        assert!(probe::ProcessSeen::of(roots.pid()).runs());
     });
 }
 
@@ -209,7 +182,7 @@ fn other_peoples_leases_and_stale_rights_are_refused() {
         assert_eq!(told.status, 3, "{told:?}");
         let told = daemon.ask(&["reclaim", "--lease", &others.lease.to_string()]);
         assert_eq!(told.status, 0, "{told:?}");
-        assert!(probe::ProcessSeen::of(roots.child.id()).runs(), "an owner is never ended with its lease");
+        assert!(probe::ProcessSeen::of(roots.pid()).runs(), "an owner is never ended with its lease");
         drop((owner, roots));
         daemon.wait_until_idle(std::time::Duration::from_secs(5));
     });

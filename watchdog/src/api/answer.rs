@@ -52,9 +52,9 @@ async fn done(
         Asked::CloseLease(call) => {
             results(&LeaseClosed { report: engine.close(caller, call.lease, call.epoch).await? })
         }
-        Asked::Status(_) => results(&engine.status().await?),
-        Asked::Why(call) => results(&engine.why(&call.target).await?),
-        Asked::Plan(_) => results(&engine.planned().await?),
+        Asked::Status(_) => results(&engine.status(caller).await?),
+        Asked::Why(call) => results(&engine.why(caller, &call.target).await?),
+        Asked::Plan(_) => results(&engine.planned(caller).await?),
         Asked::Reclaim(call) => {
             let report = match (call.lease, call.target) {
                 (Some(lease), None) => engine.reclaim_now(caller, lease).await?,

@@ -151,7 +151,8 @@ impl Readers {
             )));
         }
         let limit = self.shared.engine.config().limits.users;
-        if user != NOBODY && self.shared.by_user.borrow().len() >= limit && !self.let_one_go() {
+        let count = self.shared.by_user.borrow().keys().filter(|user| counts(**user)).count();
+        if counts(user) && count >= limit && !self.let_one_go() {
             return Err(CallError::LimitReached { limit: "users".to_owned(), value: limit as u64 });
         }
         let reader = self.start(user, group).map_err(|error| {
@@ -161,10 +162,11 @@ impl Readers {
         Ok(reader)
     }
 
-    /// Ends the reader that has had no connection for the longest; says whether there was one.
+    /// Ends the counted reader that has had no connection for the longest; says whether there was one.
     fn let_one_go(&self) -> bool {
         let mut all = self.shared.by_user.borrow_mut();
-        let idle = all.iter().filter(|(_, reader)| reader.connections.borrow().is_empty());
+        let idle =
+            all.iter().filter(|(user, reader)| counts(**user) && reader.connections.borrow().is_empty());
         let oldest = idle.min_by_key(|(_, reader)| reader.idle_since.get()).map(|(user, _)| *user);
         // Its task ends it once nobody can send to it.
         oldest.is_some_and(|user| all.remove(&user).is_some())
@@ -325,6 +327,11 @@ impl Readers {
             let _ = reader.outbox.send((ToReader::Answer { connection, reply }, None));
         });
     }
+}
+
+/// Whether a user counts for `[limits] users`: root is never locked out.
+fn counts(user: u32) -> bool {
+    ![0, NOBODY].contains(&user)
 }
 
 impl Reader {

@@ -213,7 +213,9 @@ impl Deriver<'_> {
                 .filesystem_owner(ownership, mount.device())
                 .or_else(parent)
                 .or_else(|| self.keeper_of_a_namespace(ownership, mount));
-            if let Some(owner) = owner.filter(|owner| !self.was_there(*owner, mount.identity)) {
+            let may_be =
+                |owner: &LeaseId| !self.was_there(*owner, mount.identity) && !self.is_anothers(*owner, mount);
+            if let Some(owner) = owner.filter(may_be) {
                 news |= self.claim_consequence(owner, identity, ownership);
             }
             if let Some(owner) = ownership.owners.get(&identity).copied() {
@@ -283,6 +285,10 @@ impl Deriver<'_> {
     /// Whether a mount was below the directory of a lease when that claimed it.
     fn was_there(&self, lease: LeaseId, mount: MountIdentity) -> bool {
         self.leases.iter().any(|other| other.id == lease && other.mounts_before.contains(&mount))
+    }
+
+    fn is_anothers(&self, lease: LeaseId, mount: &Mount) -> bool {
+        self.leases.iter().any(|other| other.id == lease && is_anothers(other, mount))
     }
 
     /// The lease that a file system with this number is of: all that it lies on is, or, where it lies on
@@ -419,11 +425,17 @@ fn by_evidence(snapshot: &Snapshot, lease: &Lease) -> Vec<ResourceIdentity> {
         let below_claim = below.contains(&mount.identity) && !lease.mounts_before.contains(&mount.identity);
         // A number that is given again proves nothing by itself.
         let proven = seen && number_is_proof(mount.identity.number);
-        if proven || below_claim && (seen || !lease.evidence_closed) {
+        if (proven || below_claim && (seen || !lease.evidence_closed)) && !is_anothers(lease, mount) {
             found.push(ResourceIdentity::Mount(mount.identity));
         }
     }
     found
+}
+
+/// Whether a mount was made for a user who is neither the lease's nor root: users can mount FUSE file systems,
+/// also in a directory of somebody else's that they may write to.
+fn is_anothers(lease: &Lease, mount: &Mount) -> bool {
+    lease.uid != 0 && mount.user.is_some_and(|user| user != 0 && user != lease.uid)
 }
 
 fn number_is_proof(number: MountNumber) -> bool {

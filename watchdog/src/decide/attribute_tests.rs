@@ -269,3 +269,27 @@ fn nothing_follows_from_what_is_doubtful() {
     assert!(ownership.doubtful.contains(&ResourceIdentity::Mount(image.identity)));
     assert!(!ownership.owners.contains_key(&ResourceIdentity::Mount(bound.identity)));
 }
+
+#[test]
+fn what_another_user_mounted_below_a_claim_is_a_bystander_and_roots_is_not() {
+    let below = |user: Option<u32>| {
+        let mut snapshot = host();
+        let mut fuse = mount(2, 1, loop_number(90), "/w/mnt");
+        fuse.user = user;
+        snapshot.claimed_mounts.push(UnderClaim { lease: LeaseId(1), what: fuse.identity });
+        snapshot.mounts.push(fuse.clone());
+        let mut lease = lease(1, Phase::Over);
+        lease.uid = 1000;
+        let is_leases =
+            attribute(&snapshot, [&lease]).owners.contains_key(&ResourceIdentity::Mount(fuse.identity));
+        // Nor by having been seen before, nor by what it is mounted on.
+        lease.mounts.insert(fuse.identity);
+        assert_eq!(
+            attribute(&snapshot, [&lease]).owners.contains_key(&ResourceIdentity::Mount(fuse.identity)),
+            is_leases
+        );
+        is_leases
+    };
+    assert!(below(None) && below(Some(0)) && below(Some(1000)));
+    assert!(!below(Some(1001)));
+}

@@ -20,11 +20,19 @@ pub const PROTECTED: &str = "protected by [protect]";
 
 /// Finds what a person named: `/dev/loop3`, `loop3`, `/dev/nbd0`, `/dev/dm-0`, `/dev/mapper/NAME`, a
 /// mount point as `findmnt` shows it or as it is, a swap file, a process number; and says what holds it.
-/// `None` when nothing has that name.
+/// `None` when nothing has that name that `may_ask` lets be asked about.
 #[must_use]
-pub fn explain(target: &str, snapshot: &Snapshot, ownership: &Ownership) -> Option<Held> {
+pub fn explain(
+    target: &str,
+    snapshot: &Snapshot,
+    ownership: &Ownership,
+    may_ask: impl Fn(ResourceIdentity) -> bool,
+) -> Option<Held> {
     let index = Index::new(snapshot);
     let node = find(target, &index)?;
+    if !identity_of(node, &index).is_none_or(may_ask) {
+        return None;
+    }
     let narrator = Narrator { index: &index, ownership };
     Some(narrator.held(node, &mut BTreeSet::new(), 0))
 }

@@ -20,7 +20,7 @@ fn reasons_of(resource: ResourceIdentity, snapshot: &Snapshot) -> (Vec<Reason>, 
 
 fn why(target: &str, snapshot: &Snapshot) -> Held {
     let ownership = attribute(snapshot, [&lease(1, Phase::Over)]);
-    explain(target, snapshot, &ownership).expect("it is there")
+    explain(target, snapshot, &ownership, |_| true).expect("it is there")
 }
 
 fn with_loop() -> Snapshot {
@@ -151,7 +151,7 @@ fn finds_what_people_type() {
         ("/w", None),
         ("", None),
     ] {
-        let what = explain(text, &snapshot, &ownership).map(|held| held.what);
+        let what = explain(text, &snapshot, &ownership, |_| true).map(|held| held.what);
         assert_eq!(what.as_deref(), found, "{text}");
     }
 }
@@ -224,4 +224,12 @@ fn a_command_means_the_same_bytes_to_a_shell() {
     assert_eq!(quoted(b"/a b"), "'/a b'");
     assert_eq!(quoted(b"/a'b\n\xff"), "$'/a\\x27b\\x0a\\xff'");
     assert_eq!(quoted(b""), "''");
+}
+
+#[test]
+fn what_may_not_be_asked_about_is_answered_as_if_it_were_not_there() {
+    let snapshot = with_loop();
+    let ownership = attribute(&snapshot, [&lease(1, Phase::Over)]);
+    assert!(explain("/dev/loop3", &snapshot, &ownership, |_| true).is_some());
+    assert!(explain("/dev/loop3", &snapshot, &ownership, |_| false).is_none());
 }

@@ -96,6 +96,7 @@ pub(super) fn mount(number: u64, parent: u64, device: DeviceNumber, point: &str)
         peers: None,
         master: None,
         layers: Vec::new(),
+        user: None,
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::Engine;
-use super::lifecycle::unavailable;
+use super::lifecycle::{Caller, unavailable};
 use super::look::Look;
 use super::record::Record;
 use super::sweep::DueNext;
@@ -14,25 +14,30 @@ use crate::decide::{attribute, plan};
 use crate::model::{Lease, Phase, Snapshot, SnapshotDepth, Step};
 
 impl Engine {
-    /// What would be done now, at the end of each running grace, and at the next sweep.
+    /// What would be done now, at the end of each running grace, and at the next sweep: for the caller's
+    /// leases, and for root all.
     ///
     /// # Errors
     /// When looking gives nothing.
-    pub async fn planned(&self) -> Result<Planned, CallError> {
+    pub async fn planned(&self, caller: Caller) -> Result<Planned, CallError> {
         let look = self.look(SnapshotDepth::Ownership).await.map_err(unavailable)?;
-        let mut planned = Planned { steps: self.planned_for_leases(&look.snapshot)?, ..Planned::default() };
+        let mut planned =
+            Planned { steps: self.planned_for_leases(caller, &look.snapshot)?, ..Planned::default() };
+        if !caller.is_root() {
+            return Ok(planned);
+        }
         if let Some(next) = self.due_next().await.map_err(unavailable)? {
             planned.by_policy = self.planned_by_policy(&next)?;
         }
         Ok(planned)
     }
 
-    fn planned_for_leases(&self, snapshot: &Snapshot) -> Result<Vec<PlannedStep>, CallError> {
+    fn planned_for_leases(&self, caller: Caller, snapshot: &Snapshot) -> Result<Vec<PlannedStep>, CallError> {
         let state = self.shared.state.borrow();
         // Anew: a sweep may have taken something since the look began.
         let ownership = attribute(snapshot, state.leases());
         let mut steps = Vec::new();
-        for record in state.records() {
+        for record in state.records().filter(|record| caller.may_use(record.lease.uid)) {
             let (lease, in_seconds) = when_over(record);
             let settings = self.plan_settings(lease.id);
             for step in plan(&lease, snapshot, &ownership, &settings).steps {

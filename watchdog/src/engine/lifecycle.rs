@@ -50,7 +50,7 @@ impl Caller {
         self.uid == 0
     }
 
-    fn may_use(self, uid: u32) -> bool {
+    pub(super) fn may_use(self, uid: u32) -> bool {
         self.is_root() || self.uid == uid
     }
 }

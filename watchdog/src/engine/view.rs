@@ -9,7 +9,7 @@ use hostler_protocol::resource::{ResourceView, Verdict};
 use hostler_protocol::text::printable;
 use tokio::time::Instant;
 
-use super::lifecycle::unavailable;
+use super::lifecycle::{Caller, unavailable};
 use super::look::Look;
 use super::stray::strays;
 use super::sweep::Sweeps;
@@ -17,22 +17,23 @@ use super::{Engine, now_ms};
 use crate::causes::chain;
 use crate::decide::policy::Stage;
 use crate::decide::{Ownership, PROTECTED, everything_of, explain};
-use crate::kernel::loops;
+use crate::kernel::{loops, processes};
 use crate::metrics::LEASE_STATES;
 use crate::model::{Gap, Lease, LoopState, ResourceIdentity, Snapshot, SnapshotDepth};
 
 impl Engine {
-    /// Leases and resources of the host.
+    /// Leases and resources of the host: of leases the caller's own, and for root all.
     ///
     /// # Errors
     /// When looking gives nothing.
-    pub async fn status(&self) -> Result<HostStatus, CallError> {
+    pub async fn status(&self, caller: Caller) -> Result<HostStatus, CallError> {
         let look = self.look(SnapshotDepth::Ownership).await.map_err(unavailable)?;
         let Look { snapshot, ownership } = &*look;
         let now = now_ms();
         let state = self.shared.state.borrow();
-        let mut leases: Vec<LeaseView> = state.ended().cloned().collect();
-        for record in state.records() {
+        let ended = state.ended().filter(|lease| caller.may_use(lease.uid));
+        let mut leases: Vec<LeaseView> = ended.cloned().collect();
+        for record in state.records().filter(|record| caller.may_use(record.lease.uid)) {
             let verdict = verdict_of(record.state);
             let resources = everything_of(record.lease.id, snapshot, ownership)
                 .into_iter()
@@ -47,20 +48,59 @@ impl Engine {
             loops_limit: loops::limit(),
             leases,
             others: others(snapshot, ownership, &self.shared.sweeps),
-            stray_qemu: strays(snapshot, ownership, state.leases()),
-            gaps: snapshot.gaps.iter().map(Gap::sentence).collect(),
+            stray_qemu: strays(snapshot, ownership, state.leases())
+                .into_iter()
+                .filter(|stray| caller.may_use(stray.uid))
+                .collect(),
+            gaps: self.gaps_for(caller, snapshot),
         })
+    }
+
+    /// What could not be read, but of others' leases.
+    fn gaps_for(&self, caller: Caller, snapshot: &Snapshot) -> Vec<String> {
+        let state = self.shared.state.borrow();
+        let is_callers = |gap: &&Gap| match gap {
+            Gap::Claim(lease, _) | Gap::Cgroup(lease, _) => {
+                state.get(*lease).is_some_and(|record| caller.may_use(record.lease.uid))
+            }
+            Gap::Loops(_)
+            | Gap::Loop(..)
+            | Gap::Mounts(_)
+            | Gap::Namespace(..)
+            | Gap::Namespaces(_)
+            | Gap::Blocks(_)
+            | Gap::Processes(_)
+            | Gap::Process(..)
+            | Gap::Criterion(_) => true,
+        };
+        snapshot.gaps.iter().filter(is_callers).map(Gap::sentence).collect()
+    }
+
+    /// Whether a caller may learn what holds something: root may, and whoever's lease has it, and of what no
+    /// lease has all, but for processes, who may look at them anyway.
+    fn may_ask_about(&self, caller: Caller, resource: ResourceIdentity, look: &Look) -> bool {
+        let owner = look.ownership.owners.get(&resource);
+        let state = self.shared.state.borrow();
+        let of_lease = owner.map(|lease| state.get(*lease).is_some_and(|it| caller.may_use(it.lease.uid)));
+        match (of_lease, resource) {
+            (Some(may), _) => may,
+            (None, ResourceIdentity::Process(process)) => {
+                caller.is_root() || processes::real_user(process.pid).is_ok_and(|user| user == caller.uid)
+            }
+            (None, _) => true,
+        }
     }
 
     /// Why something is still there.
     ///
     /// # Errors
     /// When nothing has that name, or looking gives nothing.
-    pub async fn why(&self, target: &str) -> Result<Explanation, CallError> {
+    pub async fn why(&self, caller: Caller, target: &str) -> Result<Explanation, CallError> {
         let look = self.look(SnapshotDepth::Holders).await.map_err(unavailable)?;
         let Look { snapshot, ownership } = &*look;
-        match explain(target, snapshot, ownership) {
-            Some(tree) => Ok(Explanation { tree, gaps: snapshot.gaps.iter().map(Gap::sentence).collect() }),
+        let may_ask = |resource| self.may_ask_about(caller, resource, &look);
+        match explain(target, snapshot, ownership, may_ask) {
+            Some(tree) => Ok(Explanation { tree, gaps: self.gaps_for(caller, snapshot) }),
             None => Err(CallError::NoSuchTarget { target: printable(target.as_bytes()) }),
         }
     }

@@ -161,6 +161,7 @@ mod tests {
             peers: None,
             master: None,
             layers: Vec::new(),
+            user: None,
         }
     }
 

@@ -28,6 +28,8 @@ pub struct Entry {
     pub source: Vec<u8>,
     /// The file system's own options, where they tell its layers (overlays); else empty.
     pub layers: Vec<u8>,
+    /// For whom a FUSE file system was mounted.
+    pub user: Option<u32>,
 }
 
 /// Why a line is none of mountinfo's.
@@ -82,9 +84,18 @@ fn parse_line(line: &[u8]) -> Result<Entry, &'static str> {
     let filesystem = fields.next().ok_or("file system type")?;
     let filesystem = String::from_utf8_lossy(&unescape(filesystem)).into_owned();
     let source = unescape(fields.next().ok_or("source")?);
-    let layers = if filesystem == "overlay" { fields.next().map(unescape) } else { None };
-    let layers = layers.unwrap_or_default();
-    Ok(Entry { number, parent, device, root, point, peers, master, filesystem, source, layers })
+    let options = fields.next();
+    let layers = options.filter(|_| filesystem == "overlay").map(unescape).unwrap_or_default();
+    // The kernel writes `fuseblk`, and `fuse.` with whatever the server calls itself.
+    let is_fuse = filesystem.starts_with("fuse") && filesystem != "fusectl";
+    let user = options.filter(|_| is_fuse).and_then(fuse_user);
+    Ok(Entry { number, parent, device, root, point, peers, master, filesystem, source, layers, user })
+}
+
+/// The kernel itself writes this option, and first of all but `rw` or `ro` (`fuse_show_options`).
+fn fuse_user(options: &[u8]) -> Option<u32> {
+    let option = options.split(|byte| *byte == b',').nth(1)?;
+    std::str::from_utf8(option.strip_prefix(b"user_id=")?).ok()?.parse().ok()
 }
 
 fn number(field: Option<&[u8]>) -> Option<u64> {
@@ -135,8 +146,24 @@ mod tests {
                 filesystem: "ext3".to_owned(),
                 source: b"/dev/root\n".to_vec(),
                 layers: Vec::new(),
+                user: None,
             }])
         );
+    }
+
+    #[test]
+    fn tells_for_whom_a_fuse_file_system_was_mounted() {
+        let user = |line: &str| parse(line.as_bytes()).expect("a valid line")[0].user;
+        let line = |kind: &str, source: &str, options: &str| {
+            user(&format!("1 0 0:50 / /m rw - {kind} {source} {options}\n"))
+        };
+        let options = "rw,user_id=1000,group_id=100,default_permissions";
+        assert_eq!(line("fuse.sshfs", "host:", options), Some(1000));
+        assert_eq!(line("fuseblk", "/dev/sda1", options), Some(1000));
+        assert_eq!(line("ext4", "/dev/sda1", options), None);
+        assert_eq!(line("fusectl", "none", "rw"), None);
+        // What a server calls itself and its source, it makes up.
+        assert_eq!(line("fuse.user_id=5", "user_id=7", "rw,user_id=8"), Some(8));
     }
 
     #[test]

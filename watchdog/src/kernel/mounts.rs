@@ -133,6 +133,7 @@ fn mount(entry: mountinfo::Entry, number: MountNumber, namespace: MountNamespace
         peers: entry.peers,
         master: entry.master,
         layers: entry.layers,
+        user: entry.user,
     }
 }
 
@@ -301,6 +302,8 @@ fn from_whole(whole: statmount::Whole, namespace: MountNamespace) -> Mount {
         peers: basics.peers,
         master: basics.master,
         layers: whole.options,
+        // Below a claim only the own namespace's are.
+        user: None,
     }
 }
 
@@ -359,7 +362,10 @@ pub fn made_after(unique: u64) -> io::Result<Vec<u64>> {
 pub fn number_at(directory: impl AsFd, path: &OsStr, unique: bool) -> io::Result<MountNumber> {
     let wanted = if unique { MOUNT_NUMBER_UNIQUE } else { StatxFlags::MNT_ID };
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
-    let status = statx(directory, path, flags | AtFlags::EMPTY_PATH, wanted)?;
+    let status = match statx(&directory, path, flags | AtFlags::EMPTY_PATH, wanted) {
+        Err(rustix::io::Errno::ACCESS) => return number_without_looking(directory, path, unique),
+        status => status?,
+    };
     if StatxFlags::from_bits_retain(status.stx_mask).contains(wanted) {
         Ok(if unique {
             MountNumber::Unique(status.stx_mnt_id)
@@ -368,6 +374,29 @@ pub fn number_at(directory: impl AsFd, path: &OsStr, unique: bool) -> io::Result
         })
     } else {
         Err(io::Error::from(io::ErrorKind::Unsupported))
+    }
+}
+
+/// The same of a user's FUSE file system, of which root is told nothing else either: a call that wants
+/// nothing is answered, and its answer has the number that is given again.
+fn number_without_looking(directory: impl AsFd, path: &OsStr, unique: bool) -> io::Result<MountNumber> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    let short = || {
+        let status = statx(&directory, path, flags | AtFlags::EMPTY_PATH, StatxFlags::empty())?;
+        let is_told = StatxFlags::from_bits_retain(status.stx_mask).contains(StatxFlags::MNT_ID);
+        if is_told { Ok(status.stx_mnt_id) } else { Err(io::Error::from(io::ErrorKind::PermissionDenied)) }
+    };
+    let number = short()?;
+    if !unique {
+        return Ok(MountNumber::Reusable(number));
+    }
+    let numbers = unique_numbers()?.ok_or(io::ErrorKind::Unsupported)?;
+    let found = unique_of(&numbers, 0, number)?;
+    // It had both numbers at once: it is still there, and still the one.
+    if statmount::short_number(found)? == number && short()? == number {
+        Ok(MountNumber::Unique(found))
+    } else {
+        Err(io::Error::from(io::ErrorKind::PermissionDenied))
     }
 }
 
@@ -391,6 +420,7 @@ mod tests {
             peers: None,
             master: None,
             layers: Vec::new(),
+            user: None,
         }
     }
 

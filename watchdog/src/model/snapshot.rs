@@ -165,6 +165,10 @@ pub struct Mount {
     /// The file system's own options, as mountinfo's last column has them: only for overlays, whose
     /// layers stand there. Text, so it tells what holds, and never whose anything is.
     pub layers: Vec<u8>,
+    /// The user for whom a FUSE file system was mounted, in the own namespace. It only ever says that a
+    /// mount is somebody else's.
+    #[serde(default)]
+    pub user: Option<u32>,
 }
 
 /// Where a process stands in the tree of files.

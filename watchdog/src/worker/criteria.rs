@@ -262,6 +262,7 @@ mod tests {
             peers: None,
             master: None,
             layers: Vec::new(),
+            user: None,
         }
     }
 

@@ -121,6 +121,7 @@ mod tests {
             peers: None,
             master: None,
             layers: Vec::new(),
+            user: None,
         });
         let expected = [device(7, 3), device(259, 0), device(252, 1), device(0, 50)];
         assert_eq!(wanted(&snapshot).devices, HashSet::from(expected));
