@@ -148,7 +148,8 @@ pub fn arguments(spec: &VmSpec) -> Vec<OsString> {
     arguments.pair("-display", "none");
     arguments.pair("-name", "hostler,debug-threads=on");
     arguments.pair("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
-    arguments.pair("-machine", "q35,vmport=off,hpet=off");
+    // Without graphics the firmware, and a boot loader that uses it, speak on the serial console too.
+    arguments.pair("-machine", "q35,vmport=off,hpet=off,graphics=off");
     match spec.accelerator {
         Accelerator::Kvm => {
             arguments.pair("-accel", "kvm").pair("-cpu", "host");

@@ -5,6 +5,8 @@
 //! translated first: printable bytes while that set is active, and nothing within an escape sequence.
 //! vt100.net, VT100 User Guide, table 3-9; ECMA-35 for the switching.
 
+use std::borrow::Cow;
+
 /// The state of a stream of bytes.
 #[derive(Debug, Default)]
 pub(super) struct LineDrawing {
@@ -35,7 +37,12 @@ const DRAWN: [char; 31] = [
 
 impl LineDrawing {
     /// Translates bytes as they come.
-    pub(super) fn translate(&mut self, bytes: &[u8]) -> Vec<u8> {
+    pub(super) fn translate<'a>(&mut self, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+        // Most of what is printed is plain text, and a guest that floods its console is to cost little.
+        let is_plain = self.place == Place::Text && !self.drawing[self.active];
+        if is_plain && memchr::memchr3(0x1b, 0x0e, 0x0f, bytes).is_none() {
+            return Cow::Borrowed(bytes);
+        }
         let mut translated = Vec::with_capacity(bytes.len());
         for &byte in bytes {
             match self.drawn(byte) {
@@ -45,7 +52,7 @@ impl LineDrawing {
                 None => translated.push(byte),
             }
         }
-        translated
+        Cow::Owned(translated)
     }
 
     fn drawn(&mut self, byte: u8) -> Option<char> {
@@ -110,9 +117,9 @@ mod tests {
         fn chunks_do_not_matter(bytes in prop::collection::vec(prop_oneof![any::<u8>(), Just(0x1b), Just(b'('), Just(b'0')], 0..200), at in 0_usize..200) {
             let at = at.min(bytes.len());
             let mut drawing = LineDrawing::default();
-            let mut split = drawing.translate(&bytes[..at]);
-            split.extend(drawing.translate(&bytes[at..]));
-            prop_assert_eq!(split, LineDrawing::default().translate(&bytes));
+            let mut split = drawing.translate(&bytes[..at]).into_owned();
+            split.extend_from_slice(&drawing.translate(&bytes[at..]));
+            prop_assert_eq!(&split[..], &*LineDrawing::default().translate(&bytes));
         }
 
         #[test]

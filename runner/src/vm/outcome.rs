@@ -87,10 +87,12 @@ pub enum Failure {
         /// The last line.
         prompt: String,
     },
-    /// The guest claimed to be done without the right proof.
+    /// The guest ended, or claimed to be done, without the right proof.
     NoProof {
         /// What came instead.
         instead: String,
+        /// What explains it.
+        because: Because,
     },
     /// qemu ended without the guest having been done.
     QemuDied {
@@ -171,9 +173,9 @@ impl Failure {
             Self::Recognised { finding, because } => {
                 std::iter::once(finding).chain(&because.sign).map(Box::as_ref).collect()
             }
-            Self::StepFailed { because, .. } | Self::QemuDied { because, .. } => {
-                because.sign.iter().map(Box::as_ref).collect()
-            }
+            Self::StepFailed { because, .. }
+            | Self::NoProof { because, .. }
+            | Self::QemuDied { because, .. } => because.sign.iter().map(Box::as_ref).collect(),
             _ => Vec::new(),
         }
     }
@@ -215,8 +217,8 @@ impl fmt::Display for Failure {
             Self::WaitingForInput { prompt } => {
                 write!(formatter, "the guest waits for somebody to answer: {prompt}")
             }
-            Self::NoProof { instead } => {
-                write!(formatter, "the guest gave no proof of success: {instead}")
+            Self::NoProof { instead, because } => {
+                write!(formatter, "the guest gave no proof of success: {instead}{}", because.behind())
             }
             Self::QemuDied { said, because } => {
                 write!(formatter, "qemu ended before the guest: {said}{}", because.behind())
@@ -224,7 +226,7 @@ impl fmt::Display for Failure {
             Self::QemuUnresponsive { said } => write!(formatter, "qemu does not respond: {said}"),
             Self::NeverBooted { limit } => write!(
                 formatter,
-                "the guest printed nothing for {}: it never started to boot, or its console is not the serial port",
+                "the guest printed next to nothing in {}: it did not start to boot, or its console is not the serial port",
                 humantime::format_duration(*limit)
             ),
             Self::Stalled { limit, stage, activity } => write!(

@@ -29,7 +29,10 @@ pub enum Said {
     /// The picture of the screen is written.
     Picture,
     /// The machine is being shut down.
-    Shutdown,
+    Shutdown {
+        /// Whether the guest wanted it: it switched itself off, or began anew, which ends it too.
+        by_guest: bool,
+    },
     /// qemu refused the command that was under way.
     Refused(String),
 }
@@ -180,7 +183,9 @@ fn event_said(event: &str, data: Option<&Value>) -> Option<Said> {
             no_space: data.and_then(|data| data.get("nospace")).and_then(Value::as_bool).unwrap_or(false),
         }),
         "GUEST_PANICKED" => Some(Said::GuestPanicked),
-        "SHUTDOWN" => Some(Said::Shutdown),
+        "SHUTDOWN" => Some(Said::Shutdown {
+            by_guest: data.and_then(|data| data.get("guest")).and_then(Value::as_bool).unwrap_or(false),
+        }),
         _ => None,
     }
 }

@@ -398,7 +398,8 @@ impl Session {
                     Said::Blocks(blocks) => Some(Seen::Blocks(blocks)),
                     Said::DiskError { no_space } => Some(Seen::DiskError { no_space }),
                     Said::GuestPanicked => Some(Seen::GuestPanicked),
-                    Said::Ready | Said::Shutdown | Said::Picture | Said::Refused(_) => None,
+                    Said::Shutdown { by_guest } => by_guest.then_some(Seen::GuestEnded),
+                    Said::Ready | Said::Picture | Said::Refused(_) => None,
                 })),
                 Err(error) => seen.push(Seen::QemuUnresponsive(error.to_string())),
             },
@@ -489,10 +490,10 @@ impl Session {
         false
     }
 
-    /// Reads what is left in all channels but QMP's.
+    /// Reads what is left in all channels: what the guest said before what qemu says of its end.
     fn drain(&mut self, machine: &mut Machine) -> Result<Option<Outcome>, RunError> {
         let mut outcome = None;
-        for channel in [Channel::Control, Channel::Log, Channel::Syslog, Channel::Console] {
+        for channel in [Channel::Control, Channel::Log, Channel::Syslog, Channel::Console, Channel::Qmp] {
             let mut buffer = [0; 64 * 1024];
             // A live guest can write for ever; a dead one leaves at most what a socket holds.
             for _ in 0..64 {

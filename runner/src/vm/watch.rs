@@ -31,7 +31,9 @@ const QUESTION_PATIENCE: Duration = Duration::from_secs(20);
 /// The same for a line that only looks like a question.
 const PROMPT_PATIENCE: Duration = Duration::from_secs(45);
 /// What a console may print, in bytes. Installations print some megabytes.
-pub const MOST_CONSOLE_BYTES: u64 = 256 * 1024 * 1024;
+pub const MOST_CONSOLE_BYTES: u64 = 128 * 1024 * 1024;
+/// What firmware and a boot loader print before a system boots, in bytes.
+const FIRMWARE_BYTES: u64 = 2048;
 /// How many explanations and refusals are kept.
 const MOST_KEPT: usize = 32;
 
@@ -78,6 +80,8 @@ pub enum Seen {
     },
     /// The guest told the machine that it panicked.
     GuestPanicked,
+    /// The guest switched the machine off, or began anew.
+    GuestEnded,
     /// qemu ended, with this said about it.
     QemuEnded(String),
     /// qemu does not answer, or not sensibly.
@@ -117,6 +121,8 @@ pub struct Watch {
     explanations: Vec<Finding>,
     refused: Vec<Refused>,
     failed: Option<(Duration, Failure)>,
+    /// The guest has ended the machine.
+    has_ended: bool,
     over: Option<Outcome>,
 }
 
@@ -139,6 +145,7 @@ impl Watch {
             explanations: Vec::new(),
             refused: Vec::new(),
             failed: None,
+            has_ended: false,
             over: None,
         }
     }
@@ -215,7 +222,7 @@ impl Watch {
         let limit = now.saturating_sub(self.progressed);
         // What is told is the limit, not by how much the look was late.
         let limit = Duration::from_secs(limit.as_secs());
-        let has_spoken = self.console_bytes > 0 || self.stage.is_some();
+        let has_spoken = self.console_bytes > FIRMWARE_BYTES || self.stage.is_some();
         if !has_spoken {
             return Failure::NeverBooted { limit };
         }
@@ -285,6 +292,14 @@ impl Watch {
             Seen::DiskError { no_space: true } => Failure::HostDiskFull,
             Seen::DiskError { no_space: false } => Failure::HostDiskError,
             Seen::GuestPanicked => Failure::PanicReported,
+            Seen::GuestEnded => {
+                self.has_ended = true;
+                return None;
+            }
+            Seen::QemuEnded(_) if self.has_ended => self.earlier_or(Failure::NoProof {
+                instead: "it switched itself off, or began anew".to_owned(),
+                because: self.because(),
+            }),
             Seen::QemuEnded(said) => self.earlier_or(Failure::QemuDied { said, because: self.because() }),
             Seen::QemuUnresponsive(said) => Failure::QemuUnresponsive { said },
             Seen::Cancelled => Failure::Cancelled,
@@ -357,6 +372,7 @@ impl Watch {
             Message::Done(nonce) if self.failed.is_none() && nonce == self.nonce => Some(None),
             Message::Done(_) => Some(Some(self.earlier_or(Failure::NoProof {
                 instead: "a nonce that is not the one it was given".to_owned(),
+                because: Because::default(),
             }))),
             Message::Unknown => None,
         }
@@ -481,6 +497,13 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_switches_itself_off_gave_no_proof() {
+        let mut watch = watch();
+        assert_eq!(watch.see(at(1), Seen::GuestEnded), None);
+        assert_eq!(class(watch.see(at(2), Seen::QemuEnded("exit status: 0".into()))), "no_proof");
+    }
+
+    #[test]
     fn every_source_of_progress_moves_the_deadline() {
         let sources = [
             Seen::ConsoleBytes(1),
@@ -531,7 +554,7 @@ mod tests {
     #[test]
     fn a_guest_that_computes_in_silence_has_longer_than_an_idle_one_but_not_for_ever() {
         let mut watch = watch();
-        watch.see(at(0), Seen::ConsoleBytes(1));
+        watch.see(at(0), Seen::ConsoleBytes(5000));
         for second in 0..40 {
             // Half a processor.
             watch.see(at(second), Seen::Processors(at(second) / 2));
@@ -635,6 +658,7 @@ mod tests {
             (0_u64..100).prop_map(|spent| Seen::Processors(at(spent))),
             Just(panic()),
             Just(Seen::Cancelled),
+            Just(Seen::GuestEnded),
             any::<bool>().prop_map(|no_space| Seen::DiskError { no_space }),
         ]
     }

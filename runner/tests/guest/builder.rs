@@ -11,6 +11,7 @@ use std::time::Duration;
 use hostler_runner::build::finish::{GuestPrograms, Task, Work, initramfs};
 use hostler_runner::cancel::Cancel;
 use hostler_runner::child::find_program;
+use hostler_runner::class::Class;
 use hostler_runner::disk::Partition;
 use hostler_runner::event::{Silent, Stage};
 use hostler_runner::vm::NO_TIMER_CHECK;
@@ -155,4 +156,13 @@ done
     assert_eq!(report.outcome, Outcome::Proven, "{}", report.screen);
     let steps: Vec<&str> = report.stages.iter().map(|(name, _)| name.as_str()).collect();
     assert!(steps.contains(&"run-1") && steps.contains(&"run-2"), "{steps:?}");
+}
+
+#[test]
+fn a_command_that_fills_the_disk_is_named_as_that() {
+    let command = "echo filling; dd if=/dev/zero of=/big bs=64k".to_owned();
+    let report = build("5fe7", &[command]);
+    let failure = super::failure(&report);
+    assert_eq!(failure.class(), Class::DiskFull, "{failure}\n{}", report.screen);
+    assert!(failure.to_string().contains("step run-1 in the guest failed with status 1"), "{failure}");
 }
