@@ -4,6 +4,8 @@
 //!
 //! Needs root, for control groups and to become other users; fails where it cannot run.
 
+#[path = "builds/again.rs"]
+mod again;
 #[path = "builds/killed.rs"]
 mod killed;
 #[path = "builds/limits.rs"]

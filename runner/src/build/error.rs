@@ -10,6 +10,7 @@ use crate::class::Class;
 use crate::debian::SelectError;
 use crate::disk::{ComposeError, ToolsError};
 use crate::event::Stage;
+use crate::lock::LockError;
 use crate::vm::canary::{CanaryError, Verdicts};
 use crate::vm::outcome::Failure;
 use crate::vm::run::{Report, RunError};
@@ -52,6 +53,9 @@ pub enum BuildError {
     /// The cache is not usable.
     #[error("the download cache is not usable; choose another directory with --cache")]
     Cache(#[from] StoreError),
+    /// The lock cannot be written.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// Downloads cannot start, or one failed.
     #[error("could not download what the image needs")]
     Fetch(#[from] FetchError),
@@ -173,7 +177,7 @@ impl BuildError {
                 Class::HostFiles
             }
             Self::Claim(_) => Class::WatchdogRefused,
-            Self::Cache(_) => Class::CacheUnusable,
+            Self::Cache(_) | Self::Lock(_) => Class::CacheUnusable,
             Self::Fetch(_) | Self::Tools(_) => Class::DownloadFailed,
             Self::Select(error) if is_of_a_download(error) => Class::DownloadFailed,
             Self::Select(_) => Class::PackagesRefused,

@@ -1,5 +1,6 @@
 //! The stages that boot a machine: the builder guest, and the finished image.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufWriter};
 use std::net::TcpListener;
@@ -10,8 +11,11 @@ use crate::cache::{Failure, Mirror};
 use crate::class::Class;
 use crate::disk::{self, ComposedDisk};
 use crate::event::{Event, Stage};
+use crate::lock::LockedMachine;
 use crate::vm::NO_TIMER_CHECK;
-use crate::vm::argv::{Accelerator, Boot, CONTROL_PORT, Disk, DiskFormat, Network, PROOF_PORT, VmSpec};
+use crate::vm::argv::{
+    Accelerator, Boot, CONTROL_PORT, Disk, DiskFormat, Network, PROOF_PORT, VmSpec, arguments,
+};
 use crate::vm::nonce::nonce;
 use crate::vm::outcome::{self, Outcome, Refused};
 use crate::vm::run::{Downloads, Report, Run, run};
@@ -183,6 +187,7 @@ impl Session<'_> {
         log: &Path,
         (serve, downloads): (&dyn Fn(TcpListener) -> io::Result<()>, &dyn Fn() -> Downloads),
     ) -> Result<Report, BuildError> {
+        self.note_machine(spec, nonce, stage);
         let logs = Logs::beside(log);
         let create = |path: &Path| {
             File::create(path).map_err(|source| BuildError::Write { path: path.to_owned(), source })
@@ -210,6 +215,17 @@ impl Session<'_> {
             stage,
         };
         run(&mut asked, file).map_err(|source| BuildError::Run { stage, source })
+    }
+
+    /// Notes what a machine is told, without what is another's each time.
+    fn note_machine(&self, spec: &VmSpec, nonce: &str, stage: Stage) {
+        let scratch = self.scratch.path().to_string_lossy();
+        let plain = |argument: &OsString| {
+            argument.to_string_lossy().replace(&*scratch, "SCRATCH").replace(nonce, "NONCE")
+        };
+        let arguments = arguments(spec).iter().map(plain).collect();
+        let machine = LockedMachine { stage: stage.name().to_owned(), arguments };
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner).push(machine);
     }
 }
 

@@ -3,18 +3,19 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::beside::Beside;
-use crate::cache::{self, Cache, Counted, FetchOptions, Fetcher, Proxies};
+use crate::cache::{self, Cache, Counted, Digest, FetchOptions, Fetcher, Proxies, Supply};
 use crate::cancel::Cancel;
 use crate::causes::in_one_line;
 use crate::debian::{self, Selection};
 use crate::disk::{self, BuilderTools, ComposedDisk};
 use crate::event::{Event, Sink, Stage};
+use crate::lock::{Lock, LockedMachine, LockedRecipe, LockedTool};
 use crate::recipe::{Kind, Recipe};
 use crate::stop::{Stop, Stopped};
 use crate::vm::argv::Accelerator;
@@ -45,6 +46,10 @@ pub struct Request {
     pub cache: PathBuf,
     /// The root of the file system whose apt sources count.
     pub apt_root: PathBuf,
+    /// What the build may use.
+    pub supply: Supply,
+    /// Whether it delivers its lock.
+    pub locks: bool,
 }
 
 /// What a build has around it.
@@ -78,6 +83,8 @@ pub struct BuiltFile {
 pub struct Built {
     /// What was asked for; the image comes first, where there is one.
     pub files: Vec<BuiltFile>,
+    /// What went in, if that was asked for.
+    pub lock: Option<PathBuf>,
     /// The guests' consoles, the verified image's last.
     pub logs: Vec<PathBuf>,
     /// What executed the guests.
@@ -120,6 +127,8 @@ pub(super) struct Session<'a> {
     pub(super) stop: Stop,
     pub(super) scratch: Scratch,
     stages: Vec<(Stage, Duration)>,
+    /// What machines were told, as a lock has it.
+    pub(super) machines: Mutex<Vec<LockedMachine>>,
 }
 
 /// What the first of the stages that need the network comes to.
@@ -162,7 +171,8 @@ impl<'a> Session<'a> {
         let claimed = environment.registrar.claim_directory(std::os::fd::AsFd::as_fd(&scratch));
         claimed.map_err(BuildError::Claim)?;
         let stages = vec![(Stage::Preflight, preflight.elapsed())];
-        let mut session = Session { request, environment, started, stop, scratch, stages };
+        let mut session =
+            Session { request, environment, started, stop, scratch, stages, machines: Mutex::default() };
         let made = session.make(&host).map_err(|error| {
             let page = session.bundle(&error);
             Failed { error: Box::new(error), page }
@@ -272,8 +282,10 @@ impl<'a> Session<'a> {
             let path = delivery.deliver(&file.path, file.folder.as_deref())?;
             built.push(BuiltFile { path, bytes: file.bytes, sha256: file.sha256.clone() });
         }
+        let lock = self.lock(host, &packages)?;
         Ok(Built {
             files: built,
+            lock,
             logs,
             accelerator,
             stages: self.stages.clone(),
@@ -282,6 +294,36 @@ impl<'a> Session<'a> {
             packages: packages.selection.packages.len(),
             took: self.started.elapsed(),
         })
+    }
+
+    /// Delivers what went in, if that is wanted; and tells how it differs from what a lock has.
+    fn lock(&self, host: &Host, packages: &Packages) -> Result<Option<PathBuf>, BuildError> {
+        let Packages { selection, fetcher, .. } = packages;
+        let recipe = &self.request.recipe;
+        let lock = Lock {
+            recipe: LockedRecipe { name: recipe.image.name.clone(), sha256: recipe.digest },
+            tools: vec![LockedTool { name: "qemu".to_owned(), version: host.qemu_version.clone() }],
+            machines: self.machines.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            suites: selection.locked_suites(),
+            files: fetcher.brought(),
+            ..Lock::new()
+        };
+        if let Some(kept) = fetcher.lock() {
+            for difference in kept.differences(&lock) {
+                self.environment.sink.event(Event::Warning(difference));
+            }
+        }
+        let needed = fetcher.lock().or(self.request.locks.then_some(&lock));
+        if let Some(needed) = needed {
+            let name = Digest::of(needed.text()?.as_bytes());
+            fetcher.cache().need(name, &needed.digests())?;
+        }
+        if !self.request.locks {
+            return Ok(None);
+        }
+        let path = self.scratch.path().join(format!("{}.lock", recipe.image.name));
+        fs::write(&path, lock.text()?).map_err(|source| BuildError::Write { path: path.clone(), source })?;
+        Ok(Some(self.environment.delivery.deliver(&path, None)?))
     }
 
     /// Runs one stage, unless someone wants to stop or the time is over; the one place where giving up
@@ -308,7 +350,8 @@ impl<'a> Session<'a> {
         let request = self.request.clone();
         let sink = Arc::clone(&self.environment.sink);
         self.stage(Stage::Select, |session| {
-            let options = fetch_options(&session.stop);
+            let supply = session.request.supply.clone();
+            let options = FetchOptions { supply, ..fetch_options(&session.stop) };
             session.interruptible(Stage::Select, move || {
                 let cache = Arc::new(Cache::open(&request.cache)?);
                 let fetcher = Arc::new(Fetcher::new(cache, options)?);
@@ -513,6 +556,8 @@ mod tests {
             beside: Beside::of(Path::new("recipe.toml")).unwrap(),
             cache: "cache".into(),
             apt_root: "/".into(),
+            supply: Supply::default(),
+            locks: false,
         }
     }
 

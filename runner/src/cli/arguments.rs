@@ -1,6 +1,6 @@
 //! What was typed, without what it means.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -102,6 +102,36 @@ pub(crate) struct Build {
     pub(crate) cache: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) telling: Telling,
+    #[command(flatten)]
+    pub(crate) supply: SupplyArguments,
+}
+
+/// What a build may use.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct SupplyArguments {
+    /// Write what went into the image to this file: its lock. With --locked, the lock to keep to.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) lock: Option<PathBuf>,
+    /// Use exactly what the lock has, and refuse the rest by name [default lock: the recipe's path with
+    /// .lock for .toml].
+    #[arg(long)]
+    pub(crate) locked: bool,
+    /// Ask no upstream: end at once, by name, at the first thing that is not in the cache.
+    #[arg(long)]
+    pub(crate) offline: bool,
+}
+
+impl SupplyArguments {
+    /// The lock to keep to.
+    pub(crate) fn kept(&self, recipe: &Path) -> Option<PathBuf> {
+        let default = || recipe.with_extension("lock");
+        self.locked.then(|| self.lock.clone().unwrap_or_else(default))
+    }
+
+    /// Where the build's lock is to be written.
+    pub(crate) fn written(&self) -> Option<&Path> {
+        self.lock.as_deref().filter(|_| !self.locked)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -124,6 +154,14 @@ pub(crate) struct Unprivileged {
     /// How to show the progress.
     #[arg(long, value_enum, default_value_t = Form::Plain)]
     pub(crate) progress: Form,
+    /// The path of the lock that is handed over, for people.
+    #[arg(long)]
+    pub(crate) locked: Option<PathBuf>,
+    /// Whether the lock is to be handed over.
+    #[arg(long)]
+    pub(crate) locks: bool,
+    #[arg(long)]
+    pub(crate) offline: bool,
     /// How long the host may be examined.
     #[arg(long, value_parser = humantime::parse_duration, default_value = "5min")]
     pub(crate) limit: Duration,

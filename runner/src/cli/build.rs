@@ -10,10 +10,11 @@ use hostler_runner::build::delivery::{Delivery, Folder};
 use hostler_runner::build::preflight::{Finding, Workspace};
 use hostler_runner::build::registrar::{Registrar, Unregistered};
 use hostler_runner::build::{BuildError, Built, BuiltFile, Environment, Failed, Request, build};
-use hostler_runner::cache::{default_directory, limit};
+use hostler_runner::cache::{Supply, default_directory, limit};
 use hostler_runner::cancel::Cancel;
 use hostler_runner::causes::in_one_line;
 use hostler_runner::event::Event;
+use hostler_runner::lock::Lock;
 use hostler_runner::recipe::Recipe;
 use hostler_runner::vm::run::Report;
 use hostler_runner::watchdog::WatchdogError;
@@ -29,7 +30,12 @@ use super::signals;
 /// Runs the command.
 pub(crate) fn main(global: &Global, wanted: &Build) -> Exit {
     if rustix::process::geteuid().is_root() {
-        let task = Task::Build { recipe: &wanted.recipe, output: &wanted.output, telling: &wanted.telling };
+        let task = Task::Build {
+            recipe: &wanted.recipe,
+            output: &wanted.output,
+            telling: &wanted.telling,
+            supply: &wanted.supply,
+        };
         return delegate::main(global, &Delegated { task, cache: wanted.cache.as_deref() });
     }
     let recipe = match Recipe::load(&wanted.recipe) {
@@ -52,7 +58,15 @@ pub(crate) fn main(global: &Global, wanted: &Build) -> Exit {
         Ok(beside) => beside,
         Err(error) => return fail(&error, Exit::Usage),
     };
+    let lock = wanted.supply.kept(&wanted.recipe).map(|path| Lock::load(&path)).transpose();
+    let lock = match lock {
+        Ok(lock) => lock.map(Arc::new),
+        Err(error) => return fail(&error, Exit::Usage),
+    };
+    let written = wanted.supply.written().map(Path::to_owned);
     let around = Around {
+        supply: Supply { lock, offline: wanted.supply.offline },
+        locks: written.is_some(),
         beside,
         workspace: output_workspace(&wanted.output),
         cache,
@@ -62,7 +76,29 @@ pub(crate) fn main(global: &Global, wanted: &Build) -> Exit {
         progress: wanted.telling.progress,
         files,
     };
-    run(global, recipe, around)
+    let (exit, lock) = run(global, recipe, around);
+    if let (Some(made), Some(place)) = (lock, written)
+        && let Err(source) = move_file(&made, &place)
+    {
+        tell(&format!(
+            "hostler: the lock stays at {}, it could not be moved to {}: {source}",
+            made.display(),
+            place.display()
+        ));
+        return Exit::Failed;
+    }
+    exit
+}
+
+/// Moves a file, also to another file system.
+fn move_file(from: &Path, to: &Path) -> std::io::Result<()> {
+    match std::fs::rename(from, to) {
+        Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {
+            std::fs::copy(from, to)?;
+            std::fs::remove_file(from)
+        }
+        other => other,
+    }
 }
 
 /// The output directory as the place for the scratch directory: what is finished moves into it by a
@@ -85,6 +121,10 @@ const NO_WATCHDOG: &str = "no watchdog is reachable: if this process is killed, 
 
 /// What a build has around it that depends on who started it.
 pub(crate) struct Around {
+    /// What it may use.
+    pub(crate) supply: Supply,
+    /// Whether its lock is wanted.
+    pub(crate) locks: bool,
     /// The folder of the recipe.
     pub(crate) beside: Beside,
     /// Where the scratch directory is made.
@@ -103,12 +143,19 @@ pub(crate) struct Around {
     pub(crate) files: Files,
 }
 
-/// Builds, as the user that this process is.
-pub(crate) fn run(global: &Global, recipe: Recipe, around: Around) -> Exit {
-    let Around { beside, workspace, cache, delivery, cancel, unwatched, progress, files } = around;
+/// Builds, as the user that this process is. Where the lock was delivered, if it was wanted.
+pub(crate) fn run(global: &Global, recipe: Recipe, around: Around) -> (Exit, Option<PathBuf>) {
+    let Around { supply, locks, beside, workspace, cache, delivery, cancel, unwatched, progress, files } =
+        around;
     // What is only used after the downloads is to be right before them.
     if let Err(error) = limit(|name| std::env::var_os(name)) {
-        return fail(&error, Exit::Usage);
+        return (fail(&error, Exit::Usage), None);
+    }
+    if let Some(lock) = &supply.lock
+        && lock.recipe.sha256.is_some_and(|digest| Some(digest) != recipe.digest)
+    {
+        tell("hostler: the recipe is not the one that the lock was made of: make a new lock with --lock");
+        return (Exit::Usage, None);
     }
     let sink = progress::sink(progress, files, &recipe.image.name, &cache);
     let registration = match Registration::open(&global.socket, &format!("build {}", recipe.image.name)) {
@@ -119,8 +166,8 @@ pub(crate) fn run(global: &Global, recipe: Recipe, around: Around) -> Exit {
             }
             None
         }
-        Err(error @ WatchdogError::Refused(_)) => return fail(&error, Exit::Refused),
-        Err(error) => return fail(&error, Exit::NoWatchdog),
+        Err(error @ WatchdogError::Refused(_)) => return (fail(&error, Exit::Refused), None),
+        Err(error) => return (fail(&error, Exit::NoWatchdog), None),
     };
     let registrar: Arc<dyn Registrar> = match &registration {
         Some(registration) => Arc::<Registration>::clone(registration),
@@ -134,7 +181,7 @@ pub(crate) fn run(global: &Global, recipe: Recipe, around: Around) -> Exit {
         sink: Arc::clone(&sink),
         delivery,
     };
-    let request = Request { recipe, workspace, beside, cache, apt_root: "/".into() };
+    let request = Request { recipe, workspace, beside, cache, apt_root: "/".into(), supply, locks };
     let result = build(&request, &environment);
     drop(environment);
     sink.event(match &result {
@@ -148,14 +195,14 @@ pub(crate) fn run(global: &Global, recipe: Recipe, around: Around) -> Exit {
         eprintln!("hostler: the build's lease could not be closed: {}", in_one_line(&error));
     }
     match result {
-        Ok(built) => show(global, &built),
+        Ok(built) => (show(global, &built), built.lock),
         Err(failed) => {
             let exit = show_failure(global, &failed);
             let Workspace { folder, shown, .. } = &request.workspace;
             if folder != shown && in_one_line(failed.error.as_ref()).contains("./") {
                 tell(&format!("hostler: paths that begin with ./ are below {}", shown.display()));
             }
-            exit
+            (exit, None)
         }
     }
 }

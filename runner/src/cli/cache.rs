@@ -12,6 +12,7 @@ use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 use hostler_runner::cache::{Cache, Carried, limit};
 use hostler_runner::cancel::Cancel;
+use hostler_runner::lock::Lock;
 use hostler_runner::stop::Stop;
 use serde_json::json;
 
@@ -50,6 +51,9 @@ enum CacheCommand {
         /// The archive; - is the standard output.
         #[arg(value_name = "FILE")]
         file: PathBuf,
+        /// Only what the lock of a build needs, and all of that.
+        #[arg(long, value_name = "FILE")]
+        lock: Option<PathBuf>,
     },
     /// Take what an archive of `export` has. Each file has to be what its digest says.
     Import {
@@ -62,7 +66,7 @@ enum CacheCommand {
 /// An archive, opened as whoever calls.
 enum Opened {
     Nothing,
-    Out(Box<dyn Write>),
+    Out(Box<dyn Write>, Option<Lock>),
     In(Box<dyn Read>),
 }
 
@@ -85,8 +89,9 @@ pub(crate) fn cache(global: &Global, wanted: CacheArguments) -> Result<Exit, Fai
             };
             prune(global, &cache, most, unused_for)
         }
-        (CacheCommand::Export { .. }, Opened::Out(to)) => {
-            let carried = cache.export(None, to).map_err(|error| failed(error.into()))?;
+        (CacheCommand::Export { .. }, Opened::Out(to, lock)) => {
+            let only = lock.map(|lock| lock.digests());
+            let carried = cache.export(only.as_deref(), to).map_err(|error| failed(error.into()))?;
             // The standard output may be the archive.
             tell(&told("wrote", carried));
             Ok(Exit::Done)
@@ -105,15 +110,17 @@ pub(crate) fn cache(global: &Global, wanted: CacheArguments) -> Result<Exit, Fai
 }
 
 fn open(command: &CacheCommand) -> anyhow::Result<Opened> {
+    let read = |lock: &Option<PathBuf>| lock.as_deref().map(Lock::load).transpose();
     let is_standard = |path: &Path| path.as_os_str() == "-";
     Ok(match command {
-        CacheCommand::Export { file } if is_standard(file) => {
+        CacheCommand::Export { file, lock } if is_standard(file) => {
             anyhow::ensure!(!io::stdout().is_terminal(), "an archive is nothing for a terminal: name a file");
-            Opened::Out(Box::new(io::stdout()))
+            Opened::Out(Box::new(io::stdout()), read(lock)?)
         }
-        CacheCommand::Export { file } => {
+        CacheCommand::Export { file, lock } => {
+            let lock = read(lock)?;
             let created = File::create_new(file);
-            Opened::Out(Box::new(created.with_context(|| format!("cannot create {}", file.display()))?))
+            Opened::Out(Box::new(created.with_context(|| format!("cannot create {}", file.display()))?), lock)
         }
         CacheCommand::Import { file } if is_standard(file) => Opened::In(Box::new(io::stdin())),
         CacheCommand::Import { file } => {

@@ -13,7 +13,9 @@ mod written;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::cache::Digest;
 pub use builder::Builder;
+
 use refusal::{Refusal, locate};
 use written::Written;
 
@@ -60,6 +62,8 @@ pub struct Recipe {
     pub limits: Limits,
     /// What is checked at the end.
     pub verify: Verify,
+    /// Of its text.
+    pub digest: Option<Digest>,
 }
 
 /// How a build comes to its result.
@@ -154,7 +158,7 @@ impl Recipe {
         let refuse = |refusal: Refusal| locate(text, path, refusal);
         let written: Written = toml::from_str(text)
             .map_err(|error| refuse(Refusal { span: error.span(), message: error.message().to_owned() }))?;
-        written.check().map_err(refuse)
+        Ok(Self { digest: Some(Digest::of(text.as_bytes())), ..written.check().map_err(refuse)? })
     }
 }
 

@@ -120,7 +120,15 @@ impl Written {
             // For modprobe, in a machine whose kernel is not one of its packages.
             debian.packages.push("kmod".to_owned());
         }
-        Ok(Recipe { kind, image: self.image.check()?, debian, guest, limits, verify: Verify { boot } })
+        Ok(Recipe {
+            kind,
+            image: self.image.check()?,
+            debian,
+            guest,
+            limits,
+            verify: Verify { boot },
+            digest: None,
+        })
     }
 }
 

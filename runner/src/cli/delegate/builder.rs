@@ -12,7 +12,9 @@ use std::time::Duration;
 use hostler_runner::beside::Beside;
 use hostler_runner::build::delivery::{Delivery, DeliveryError};
 use hostler_runner::build::preflight::Workspace;
+use hostler_runner::cache::Supply;
 use hostler_runner::cancel::Cancel;
+use hostler_runner::lock::{Lock, LockError};
 use hostler_runner::recipe::Recipe;
 use nix::unistd::{Gid, Uid, setgid, setgroups, setsid, setuid};
 use rustix::io::fcntl_dupfd_cloexec;
@@ -32,6 +34,8 @@ use crate::cli::{doctor, signals};
 
 /// The largest recipe, in bytes.
 const LARGEST_RECIPE: u64 = 1024 * 1024;
+/// The largest lock, in bytes.
+const LARGEST_LOCK: u64 = 256 * 1024 * 1024;
 /// How long root's process may take to hand over the recipe.
 const RECIPE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long root's process may take to copy a file.
@@ -49,6 +53,8 @@ enum BuilderError {
     Signals(#[source] io::Error),
     #[error("the process of root's that started this one does not answer")]
     Root(#[source] io::Error),
+    #[error(transparent)]
+    Lock(#[from] LockError),
     #[error("could not read the recipe {}", path.display())]
     Recipe {
         path: PathBuf,
@@ -72,17 +78,20 @@ pub(crate) fn main(global: &Global, wanted: &Unprivileged) -> Exit {
     let workspace = Workspace { folder: ".".into(), shown: wanted.cache.clone(), option: "--cache" };
     let given = wanted.recipe.as_deref().map(|path| {
         let text = read_recipe(&socket, path)?;
-        Ok((text, receive_files(&socket).map_err(BuilderError::Root)?))
+        let lock = wanted.locked.as_deref().map(|path| read_lock(&socket, path)).transpose()?;
+        Ok((text, lock, receive_files(&socket).map_err(BuilderError::Root)?))
     });
     let link = given.transpose().and_then(|given| {
         Link::new(socket, Arc::clone(&cancel)).map(|link| (given, link)).map_err(BuilderError::Root)
     });
     let (given, link) = match link {
         Ok(link) => link,
-        Err(error @ BuilderError::Recipe { .. }) => return fail(&error, Exit::Usage),
+        Err(error @ (BuilderError::Recipe { .. } | BuilderError::Lock(_))) => {
+            return fail(&error, Exit::Usage);
+        }
         Err(error) => return fail(&error, Exit::Failed),
     };
-    let (Some(((text, beside), files)), Some(path)) = (given, &wanted.recipe) else {
+    let (Some(((text, beside), lock, files)), Some(path)) = (given, &wanted.recipe) else {
         return doctor::examine_host(global, &workspace, Path::new("."), wanted.limit, cancel);
     };
     let recipe = match Recipe::parse(&text, path) {
@@ -94,6 +103,8 @@ pub(crate) fn main(global: &Global, wanted: &Unprivileged) -> Exit {
         wanted.cache.display()
     );
     let around = Around {
+        supply: Supply { lock: lock.map(Arc::new), offline: wanted.offline },
+        locks: wanted.locks,
         beside,
         workspace,
         cache: ".".into(),
@@ -103,7 +114,21 @@ pub(crate) fn main(global: &Global, wanted: &Unprivileged) -> Exit {
         progress: wanted.progress,
         files,
     };
-    run(global, recipe, around)
+    // Root's process puts the lock where it was asked for.
+    run(global, recipe, around).0
+}
+
+/// The lock to keep to, which root has opened.
+fn read_lock(socket: &OwnedFd, path: &Path) -> Result<Lock, BuilderError> {
+    let file = match receive(socket, RECIPE_PATIENCE).map_err(BuilderError::Root)? {
+        Some((FromRoot::Lock, Some(file))) => File::from(file),
+        _ => return Err(BuilderError::Root(io::Error::other("it hands over no lock"))),
+    };
+    let mut text = String::new();
+    let read = file.take(LARGEST_LOCK).read_to_string(&mut text);
+    let failed = |source| LockError::Read { path: path.to_owned(), source };
+    read.map_err(failed)?;
+    Ok(Lock::parse(&text, path)?)
 }
 
 fn give_up_privileges(wanted: &Unprivileged) -> io::Result<()> {
@@ -204,7 +229,12 @@ fn listen(socket: &OwnedFd, answers: &Sender<Result<PathBuf, String>>, cancel: &
             Err(error) if error.kind() == io::ErrorKind::TimedOut => continue,
             Ok(
                 Some((
-                    FromRoot::Recipe | FromRoot::Beside | FromRoot::Events | FromRoot::Junit | FromRoot::Go,
+                    FromRoot::Recipe
+                    | FromRoot::Beside
+                    | FromRoot::Lock
+                    | FromRoot::Events
+                    | FromRoot::Junit
+                    | FromRoot::Go,
                     _,
                 ))
                 | None,

@@ -31,6 +31,8 @@ pub(super) enum FromRoot {
     Recipe,
     /// The folder that it lies in, opened; the second.
     Beside,
+    /// The lock to keep to, opened; the third, where there is one.
+    Lock,
     /// The file for a line per event, opened.
     Events,
     /// The file for the JUnit report, opened.

@@ -29,7 +29,7 @@ use hostler_runner::watchdog::WatchdogError;
 
 pub(crate) use builder::main as go_on_as_builder;
 
-use super::arguments::Global;
+use super::arguments::{Global, SupplyArguments};
 use super::build::fail;
 use super::exit::Exit;
 use super::progress::Telling;
@@ -45,7 +45,7 @@ pub(crate) struct Delegated<'a> {
 /// What the build user is to do.
 pub(crate) enum Task<'a> {
     /// Build this recipe, whose results root puts there.
-    Build { recipe: &'a Path, output: &'a Path, telling: &'a Telling },
+    Build { recipe: &'a Path, output: &'a Path, telling: &'a Telling, supply: &'a SupplyArguments },
     /// Examine the host, for this long at most.
     Examine { limit: Duration },
 }
@@ -60,6 +60,12 @@ enum DelegateError {
     },
     #[error("could not open a file that was to be written")]
     Telling(#[source] io::Error),
+    #[error("could not read the lock {}: make one with --lock", path.display())]
+    Lock {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("there is no user to build as; create one: useradd --system hostler")]
     NoUser,
     #[error("could not prepare {} for the user that builds", path.display())]
@@ -87,7 +93,9 @@ enum DelegateError {
 pub(crate) fn main(global: &Global, wanted: &Delegated<'_>) -> Exit {
     match root::supervise(global, wanted) {
         Ok(exit) => exit,
-        Err(error @ (DelegateError::Recipe { .. } | DelegateError::Telling(_))) => fail(&error, Exit::Usage),
+        Err(
+            error @ (DelegateError::Recipe { .. } | DelegateError::Lock { .. } | DelegateError::Telling(_)),
+        ) => fail(&error, Exit::Usage),
         Err(error @ DelegateError::Watchdog(WatchdogError::Refused(_))) => fail(&error, Exit::Refused),
         Err(error) => fail(&error, Exit::Failed),
     }

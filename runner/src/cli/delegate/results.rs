@@ -18,6 +18,8 @@ use rustix::io::Errno;
 pub(super) struct Results {
     directory: File,
     path: PathBuf,
+    /// Where the build's lock goes, and under which name.
+    lock: Option<Box<(Self, String)>>,
 }
 
 impl Results {
@@ -26,12 +28,30 @@ impl Results {
         fs::create_dir_all(path)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(path, flags, Mode::empty())?;
-        Ok(Self { directory: directory.into(), path: path.to_owned() })
+        Ok(Self { directory: directory.into(), path: path.to_owned(), lock: None })
+    }
+
+    /// The same, with the place where the build's lock goes.
+    pub(super) fn with_lock_at(self, lock: &Path) -> io::Result<Self> {
+        let name = lock.file_name().and_then(|name| name.to_str());
+        let name = name.ok_or_else(|| io::Error::other("it names no file"))?.to_owned();
+        let folder = match lock.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        Ok(Self { lock: Some(Box::new((Self::open(folder)?, name))), ..self })
     }
 
     /// Copies a file of the build's, into the folder of this name where there is one; its path.
     pub(super) fn take(&self, name: &str, folder: Option<&str>, file: File) -> io::Result<PathBuf> {
         let refused = || io::Error::other("a build makes no file of such a name");
+        if let (None, Some(lock)) = (folder, &self.lock)
+            && is_plain(name)
+            && name.ends_with(".lock")
+        {
+            let (results, name) = lock.as_ref();
+            return results.copy(name, file);
+        }
         match folder {
             None if is_a_result(name) => self.copy(name, file),
             Some(folder) if is_a_folder(folder) && is_plain(name) => self.folder(folder)?.copy(name, file),
@@ -47,7 +67,7 @@ impl Results {
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = openat(&self.directory, name, flags, Mode::empty())?;
-        Ok(Self { directory: directory.into(), path: self.path.join(name) })
+        Ok(Self { directory: directory.into(), path: self.path.join(name), lock: None })
     }
 
     fn copy(&self, name: &str, mut file: File) -> io::Result<PathBuf> {

@@ -53,12 +53,16 @@ const VARIABLES: [&str; 15] = [
 
 pub(super) fn supervise(global: &Global, wanted: &Delegated<'_>) -> Result<Exit, DelegateError> {
     let (recipe, results, files) = match wanted.task {
-        Task::Build { recipe, output, telling } => (
+        Task::Build { recipe, output, telling, supply } => (
             Some(open_recipe(recipe)?),
-            Some(open_results(output)?),
+            Some(open_results(output, supply.written())?),
             telling.open().map_err(DelegateError::Telling)?,
         ),
         Task::Examine { .. } => (None, None, Files::default()),
+    };
+    let lock = match wanted.task {
+        Task::Build { recipe, supply, .. } => supply.kept(recipe).map(|path| open_lock(&path)).transpose()?,
+        Task::Examine { .. } => None,
     };
     let user = build_user().ok_or(DelegateError::NoUser)?;
     let (cache, cache_path) = cache_directory::open(wanted.cache, user)?;
@@ -81,6 +85,9 @@ pub(super) fn supervise(global: &Global, wanted: &Delegated<'_>) -> Result<Exit,
         let (recipe, beside) = recipe;
         send(&socket, &FromRoot::Recipe, Some(recipe.as_fd())).map_err(start)?;
         send(&socket, &FromRoot::Beside, Some(beside.descriptor().as_fd())).map_err(start)?;
+        if let Some(lock) = &lock {
+            send(&socket, &FromRoot::Lock, Some(lock.as_fd())).map_err(start)?;
+        }
         for (message, file) in [(FromRoot::Events, &files.events), (FromRoot::Junit, &files.junit)] {
             if let Some(file) = file {
                 send(&socket, &message, Some(file.as_fd())).map_err(start)?;
@@ -110,8 +117,17 @@ fn open_recipe(path: &Path) -> Result<(File, Beside), DelegateError> {
     Ok((file, Beside::of(path).map_err(|error| failed(error.source))?))
 }
 
-fn open_results(path: &Path) -> Result<Results, DelegateError> {
-    Results::open(path).map_err(|source| DelegateError::Prepare { path: path.to_owned(), source })
+fn open_results(path: &Path, lock: Option<&Path>) -> Result<Results, DelegateError> {
+    let failed = |path: &Path, source| DelegateError::Prepare { path: path.to_owned(), source };
+    let results = Results::open(path).map_err(|source| failed(path, source))?;
+    match lock {
+        Some(lock) => results.with_lock_at(lock).map_err(|source| failed(lock, source)),
+        None => Ok(results),
+    }
+}
+
+fn open_lock(path: &Path) -> Result<File, DelegateError> {
+    File::open(path).map_err(|source| DelegateError::Lock { path: path.to_owned(), source })
 }
 
 /// Puts this process under a lease, and with it the one that builds: should it be killed, all that the
@@ -148,7 +164,12 @@ fn command(
     }
     command.arg("--cache").arg(cache_path);
     match wanted.task {
-        Task::Build { recipe, telling, .. } => {
+        Task::Build { recipe, telling, supply, .. } => {
+            if let Some(lock) = supply.kept(recipe) {
+                command.arg("--locked").arg(lock);
+            }
+            let flags = [("--locks", supply.written().is_some()), ("--offline", supply.offline)];
+            command.args(flags.iter().filter(|(_, given)| *given).map(|(flag, _)| flag));
             let form = telling.progress.settled().word();
             command.arg("--recipe").arg(recipe).arg(format!("--progress={form}"))
         }
