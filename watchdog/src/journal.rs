@@ -175,7 +175,8 @@ pub enum JournalError {
 
 struct Job {
     entries: Vec<Entry>,
-    done: oneshot::Sender<Result<(), JournalError>>,
+    /// Absent when nobody waits for it: it becomes durable together with what somebody waits for.
+    done: Option<oneshot::Sender<Result<(), JournalError>>>,
 }
 
 /// The open journal.
@@ -241,12 +242,13 @@ impl Journal {
                 // All that waits meanwhile is made durable together: with many leases ending at once the
                 // disk, not the host, would be what they wait for.
                 let jobs: Vec<Job> = std::iter::once(first).chain(queue.try_iter()).collect();
-                let result = writer.append(jobs.iter().flat_map(|job| &job.entries));
+                let is_awaited = jobs.iter().any(|job| job.done.is_some());
+                let result = writer.append(jobs.iter().flat_map(|job| &job.entries), is_awaited);
                 let failure = result.err().map(Arc::new);
-                for job in jobs {
+                for done in jobs.into_iter().filter_map(|job| job.done) {
                     let result = failure.clone().map_or(Ok(()), |cause| Err(JournalError::NotDurable(cause)));
                     // Whoever asked may have given up; the entries are written all the same.
-                    let _ = job.done.send(result);
+                    let _ = done.send(result);
                 }
             }
         });
@@ -264,11 +266,19 @@ impl Journal {
         entries: Vec<Entry>,
     ) -> impl Future<Output = Result<(), JournalError>> + Send + 'static {
         let (done, result) = oneshot::channel();
-        let sent = self.jobs.send(Job { entries, done }).map_err(|_| JournalError::ThreadEnded);
+        let sent = self.jobs.send(Job { entries, done: Some(done) }).map_err(|_| JournalError::ThreadEnded);
         async move {
             sent?;
             result.await.map_err(|_| JournalError::ThreadEnded)?
         }
+    }
+
+    /// Writes what nobody waits for. It is in the file soon, and durable together with the next entries
+    /// that somebody waits for, who also hears of it when it could not be written: after a failure the file
+    /// is written anew.
+    pub fn tell(&self, entry: Entry) {
+        // Without the thread, the next that is waited for tells so.
+        let _ = self.jobs.send(Job { entries: vec![entry], done: None });
     }
 }
 
@@ -320,7 +330,11 @@ impl Writer {
         queue.recv().ok()
     }
 
-    fn append<'a>(&mut self, entries: impl IntoIterator<Item = &'a Entry>) -> Result<(), JournalError> {
+    fn append<'a>(
+        &mut self,
+        entries: impl IntoIterator<Item = &'a Entry>,
+        is_awaited: bool,
+    ) -> Result<(), JournalError> {
         let mut bytes = Vec::new();
         for entry in entries {
             self.remember(entry);
@@ -331,7 +345,8 @@ impl Writer {
         let Some(file) = self.file.as_mut().filter(|_| self.size < COMPACT_ABOVE) else {
             return self.rewrite();
         };
-        match file.write_all(&bytes).and_then(|()| file.sync_data()) {
+        let sync = |file: &File| if is_awaited { file.sync_data() } else { Ok(()) };
+        match file.write_all(&bytes).and_then(|()| sync(file)) {
             Ok(()) => {
                 self.size += bytes.len() as u64;
                 Ok(())

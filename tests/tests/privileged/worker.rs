@@ -1,7 +1,7 @@
 //! One worker process of the daemon, asked directly: a look, or one step, as the daemon has them done.
 
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -10,48 +10,63 @@ use hostler_protocol::frame::{Decoder, REPLY_LIMIT, encode};
 use hostler_tests::failure::OrFail;
 use hostler_tests::place::Place;
 use hostler_tests::program;
+use hostler_watchdog::descriptors::send;
 use hostler_watchdog::model::{
     LoopDevice, LoopIdentity, LoopState, Snapshot, SnapshotDepth, Step, StepResult,
 };
-use hostler_watchdog::worker::{Query, Request, Response};
+use hostler_watchdog::worker::{Query, Request, Response, Task};
 
 /// How long a look or a step may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The worker, in the test's own mount namespace.
+/// Workers, one for each request, in the test's own mount namespace.
 pub(crate) struct Worker {
     child: Child,
-    socket: UnixStream,
+    origin: UnixStream,
 }
 
 impl Worker {
     pub(crate) fn start(place: &Place) -> Self {
-        let (ours, theirs) = UnixStream::pair().or_fail("making a pair of sockets");
-        ours.set_read_timeout(Some(PATIENCE)).or_fail("setting a deadline");
+        let (origin, theirs) = UnixStream::pair().or_fail("making a pair of sockets");
         let child = place
             .command(program::path("hostlerd"))
             .arg("worker")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .spawn()
-            .or_fail("starting a worker");
-        Self { child, socket: ours }
+            .or_fail("starting workers' origin");
+        Self { child, origin }
+    }
+
+    /// The process that workers are copies of.
+    pub(crate) fn origin(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A worker that waits for its request, and ends with this socket.
+    pub(crate) fn waiting(&self) -> UnixStream {
+        let (socket, theirs) = UnixStream::pair().or_fail("making a pair of sockets");
+        socket.set_read_timeout(Some(PATIENCE)).or_fail("setting a deadline");
+        send(&self.origin, &[0], &[theirs.as_fd()]).or_fail("asking for a worker");
+        socket
     }
 
     /// What the worker says in the end, and all that it said that it touches.
     fn ask(&mut self, request: &Request) -> (Response, Vec<String>) {
+        let mut socket = self.waiting();
         let bytes = encode(request).or_fail("a request");
-        self.socket.write_all(&bytes).or_fail("sending a request");
+        socket.write_all(&bytes).or_fail("sending a request");
         let mut decoder = Decoder::new(REPLY_LIMIT);
         let mut touched = Vec::new();
         let mut buffer = vec![0; 64 * 1024];
         loop {
             while let Some(message) = decoder.next_message().or_fail("a frame") {
                 match serde_json::from_slice(&message).or_fail("a response") {
+                    Response::Born => {}
                     Response::Touching { what, .. } => touched.push(what),
                     done => return (done, touched),
                 }
             }
-            let count = self.socket.read(&mut buffer).or_fail("an answer of the worker");
+            let count = socket.read(&mut buffer).or_fail("an answer of the worker");
             assert!(count > 0, "the worker ended after it said that it touches {touched:?}");
             decoder.push(&buffer[..count]);
         }
@@ -72,7 +87,7 @@ impl Worker {
     }
 
     pub(crate) fn act(&mut self, step: Step) -> StepResult {
-        match self.ask(&Request::Act { step, claim: None }).0 {
+        match self.ask(&Request::Act(vec![Task { step, claim: None }])).0 {
             Response::Acted(result) => result,
             other => panic!("asked to act, the worker said {other:?}"),
         }

@@ -179,9 +179,13 @@ pub(super) fn worker() -> Result<(), ConfineError> {
     forbidden.insert(libc::SYS_openat, vec![rule(2, libc::O_CREAT, libc::O_CREAT)?]);
     #[cfg(target_arch = "x86_64")]
     forbidden.insert(libc::SYS_open, vec![rule(1, libc::O_CREAT, libc::O_CREAT)?]);
-    forbidden.insert(libc::SYS_clone, Vec::new());
     forbidden.insert(libc::SYS_clone3, Vec::new());
     apply(forbidden, Unlisted::Allowed)
+}
+
+/// What is forbidden to a worker on top of its origin, which becomes two by `clone`.
+pub(super) fn no_copies() -> Result<Program, ConfineError> {
+    Program::new(whole(&[libc::SYS_clone]), Unlisted::Allowed)
 }
 
 pub(super) fn reader() -> Result<(), ConfineError> {
@@ -226,16 +230,30 @@ enum Unlisted {
     Forbidden,
 }
 
+/// A filter, ready to be applied.
+#[derive(Debug)]
+pub(super) struct Program(BpfProgram);
+
+impl Program {
+    fn new(rules: Rules, unlisted: Unlisted) -> Result<Self, ConfineError> {
+        let refuse = SeccompAction::Errno(libc::EPERM.cast_unsigned());
+        let (others, these) = match unlisted {
+            Unlisted::Allowed => (SeccompAction::Allow, refuse),
+            Unlisted::Forbidden => (refuse, SeccompAction::Allow),
+        };
+        let build = || -> Result<BpfProgram, Box<dyn std::error::Error + Send + Sync>> {
+            let filter = SeccompFilter::new(rules, others, these, std::env::consts::ARCH.try_into()?)?;
+            Ok(filter.try_into()?)
+        };
+        build().map(Self).map_err(ConfineError::Filter)
+    }
+
+    /// Applies it to all threads of this process.
+    pub(super) fn apply(&self) -> Result<(), ConfineError> {
+        apply_filter_all_threads(&self.0).map_err(|error| ConfineError::Filter(Box::new(error)))
+    }
+}
+
 fn apply(rules: Rules, unlisted: Unlisted) -> Result<(), ConfineError> {
-    let refuse = SeccompAction::Errno(libc::EPERM.cast_unsigned());
-    let (others, these) = match unlisted {
-        Unlisted::Allowed => (SeccompAction::Allow, refuse),
-        Unlisted::Forbidden => (refuse, SeccompAction::Allow),
-    };
-    let build = || -> Result<BpfProgram, Box<dyn std::error::Error + Send + Sync>> {
-        let filter = SeccompFilter::new(rules, others, these, std::env::consts::ARCH.try_into()?)?;
-        Ok(filter.try_into()?)
-    };
-    let program = build().map_err(ConfineError::Filter)?;
-    apply_filter_all_threads(&program).map_err(|error| ConfineError::Filter(Box::new(error)))
+    Program::new(rules, unlisted)?.apply()
 }

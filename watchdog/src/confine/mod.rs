@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | the daemon | root | what it and its workers need | all but those that change the host as a whole |
 //! | a worker | root | what looking and acting need | no new program or process, no socket, no new file |
+//! | the workers' origin | root | the same | the same, but copies of itself |
 //! | a user's reader | that user | none | a list: reading, writing and waiting on what it was given |
 //! | the metrics' server | nobody | none | the same, and accepting connections |
 //!
@@ -68,14 +69,33 @@ pub fn daemon(more: CapabilitySet) -> Result<(), ConfineError> {
     filters::daemon()
 }
 
-/// Confines a worker.
+/// Confines the process that workers are copies of.
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn worker() -> Result<(), ConfineError> {
+pub fn origin() -> Result<Origin, ConfineError> {
     keep(ACTING)?;
     filters::worker()?;
-    die_with_the_daemon()
+    die_with_parent()?;
+    Ok(Origin { no_copies: filters::no_copies()? })
+}
+
+/// What is left to forbid to its copies.
+#[derive(Debug)]
+pub struct Origin {
+    no_copies: filters::Program,
+}
+
+impl Origin {
+    /// Confines a copy, which is a worker. It dies with the origin, and so with the daemon.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn confine_copy(&self) -> Result<(), ConfineError> {
+        // First: from here on a copy of the origin that has died meanwhile is noticed by its socket's end.
+        die_with_parent()?;
+        self.no_copies.apply()
+    }
 }
 
 /// Makes this process `uid`'s, with no group but `gid` and no rights of root's.
@@ -92,7 +112,7 @@ pub fn become_user(uid: u32, gid: u32) -> Result<(), ConfineError> {
     set_thread_res_uid(uid, uid, uid).map_err(rights("setresuid"))?;
     keep(CapabilitySet::empty())?;
     // A change of user has the kernel forget this.
-    die_with_the_daemon()
+    die_with_parent()
 }
 
 /// The same, as nobody.
@@ -142,7 +162,7 @@ fn bound(wanted: CapabilitySet) -> Result<(), ConfineError> {
     Ok(())
 }
 
-fn die_with_the_daemon() -> Result<(), ConfineError> {
-    // Should it have died just before, the end of its socket is what tells.
+fn die_with_parent() -> Result<(), ConfineError> {
+    // Should that have died just before, the end of the daemon's socket is what tells.
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(rights("PR_SET_PDEATHSIG"))
 }

@@ -7,6 +7,7 @@
 //! Deliberately absent: decisions (they are in [`crate::decide`]) and system calls that free something
 //! (they are in workers); making a lease's control group and putting a process into it is done here.
 
+mod acting;
 mod foresee;
 mod lifecycle;
 mod look;
@@ -56,6 +57,8 @@ struct Shared {
     boot: BootId,
     state: RefCell<State>,
     looks: look::Waiting,
+    /// The leases whose plans are being carried out.
+    acting: acting::Acting,
     /// Something changed that may free what is pinned.
     changed: Notify,
     /// What changed that may belong to a lease.
@@ -113,6 +116,7 @@ impl Engine {
                 boot: parts.boot,
                 state: RefCell::new(State::new(parts.next_lease)),
                 looks: look::Waiting::default(),
+                acting: acting::Acting::default(),
                 changed: Notify::new(),
                 news: RefCell::default(),
                 heard: Notify::new(),
@@ -194,18 +198,6 @@ impl Engine {
             self.shared.metrics.journal_failures.inc();
             tracing::error!("a restart now would forget what just happened: {}", chain(&error));
         }
-    }
-
-    /// Writes what nobody has to wait for.
-    fn record_meanwhile(&self, entry: Entry) {
-        let written = self.shared.journal.append(vec![entry]);
-        let engine = self.clone();
-        tokio::task::spawn_local(async move {
-            if written.await.is_err() {
-                // The entries that matter are waited for, and tell why.
-                engine.shared.metrics.journal_failures.inc();
-            }
-        });
     }
 }
 

@@ -1,7 +1,7 @@
 //! Taking back what a lease left: look, plan, act, look again, tell; again while it helps.
 
 use std::collections::BTreeSet;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::causes::chain;
 use crate::decide::{PlanSettings, doubts, everything_of, is_settled, may_still_go, plan, stuck, verify};
 use crate::journal::Entry;
 use crate::model::{Lease, Phase, Plan, ResourceIdentity, SnapshotDepth, Step, StepResult};
-use crate::worker::{ClaimQuery, WorkerError};
+use crate::worker::{ClaimQuery, Task, WorkerError};
 
 /// How many rounds one attempt has. Each must have freed something for the next to begin; a chain
 /// of processes that start others ends with the control group's kill.
@@ -147,13 +147,13 @@ impl Engine {
             let Some(lease) = self.shared.state.borrow().get(id).map(|record| record.lease.clone()) else {
                 return Ok(true);
             };
-            if !lease.evidence_closed && is_settled(&lease, before, ownership) {
-                // All that the lease did is seen and remembered: what comes later is somebody else's.
-                self.change(id, |lease| lease.evidence_closed = true).await;
-            }
+            // Once all that the lease did is seen and remembered, what comes later is somebody else's.
+            let is_settled = lease.evidence_closed || is_settled(&lease, before, ownership);
+            let closing = self.change(id, |lease| lease.evidence_closed = is_settled);
             let plan = plan(&lease, before, ownership, &self.plan_settings(id));
             let owned = everything_of(id, before, ownership);
             if owned.is_empty() && plan.steps.is_empty() {
+                closing.await;
                 let doubts = doubts(&lease, before);
                 if doubts.is_empty() {
                     self.settle(id);
@@ -170,7 +170,8 @@ impl Engine {
                 continue;
             }
             // Durable before it is acted on: whoever looks after a crash sees what was under way.
-            self.record(vec![Entry::Planned { lease: id, round, plan: plan.clone() }]).await;
+            let planned = self.record(vec![Entry::Planned { lease: id, round, plan: plan.clone() }]);
+            tokio::join!(closing, planned);
             let results = self.act(&lease, round, &plan).await?;
             let (left, look) = self.second_look(id, &owned, &plan, &results).await?;
             if left.is_empty() {
@@ -200,23 +201,21 @@ impl Engine {
     }
 
     async fn act(&self, lease: &Lease, round: u32, plan: &Plan) -> Result<Vec<StepResult>, WorkerError> {
-        let mut results = Vec::with_capacity(plan.steps.len());
-        for (index, step) in plan.steps.iter().enumerate() {
-            let limit = self.step_limit(step);
-            let (claim, descriptor) = self.claim_of(lease, step);
-            let descriptors: Vec<_> = descriptor.iter().map(|descriptor| descriptor.as_fd()).collect();
-            let result = self.shared.pool.act(step, claim, &descriptors, limit).await?;
-            let (id, sentence, said) = (lease.id, step.sentence(), result.sentence());
+        let _turn = self.shared.acting.begin();
+        let mut kept = Vec::new();
+        let claimed = |step: &Step| Task { step: step.clone(), claim: self.claim_of(lease, step, &mut kept) };
+        let tasks: Vec<Task> = plan.steps.iter().map(claimed).collect();
+        let descriptors: Vec<_> = kept.iter().map(|descriptor| descriptor.as_fd()).collect();
+        let mut results = Vec::with_capacity(tasks.len());
+        let tell = |result: StepResult| {
+            let step = results.len();
+            let (id, sentence, said) = (lease.id, plan.steps[step].sentence(), result.sentence());
             tracing::info!(lease = id.0, step = sentence, result = said, "lease {id}: {sentence}: {said}");
             // It tells the story; what has to be done is durable already.
-            self.record_meanwhile(Entry::Stepped {
-                lease: lease.id,
-                round,
-                step: index,
-                result: result.clone(),
-            });
+            self.shared.journal.tell(Entry::Stepped { lease: id, round, step, result: result.clone() });
             results.push(result);
-        }
+        };
+        self.shared.pool.act(&tasks, &descriptors, |step| self.step_limit(step), tell).await?;
         Ok(results)
     }
 
@@ -239,14 +238,18 @@ impl Engine {
         }
     }
 
-    fn claim_of(&self, lease: &Lease, step: &Step) -> (Option<ClaimQuery>, Option<Rc<std::os::fd::OwnedFd>>) {
-        let Step::RemoveDirectory { directory, .. } = step else { return (None, None) };
-        let found = lease.claims.iter().enumerate().find(|(_, claim)| claim.directory == *directory);
-        let Some((index, claim)) = found else { return (None, None) };
+    /// The claim that a step is about. Its descriptor, where it has one, is added to those that are passed.
+    fn claim_of(&self, lease: &Lease, step: &Step, kept: &mut Vec<Rc<OwnedFd>>) -> Option<ClaimQuery> {
+        let Step::RemoveDirectory { directory, .. } = step else { return None };
+        let (index, claim) =
+            lease.claims.iter().enumerate().find(|(_, claim)| claim.directory == *directory)?;
         let state = self.shared.state.borrow();
-        let descriptor = state.get(lease.id).and_then(|record| record.descriptors.get(&index)).cloned();
-        let query = ClaimQuery { claim: claim.clone(), descriptor: descriptor.as_ref().map(|_| 0) };
-        (Some(query), descriptor)
+        let descriptor = state.get(lease.id).and_then(|record| record.descriptors.get(&index));
+        let place = descriptor.map(|descriptor| {
+            kept.push(Rc::clone(descriptor));
+            kept.len() - 1
+        });
+        Some(ClaimQuery { claim: claim.clone(), descriptor: place })
     }
 
     /// Looks until all of `owned` is gone or the waits are over; notes what became of each, and
@@ -260,6 +263,7 @@ impl Engine {
     ) -> Result<(BTreeSet<ResourceIdentity>, Rc<Look>), LookFailed> {
         let mut left = owned.clone();
         let mut waits = SECOND_LOOKS.iter();
+        self.shared.acting.pause().await;
         let look = loop {
             let look = self.look(SnapshotDepth::Ownership).await?;
             let after = &look.snapshot;

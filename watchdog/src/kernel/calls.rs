@@ -6,6 +6,39 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
+/// Which process a caller of [`fork`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forked {
+    /// The one that called.
+    Parent,
+    /// Its copy.
+    Child,
+}
+
+/// Makes a copy of this process, which nobody has to wait for once [`never_wait`] was called.
+///
+/// # Errors
+/// What `fork(2)` says, and when this process has more than one thread: what the others hold locked would
+/// stay so in the copy for ever.
+pub fn fork() -> io::Result<Forked> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other("a process with threads cannot be copied"));
+    }
+    // SAFETY: this is the only thread, so the copy finds no lock held and may do anything.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Forked::Child),
+        _ => Ok(Forked::Parent),
+    }
+}
+
+/// Has the kernel forget this process's children when they end.
+pub fn never_wait() {
+    // SAFETY: no handler is installed, only the disposition changed; nothing in an origin or a worker waits
+    // for a child.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+}
+
 /// Largest file handle the kernel makes (`MAX_HANDLE_SZ`).
 const HANDLE_LIMIT: usize = 128;
 

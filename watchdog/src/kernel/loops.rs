@@ -1,5 +1,6 @@
 //! Loop devices: what sysfs lists, what the device itself says, and detaching.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -23,9 +24,15 @@ const LOOP_MAJOR: u32 = 7;
 /// When sysfs cannot be read.
 pub fn list(sys: &Path) -> io::Result<Vec<LoopDevice>> {
     let mut devices = Vec::new();
+    let partitioned = partitioned(sys)?;
     for (name, directory) in block::disks(sys)? {
         let Some(number) = number_in(&name) else { continue };
-        devices.extend(block::unless_gone(&directory, || describe(&directory, number))?);
+        // Hosts keep the nodes of all devices that they ever had at once, and most are of no attachment.
+        let may_be_in_use =
+            partitioned.as_ref().is_none_or(|some| some.contains(&number)) || directory.join("loop").exists();
+        if may_be_in_use {
+            devices.extend(block::unless_gone(&directory, || describe(&directory, number))?);
+        }
     }
     devices.sort_by_key(|device| device.number);
     Ok(devices)
@@ -49,6 +56,25 @@ pub fn number_of(sys: &Path, device: DeviceNumber) -> Option<u32> {
     let link = fs::read_link(block::directory(sys, device)).ok()?;
     let names = link.iter().rev().take(2).filter_map(|name| name.to_str());
     names.into_iter().find_map(number_in)
+}
+
+/// The loop devices that have partitions, by what sysfs lists in one folder; `None` where that is not
+/// there.
+fn partitioned(sys: &Path) -> io::Result<Option<HashSet<u32>>> {
+    let entries = match fs::read_dir(sys.join("class/block")) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut found = HashSet::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        // `loop3p1`: the name of a disk that ends in a digit has a `p` after it (`disk_name` in
+        // `block/genhd.c`).
+        let disk = name.to_str().and_then(|name| name.rsplit_once('p')).map(|(disk, _)| disk);
+        found.extend(disk.and_then(number_in));
+    }
+    Ok(Some(found))
 }
 
 fn number_in(name: &str) -> Option<u32> {

@@ -1,16 +1,19 @@
-//! The worker process itself.
+//! The origin and the worker processes themselves.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use hostler_protocol::frame::{Decoder, FrameError, REPLY_LIMIT, encode};
+
+use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 use super::message::{Request, Response};
 use super::{act, examine, observe};
 use crate::confine::{self, ConfineError};
 use crate::descriptors::{receive, send};
+use crate::kernel::calls::{self, Forked};
 
-/// Why a worker stopped serving.
+/// Why an origin or a worker stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerFailure {
     /// It has too many rights.
@@ -27,24 +30,54 @@ pub enum WorkerFailure {
     Request(#[from] serde_json::Error),
 }
 
-/// Serves requests on standard input until the daemon closes it. Dies with the daemon.
+/// Makes a worker for each socket that comes over standard input, until the daemon closes that. Dies with the
+/// daemon.
 ///
 /// # Errors
-/// When the socket fails or carries no requests.
+/// When the socket fails. In a worker, what [`WorkerFailure`] says.
 pub fn serve() -> Result<(), WorkerFailure> {
-    confine::worker()?;
-    let socket = io::stdin();
+    let confinement = confine::origin()?;
+    calls::never_wait();
+    let requests = io::stdin();
+    let mut sockets: Vec<OwnedFd> = Vec::new();
+    loop {
+        if receive(&requests, &mut [0; 1], &mut sockets)? == 0 {
+            return Ok(());
+        }
+        for socket in sockets.drain(..) {
+            match calls::fork() {
+                Ok(Forked::Child) => {
+                    confinement.confine_copy()?;
+                    return serve_one(socket.as_fd());
+                }
+                Ok(Forked::Parent) => {}
+                // The host is short of something. The end of the socket tells the daemon, which tries again.
+                Err(error) => {
+                    // Standard error may be closed; the daemon tells what came of it.
+                    let _ = writeln!(io::stderr(), "hostlerd worker: making a worker failed: {error}");
+                }
+            }
+        }
+    }
+}
+
+/// Takes one request and answers it.
+fn serve_one(socket: BorrowedFd<'_>) -> Result<(), WorkerFailure> {
+    let own = pidfd_open(getpid(), PidfdFlags::empty()).map_err(io::Error::from)?;
+    write_beside(socket, &Response::Born, &[own.as_fd()])?;
+    drop(own);
     let mut decoder = Decoder::new(REPLY_LIMIT);
     let mut buffer = vec![0u8; 64 * 1024];
     let mut passed: Vec<OwnedFd> = Vec::new();
     loop {
-        while let Some(message) = decoder.next_message()? {
-            let request: Request = serde_json::from_slice(&message)?;
-            answer(request, &passed, socket.as_fd())?;
-            // Descriptors are of one request only: nothing is held between two.
-            passed.clear();
+        if let Some(message) = decoder.next_message()? {
+            return answer(serde_json::from_slice(&message)?, &passed, socket);
         }
-        let count = receive(&socket, &mut buffer, &mut passed)?;
+        let count = match receive(socket, &mut buffer, &mut passed) {
+            // The daemon wants nothing any more, and has not even read that this process is there.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
+            received => received?,
+        };
         if count == 0 {
             decoder.finish()?;
             return Ok(());
@@ -70,9 +103,12 @@ fn answer(request: Request, passed: &[OwnedFd], socket: BorrowedFd<'_>) -> Resul
             }
             Response::Seen(Box::new(snapshot))
         }
-        Request::Act { step, claim } => {
-            write(socket, &Response::Touching { device: None, what: step.sentence() })?;
-            Response::Acted(act::act(&step, claim.as_ref(), passed))
+        Request::Act(tasks) => {
+            for task in &tasks {
+                let result = act::act(&task.step, task.claim.as_ref(), passed);
+                write(socket, &Response::Acted(result))?;
+            }
+            return Ok(());
         }
         Request::Examine { number, wanted } => {
             write(

@@ -74,6 +74,15 @@ impl Query {
     }
 }
 
+/// A step of a plan, with what it takes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// The step.
+    pub step: Step,
+    /// The claim that a step on a directory is about.
+    pub claim: Option<ClaimQuery>,
+}
+
 /// What a worker is to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -85,13 +94,8 @@ pub enum Request {
         /// What is not to be touched, in the words of [`Response::Touching`], because it hung before.
         skip: Vec<String>,
     },
-    /// Do one step of a plan.
-    Act {
-        /// The step.
-        step: Step,
-        /// The claim that a step on a directory is about.
-        claim: Option<ClaimQuery>,
-    },
+    /// Do these steps, one after the other, and say of each how it went.
+    Act(Vec<Task>),
     /// Look at a descriptor of the process whose pidfd comes beside this.
     Examine {
         /// Its number there.
@@ -105,6 +109,8 @@ pub enum Request {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Response {
+    /// It is there. Beside it comes a pidfd of it.
+    Born,
     /// About to touch something that may hang: a loop device by number, or words.
     Touching {
         /// The loop device.
@@ -114,7 +120,7 @@ pub enum Response {
     },
     /// What was seen.
     Seen(Box<Snapshot>),
-    /// How the step went.
+    /// How the next step went.
     Acted(StepResult),
     /// What the descriptor is of, or why that cannot be told. Beside it comes a directory's that has no
     /// file handle, to be kept.

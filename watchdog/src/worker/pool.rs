@@ -1,25 +1,22 @@
-//! The daemon's side: starts workers, talks to them, gives up on those that hang.
+//! Gives workers their work, and gives up on those that hang.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream as BlockingStream;
-use std::process::{Child, Command, Stdio};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use hostler_protocol::frame::{Decoder, FrameError, REPLY_LIMIT, encode};
-use tokio::io::Interest;
-use tokio::net::UnixStream;
+use hostler_protocol::frame::FrameError;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout};
 
-use super::message::{Query, Request, Response};
-use crate::descriptors::{receive, send_all};
+use super::connection::{Connection, Origin};
+use super::hung::{Hung, HungThings};
+use super::message::{Query, Request, Response, Task};
+use crate::kernel::signals::has_ended;
 use crate::model::{Proof, Snapshot, Step, StepResult, Wanted};
 
-/// How many workers may do steps at once: each lease being taken back has one, which mostly waits for
+/// How many workers may have a plan at once: each lease being taken back has one, which mostly waits for
 /// the kernel.
 const ACTING_LIMIT: usize = 64;
 /// How many workers may look at clients' descriptors at once.
@@ -27,15 +24,9 @@ const EXAMINING_LIMIT: usize = 32;
 /// How many workers may look at once. Apart from those that act: steps that hang must not keep anybody
 /// from looking.
 const LOOKING_LIMIT: usize = 4;
-/// How many idle workers are kept, so that the next reclaim need not wait for one to start.
-const IDLE_LIMIT: usize = 1;
 /// How many hangs one look survives before it is given up. Each costs the time that a step may take, but
-/// only once in a while; see [`HUNG_KEPT`].
+/// only once in a while; see [`HungThings`].
 const HANG_LIMIT: usize = 64;
-/// For how long what hung a look is left out of others before it is tried again. Each time that it hangs
-/// again doubles it, up to [`HUNG_KEPT_LONGEST`]: who makes many things hang may not keep all looks busy.
-const HUNG_KEPT: Duration = Duration::from_secs(30);
-const HUNG_KEPT_LONGEST: Duration = Duration::from_secs(16 * 60);
 
 /// Why a worker gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +67,7 @@ impl From<FrameError> for WorkerError {
     }
 }
 
-/// Starts and keeps workers.
+/// Has workers made and work done.
 #[derive(Clone, Debug)]
 pub struct Pool {
     inner: Rc<Inner>,
@@ -84,12 +75,11 @@ pub struct Pool {
 
 #[derive(Debug)]
 struct Inner {
-    program: std::path::PathBuf,
-    idle: RefCell<Vec<Worker>>,
+    program: PathBuf,
+    origin: RefCell<Option<Rc<Origin>>>,
     /// Killed, and not yet gone: a process in uninterruptible sleep takes its time.
     given_up: RefCell<Vec<GivenUp>>,
-    /// What hung a look not long ago: the next ones need not find out again.
-    hung: RefCell<HashMap<Hung, Kept>>,
+    hung: RefCell<HungThings>,
     acting: Semaphore,
     looking: Semaphore,
     examining: Semaphore,
@@ -97,7 +87,7 @@ struct Inner {
 
 #[derive(Debug)]
 struct GivenUp {
-    child: Child,
+    pidfd: OwnedFd,
     /// Whose descriptor it was looking at.
     user: Option<u32>,
 }
@@ -111,36 +101,14 @@ pub struct Examined {
     pub kept: Option<OwnedFd>,
 }
 
-/// Something that hung a look.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Hung {
-    /// A loop device.
-    Device(u32),
-    /// Anything else, in the words in which a worker announced it.
-    Thing(String),
-}
-
-/// Since when, and for how long, something is left out of looks.
-#[derive(Clone, Copy, Debug)]
-struct Kept {
-    since: Instant,
-    span: Duration,
-}
-
-#[derive(Debug)]
-struct Worker {
-    child: Child,
-    socket: UnixStream,
-}
-
 impl Pool {
-    /// A pool whose workers run `program worker`.
+    /// A pool whose workers are copies of `program worker`.
     #[must_use]
-    pub fn new(program: std::path::PathBuf) -> Self {
+    pub fn new(program: PathBuf) -> Self {
         Self {
             inner: Rc::new(Inner {
                 program,
-                idle: RefCell::default(),
+                origin: RefCell::default(),
                 given_up: RefCell::default(),
                 hung: RefCell::default(),
                 acting: Semaphore::new(ACTING_LIMIT),
@@ -161,22 +129,25 @@ impl Pool {
         descriptors: &[BorrowedFd<'_>],
         silence: Duration,
     ) -> Result<Snapshot, WorkerError> {
+        let permit = self.inner.looking.acquire().await;
+        let _permit = permit.expect("the semaphore is never closed");
         let mut hangs = 0;
         let mut skip = Vec::new();
-        for hung in self.inner.hung_lately() {
+        for hung in self.inner.hung.borrow_mut().lately(Instant::now()) {
             match hung {
                 Hung::Device(device) => query.avoid.push(device),
                 Hung::Thing(what) => skip.push(what),
             }
         }
+        let note = |hung| self.inner.hung.borrow_mut().note(hung, Instant::now());
         loop {
             let request = Request::Observe { query: query.clone(), skip: skip.clone() };
-            match self.call(&request, descriptors, silence).await {
-                Ok(Response::Seen(snapshot)) => return Ok(*snapshot),
-                Ok(other) => return Err(WorkerError::Nonsense { cause: format!("{other:?}") }),
+            match self.call(None, &request, descriptors, silence).await {
+                Ok((Response::Seen(snapshot), _)) => return Ok(*snapshot),
+                Ok((other, _)) => return Err(nonsense(&other)),
                 Err(WorkerError::Hung { device: Some(device), .. }) if hangs < HANG_LIMIT => {
                     hangs += 1;
-                    self.inner.note_hung(Hung::Device(device));
+                    note(Hung::Device(device));
                     query.avoid.push(device);
                 }
                 // The same thing twice is one that cannot be left out.
@@ -184,7 +155,7 @@ impl Pool {
                     if hangs < HANG_LIMIT && !skip.contains(&doing) =>
                 {
                     hangs += 1;
-                    self.inner.note_hung(Hung::Thing(doing.clone()));
+                    note(Hung::Thing(doing.clone()));
                     skip.push(doing);
                 }
                 Err(error) => return Err(error),
@@ -192,23 +163,50 @@ impl Pool {
         }
     }
 
-    /// Does one step.
+    /// Does steps, one after the other, whatever becomes of each, and tells of each how it went.
     ///
     /// # Errors
-    /// When no worker can be had. A step that hangs is no error but a result.
+    /// When no worker can be had. A step that hangs is no error but a result; another worker does the rest.
     pub async fn act(
         &self,
-        step: &Step,
-        claim: Option<super::ClaimQuery>,
+        tasks: &[Task],
         descriptors: &[BorrowedFd<'_>],
-        limit: Duration,
-    ) -> Result<StepResult, WorkerError> {
-        match self.call(&Request::Act { step: step.clone(), claim }, descriptors, limit).await {
-            Ok(Response::Acted(result)) => Ok(result),
-            Ok(other) => Err(WorkerError::Nonsense { cause: format!("{other:?}") }),
-            Err(WorkerError::Hung { doing, .. }) => Ok(StepResult::Hung { doing }),
-            Err(error) => Err(error),
+        limit: impl Fn(&Step) -> Duration,
+        mut tell: impl FnMut(StepResult),
+    ) -> Result<(), WorkerError> {
+        let permit = self.inner.acting.acquire().await;
+        let _permit = permit.expect("the semaphore is never closed");
+        let mut rest = tasks;
+        while let Some(first) = rest.first() {
+            let mut worker = self.worker().await?;
+            let request = Request::Act(rest.to_vec());
+            let mut result = worker.ask(&request, descriptors, limit(&first.step)).await;
+            while let (Some(task), Ok(())) = (rest.first(), &result) {
+                worker.expect(task.step.sentence());
+                result = match worker.answer(limit(&task.step)).await {
+                    Ok((Response::Acted(acted), _)) => {
+                        tell(acted);
+                        rest = &rest[1..];
+                        Ok(())
+                    }
+                    Ok((other, _)) => Err(nonsense(&other)),
+                    Err(error) => Err(error),
+                };
+            }
+            match result {
+                Ok(()) => {}
+                Err(WorkerError::Hung { doing, .. }) => {
+                    self.give_up(worker, None);
+                    tell(StepResult::Hung { doing });
+                    rest = &rest[1..];
+                }
+                Err(error) => {
+                    self.give_up(worker, None);
+                    return Err(error);
+                }
+            }
         }
+        Ok(())
     }
 
     /// Looks at a descriptor that a client of `user`'s passed to the reader of that pidfd.
@@ -223,12 +221,13 @@ impl Pool {
         wanted: Wanted,
         silence: Duration,
     ) -> Result<Examined, WorkerError> {
+        let permit = self.inner.examining.acquire().await;
+        let _permit = permit.expect("the semaphore is never closed");
         let request = Request::Examine { number, wanted };
-        let (response, kept) = self.call_for(Some(user), &request, &[reader], silence).await?;
-        match response {
-            Response::Examined(Ok(proof)) => Ok(Examined { proof, kept: kept.into_iter().next() }),
-            Response::Examined(Err(cause)) => Err(WorkerError::Nonsense { cause }),
-            other => Err(WorkerError::Nonsense { cause: format!("{other:?}") }),
+        match self.call(Some(user), &request, &[reader], silence).await? {
+            (Response::Examined(Ok(proof)), kept) => Ok(Examined { proof, kept: kept.into_iter().next() }),
+            (Response::Examined(Err(cause)), _) => Err(WorkerError::Nonsense { cause }),
+            (other, _) => Err(nonsense(&other)),
         }
     }
 
@@ -236,164 +235,70 @@ impl Pool {
     #[must_use]
     pub fn hanging_for(&self, user: u32) -> usize {
         let mut given_up = self.inner.given_up.borrow_mut();
-        given_up.retain_mut(GivenUp::is_there);
+        given_up.retain(GivenUp::is_there);
         given_up.iter().filter(|worker| worker.user == Some(user)).count()
     }
 
+    /// One request, and one answer.
     async fn call(
-        &self,
-        request: &Request,
-        descriptors: &[BorrowedFd<'_>],
-        silence: Duration,
-    ) -> Result<Response, WorkerError> {
-        Ok(self.call_for(None, request, descriptors, silence).await?.0)
-    }
-
-    async fn call_for(
         &self,
         user: Option<u32>,
         request: &Request,
         descriptors: &[BorrowedFd<'_>],
         silence: Duration,
     ) -> Result<(Response, Vec<OwnedFd>), WorkerError> {
-        let permits = match request {
-            Request::Observe { .. } => &self.inner.looking,
-            Request::Act { .. } => &self.inner.acting,
-            Request::Examine { .. } => &self.inner.examining,
+        let mut worker = self.worker().await?;
+        let result = match worker.ask(request, descriptors, silence).await {
+            Ok(()) => worker.answer(silence).await,
+            Err(error) => Err(error),
         };
-        let permit = permits.acquire().await;
-        let _permit = permit.expect("the semaphore is never closed");
-        let mut worker = self.take()?;
-        let result = worker.converse(request, descriptors, silence).await;
-        if result.is_ok() && self.inner.idle.borrow().len() < IDLE_LIMIT {
-            self.inner.idle.borrow_mut().push(worker);
-        } else {
+        if result.is_err() {
             self.give_up(worker, user);
         }
         result
     }
 
-    /// An idle worker that still lives, else a new one.
-    fn take(&self) -> Result<Worker, WorkerError> {
-        while let Some(mut worker) = self.inner.idle.borrow_mut().pop() {
-            if matches!(worker.child.try_wait(), Ok(None)) {
+    /// A new worker.
+    async fn worker(&self) -> Result<Connection, WorkerError> {
+        let running = self.inner.origin.borrow().clone();
+        if let Some(origin) = running {
+            if let Ok(worker) = origin.copy().await {
                 return Ok(worker);
             }
+            // It was killed, for example by whoever was short of memory. Others may have seen that too.
+            let mut current = self.inner.origin.borrow_mut();
+            if current.as_ref().is_some_and(|current| Rc::ptr_eq(current, &origin)) {
+                *current = None;
+            }
         }
-        Worker::start(&self.inner.program)
+        let origin = {
+            let mut current = self.inner.origin.borrow_mut();
+            match current.as_ref() {
+                Some(origin) => Rc::clone(origin),
+                None => {
+                    let origin = Rc::new(Origin::start(&self.inner.program).map_err(WorkerError::Start)?);
+                    Rc::clone(current.insert(origin))
+                }
+            }
+        };
+        origin.copy().await.map_err(WorkerError::Start)
     }
 
-    /// Ends a worker and collects those that have ended meanwhile. Never waits.
-    fn give_up(&self, mut worker: Worker, user: Option<u32>) {
-        // An error means that it has ended already.
-        let _ = worker.child.kill();
+    /// Ends a worker and forgets those that have ended meanwhile. Never waits.
+    fn give_up(&self, worker: Connection, user: Option<u32>) {
         let mut given_up = self.inner.given_up.borrow_mut();
-        given_up.push(GivenUp { child: worker.child, user });
-        given_up.retain_mut(GivenUp::is_there);
+        given_up.extend(worker.kill().map(|pidfd| GivenUp { pidfd, user }));
+        given_up.retain(GivenUp::is_there);
     }
 }
 
 impl GivenUp {
-    fn is_there(&mut self) -> bool {
-        !matches!(self.child.try_wait(), Ok(Some(_)) | Err(_))
+    fn is_there(&self) -> bool {
+        // What cannot be told counts as there: it is a limit on what may hang.
+        !has_ended(&self.pidfd).unwrap_or(false)
     }
 }
 
-impl Inner {
-    fn note_hung(&self, hung: Hung) {
-        let mut all = self.hung.borrow_mut();
-        let span = match all.get(&hung) {
-            // Several looks at once found it out.
-            Some(kept) if kept.since.elapsed() < kept.span => return,
-            Some(kept) => (kept.span * 2).min(HUNG_KEPT_LONGEST),
-            None => HUNG_KEPT,
-        };
-        all.insert(hung, Kept { since: Instant::now(), span });
-    }
-
-    fn hung_lately(&self) -> Vec<Hung> {
-        let mut all = self.hung.borrow_mut();
-        // Remembered for as long again, so that it counts when it hangs at the next attempt.
-        all.retain(|_, kept| kept.since.elapsed() < kept.span * 2);
-        let is_left_out = |kept: &Kept| kept.since.elapsed() < kept.span;
-        all.iter().filter(|(_, kept)| is_left_out(kept)).map(|(hung, _)| hung.clone()).collect()
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        let workers = self.idle.get_mut().drain(..).map(|worker| worker.child);
-        for mut child in workers.chain(self.given_up.get_mut().drain(..).map(|worker| worker.child)) {
-            let _ = child.kill();
-            let _ = child.try_wait();
-        }
-    }
-}
-
-impl Worker {
-    fn start(program: &std::path::Path) -> Result<Self, WorkerError> {
-        let (ours, theirs) = BlockingStream::pair().map_err(WorkerError::Start)?;
-        let child = Command::new(program)
-            .arg("worker")
-            .env_clear()
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
-            .spawn()
-            .map_err(WorkerError::Start)?;
-        ours.set_nonblocking(true).map_err(WorkerError::Socket)?;
-        let socket = UnixStream::from_std(ours).map_err(WorkerError::Socket)?;
-        Ok(Self { child, socket })
-    }
-
-    async fn converse(
-        &mut self,
-        request: &Request,
-        descriptors: &[BorrowedFd<'_>],
-        silence: Duration,
-    ) -> Result<(Response, Vec<OwnedFd>), WorkerError> {
-        let bytes = encode(request).map_err(|error| WorkerError::Nonsense { cause: error.to_string() })?;
-        let mut doing = "starting".to_owned();
-        let mut touched = None;
-        let mut passed = Vec::new();
-        let mut decoder = Decoder::new(REPLY_LIMIT);
-        let mut buffer = vec![0u8; 64 * 1024];
-        let hung = |doing: &str, device| WorkerError::Hung {
-            doing: doing.to_owned(),
-            device,
-            seconds: silence.as_secs(),
-        };
-        match timeout(silence, send_all(&self.socket, &bytes, descriptors)).await {
-            Ok(written) => written.map_err(WorkerError::Socket)?,
-            Err(_) => return Err(hung(&doing, touched)),
-        }
-        loop {
-            while let Some(message) = decoder.next_message()? {
-                let response = serde_json::from_slice(&message)
-                    .map_err(|error| WorkerError::Nonsense { cause: error.to_string() })?;
-                match response {
-                    Response::Touching { device, what } => {
-                        doing = match device {
-                            Some(number) => format!("asking /dev/loop{number}"),
-                            None => what,
-                        };
-                        touched = device;
-                    }
-                    done @ (Response::Seen(_) | Response::Acted(_) | Response::Examined(_)) => {
-                        return Ok((done, passed));
-                    }
-                }
-            }
-            let read = timeout(silence, self.read(&mut buffer, &mut passed)).await;
-            match read {
-                Ok(Ok(0)) => return Err(WorkerError::Ended { doing }),
-                Ok(Ok(count)) => decoder.push(&buffer[..count]),
-                Ok(Err(error)) => return Err(WorkerError::Socket(error)),
-                Err(_) => return Err(hung(&doing, touched)),
-            }
-        }
-    }
-
-    async fn read(&self, buffer: &mut [u8], passed: &mut Vec<OwnedFd>) -> io::Result<usize> {
-        self.socket.async_io(Interest::READABLE, || receive(self.socket.as_fd(), buffer, passed)).await
-    }
+fn nonsense(response: &Response) -> WorkerError {
+    WorkerError::Nonsense { cause: format!("{response:?}") }
 }

@@ -18,6 +18,8 @@ use hostler_tests::{probe, scenario};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
+use crate::worker::Worker;
+
 const SOON: Duration = Duration::from_secs(10);
 
 /// `CAP_SYS_ADMIN` and its like, as `status` writes the sets.
@@ -64,13 +66,12 @@ fn what_reads_a_users_messages_is_that_users_and_may_do_nothing_else() {
         assert_eq!(status_of(server.pid, "Uid"), "65534 65534 65534 65534");
         assert_eq!((capabilities(server.pid, "CapEff"), capabilities(server.pid, "CapPrm")), (0, 0));
 
-        // It keeps one that has just looked.
         let _ = daemon.status();
-        // The daemon and its workers have what they need, and no more.
+        // The daemon and its workers' origin have what they need, and no more.
         let worker = processes::children(daemon.pid())
             .into_iter()
             .find(|child| child.arguments == ["worker"])
-            .or_fail("an idle worker");
+            .or_fail("the workers' origin");
         let (all, workers) = (capabilities(daemon.pid(), "CapPrm"), capabilities(worker.pid, "CapPrm"));
         let net_admin = 1 << 12;
         let (sys_module, setuid, sys_admin) = (1 << 16, 1 << 7, 1 << 21);
@@ -82,6 +83,23 @@ fn what_reads_a_users_messages_is_that_users_and_may_do_nothing_else() {
             assert_eq!(status_of(pid, "NoNewPrivs"), "1");
             assert_eq!(status_of(pid, "Seccomp_filters"), filters);
         }
+    });
+}
+
+#[test]
+fn a_worker_has_the_rights_of_its_origin_and_cannot_copy_itself() {
+    scenario::privileged("worker-rights", |place| {
+        let workers = Worker::start(place);
+        let waiting = workers.waiting();
+        let find = || processes::children(workers.origin()).into_iter().next();
+        wait_until("a worker", SOON, || {
+            find().is_some_and(|worker| status_of(worker.pid, "Seccomp_filters") == "2")
+        });
+        let worker = find().or_fail("a worker");
+        assert_eq!(status_of(workers.origin(), "Seccomp_filters"), "1");
+        assert_eq!(capabilities(worker.pid, "CapPrm"), capabilities(workers.origin(), "CapPrm"));
+        drop(waiting);
+        wait_until("the worker's end", SOON, || find().is_none());
     });
 }
 
