@@ -55,6 +55,9 @@ if [ "$what" = test ]; then
     need python3 python3
     need mkfs.btrfs btrfs-progs
     need debootstrap debootstrap
+    need createrepo_c createrepo-c
+    need rpmbuild rpm
+    need dnf dnf
     need mksquashfs squashfs-tools
     # The Python client of Varlink goes into a virtual environment of the test's own.
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)

@@ -16,6 +16,7 @@ pub mod lock;
 pub mod mirror;
 pub mod passing;
 pub mod recipe;
+pub mod rpm;
 pub mod signs;
 pub mod stop;
 pub mod vm;

@@ -12,7 +12,7 @@ use hostler_runner::cache::{FetchOptions, Fetcher, Mirror};
 use hostler_runner::cancel::Cancel;
 use hostler_runner::event::{Event, Sink, Stage};
 use hostler_runner::lock::Lock;
-use hostler_runner::mirror::{Directory, Plan, Published, Served, debian};
+use hostler_runner::mirror::{Directory, Plan, Published, Served, debian, rpm};
 use hostler_runner::recipe::{Debian, PackageSource};
 use hostler_runner::stop::Stop;
 use serde_json::json;
@@ -56,6 +56,8 @@ pub(crate) enum SyncCommand {
     /// Suites of a Debian archive, with their updates and security updates where this host's apt sources
     /// have them.
     Debian(SyncDebian),
+    /// A release tree of Fedora's kind, or any repository of rpms.
+    Rpm(SyncRpm),
 }
 
 #[derive(Debug, Args)]
@@ -105,6 +107,33 @@ pub(crate) struct SyncDebian {
     installer: Vec<String>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct SyncRpm {
+    #[command(flatten)]
+    into: Destination,
+    /// The folder that the tree gets in the mirror.
+    #[arg(long, value_name = "NAME")]
+    name: String,
+    /// The tree's address; may be repeated for equal mirrors.
+    #[arg(long, value_name = "URL")]
+    source: Vec<String>,
+    /// The address of a metalink, which also says what the tree's metadata is, or of a list of mirrors.
+    #[arg(long, value_name = "URL")]
+    mirror_list: Option<String>,
+    /// The keyring of who signs the tree's metadata.
+    #[arg(long, value_name = "FILE")]
+    keyring: Option<PathBuf>,
+    /// Architectures of packages, beside noarch [default: all].
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    architecture: Vec<String>,
+    /// Only these packages with what they need; may be repeated.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    packages: Vec<String>,
+    /// Also the images that the tree's .treeinfo names: kernels, initial file systems, discs.
+    #[arg(long)]
+    images: bool,
+}
+
 fn failed(error: impl Into<anyhow::Error>) -> Failure {
     Failure::new(Exit::Failed, error)
 }
@@ -113,6 +142,7 @@ fn failed(error: impl Into<anyhow::Error>) -> Failure {
 pub(crate) fn mirror(global: &Global, command: MirrorCommand) -> Result<Exit, Failure> {
     match command {
         MirrorCommand::Sync(SyncCommand::Debian(wanted)) => sync_debian(global, wanted),
+        MirrorCommand::Sync(SyncCommand::Rpm(wanted)) => sync_rpm(global, wanted),
         MirrorCommand::Serve { directory, listen } => serve(&directory, listen),
         MirrorCommand::List { directory } => list(global, &directory),
         MirrorCommand::Verify { directory } => verify(global, &directory),
@@ -209,6 +239,29 @@ fn sync_debian(global: &Global, wanted: SyncDebian) -> Result<Exit, Failure> {
     sync(global, &wanted.into, lock, |work| {
         Ok(debian::plan(&wish, &work.fetcher, Path::new("/"), work.sink.as_ref())?)
     })
+}
+
+fn sync_rpm(global: &Global, wanted: SyncRpm) -> Result<Exit, Failure> {
+    let is_folder = !wanted.name.is_empty()
+        && !wanted.name.starts_with('.')
+        && wanted.name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-+".contains(&byte));
+    if !is_folder {
+        let error = anyhow::anyhow!(
+            "{:?} is no name of a folder: use letters, digits, '.', '_', '-', '+'",
+            wanted.name
+        );
+        return Err(Failure::new(Exit::Usage, error));
+    }
+    let wish = rpm::Wish {
+        name: wanted.name,
+        roots: wanted.source.iter().map(|root| root.trim_end_matches('/').to_owned()).collect(),
+        mirror_list: wanted.mirror_list,
+        keyring: wanted.keyring,
+        architectures: wanted.architecture,
+        packages: wanted.packages,
+        images: wanted.images,
+    };
+    sync(global, &wanted.into, None, |work| Ok(rpm::plan(&wish, &work.fetcher, work.sink.as_ref())?))
 }
 
 fn sync(

@@ -100,6 +100,41 @@ pub fn verify(message: &[u8], keyring: &Path, scratch: &Path, stop: &Stop) -> Re
     String::from_utf8(text).map_err(|_| SignatureError::Distrusted(Distrust::Unsigned))
 }
 
+/// Verifies that the detached `signature` is of `message`. `scratch` is a directory for this call alone.
+///
+/// # Errors
+/// It cannot be verified, or is not trusted.
+pub fn verify_detached(
+    message: &[u8],
+    signature: &[u8],
+    keyring: &Path,
+    scratch: &Path,
+    stop: &Stop,
+) -> Result<(), SignatureError> {
+    let keys = read_keyring(keyring)?;
+    let write = |name: &str, bytes: &[u8]| {
+        let path = scratch.join(name);
+        match std::fs::write(&path, bytes) {
+            Ok(()) => Ok(path),
+            Err(source) => Err(SignatureError::Scratch { path, source }),
+        }
+    };
+    let keyring = Path::new(".").join(write("keyring", &keys)?);
+    let check = GPGV
+        .find()?
+        .argument("--homedir")
+        .argument(scratch)
+        .arguments(["--status-fd", "1", "--keyring"])
+        .argument(keyring)
+        .argument(write("signature", signature)?)
+        .argument(write("message", message)?);
+    let finished = check.run(LIMIT, stop)?;
+    if finished.status.code().is_none() {
+        return Err(finished.failure().into());
+    }
+    judge_texts(&String::from_utf8_lossy(&finished.stdout), 0).map_err(SignatureError::Distrusted)
+}
+
 /// The keys of a keyring file in the form that gpgv reads, whichever of apt's two forms it has.
 ///
 /// # Errors
@@ -154,6 +189,11 @@ fn dearmor(text: &str) -> Option<Vec<u8>> {
 /// # Errors
 /// Why it is not trusted.
 pub fn judge(status: &str) -> Result<(), Distrust> {
+    judge_texts(status, 1)
+}
+
+/// The same for so many texts: with a detached signature, there is none in it.
+fn judge_texts(status: &str, wanted: usize) -> Result<(), Distrust> {
     let mut texts = 0;
     let mut good = false;
     let mut valid = false;
@@ -178,11 +218,11 @@ pub fn judge(status: &str) -> Result<(), Distrust> {
         }
         trusted |= good && valid;
     }
-    if texts == 1 && trusted {
+    if texts == wanted && trusted {
         return Ok(());
     }
     let [unknown, run_out, weak] = doubts.map(|keys| keys.join(", "));
-    Err(if texts > 1 {
+    Err(if texts > wanted {
         Distrust::Unsigned
     } else if !weak.is_empty() {
         Distrust::Weak(weak)

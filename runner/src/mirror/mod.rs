@@ -16,6 +16,7 @@
 pub mod debian;
 mod directory;
 mod manifest;
+pub mod rpm;
 mod serve;
 
 pub use directory::{Directory, DirectoryError, Published};

@@ -13,23 +13,29 @@ use hostler_tests::{program, scenario};
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// A mirror's server; it ends when this is dropped.
-struct Serving {
+pub(super) struct Serving {
     child: Child,
-    address: String,
+    pub(super) address: String,
 }
 
 impl Serving {
-    fn start(mut command: Command) -> Self {
-        let mut child = command
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .or_fail("starting the mirror's server");
-        let said = BufReader::new(child.stderr.take().or_fail("its standard error"));
-        let address = said
-            .lines()
-            .map_while(Result::ok)
-            .find_map(|line| Some(line.split_once("serving ")?.1.rsplit_once('/')?.0.to_owned()));
+    pub(super) fn start(command: Command) -> Self {
+        let mut serving = Self::start_saying(command, "serving http://", "/");
+        serving.address.insert_str(0, "http://");
+        serving
+    }
+
+    /// Starts a server that says its address between these two.
+    pub(super) fn start_saying(mut command: Command, before: &str, after: &str) -> Self {
+        let (reader, writer) = std::io::pipe().or_fail("a pipe");
+        let other = writer.try_clone().or_fail("a pipe");
+        let child = command.stdin(Stdio::null()).stdout(other).stderr(writer).spawn();
+        let child = child.or_fail("starting the server");
+        drop(command);
+        let mut lines = BufReader::new(reader).lines().map_while(Result::ok);
+        let address = lines.find_map(|line| Some(line.split_once(before)?.1.split_once(after)?.0.to_owned()));
+        // Nobody is to fail because nobody listens any more.
+        std::thread::spawn(move || lines.for_each(drop));
         Self { child, address: address.or_fail("the address that it serves") }
     }
 }
@@ -43,7 +49,7 @@ impl Drop for Serving {
 }
 
 /// Runs a program of root's with its output in a file of the place.
-fn succeed(place: &Place, name: &str, command: &mut Command) -> String {
+pub(super) fn succeed(place: &Place, name: &str, command: &mut Command) -> String {
     let path = place.path(name);
     let log = || File::options().create(true).append(true).open(&path).or_fail("opening the log");
     let status = command.stdin(Stdio::null()).stdout(log()).stderr(log()).status();

@@ -1,0 +1,237 @@
+//! What of a release tree of Fedora's kind goes into a mirror.
+
+use std::collections::HashSet;
+use std::io::Read as _;
+use std::path::PathBuf;
+
+use crate::cache::{FetchError, Fetcher, Metadata, StoreError, Wanted};
+use crate::debian::signature::{self, SignatureError};
+use crate::event::{Event, Sink, Stage};
+use crate::rpm::{File, MetadataError, filelists, metalink, primary, repomd, treeinfo};
+
+use super::{Folder, Plan};
+
+/// The largest index, unpacked.
+const LIMIT: u64 = 4 << 30;
+const REPOMD: &str = "repodata/repomd.xml";
+
+/// Which part of a tree.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    /// The folder that it gets in the mirror.
+    pub name: String,
+    /// Roots of equal mirrors, without a slash at the end.
+    pub roots: Vec<String>,
+    /// The address of a metalink or of a list of mirrors, which name more roots.
+    pub mirror_list: Option<String>,
+    /// The keyring of who signs `repomd.xml`.
+    pub keyring: Option<PathBuf>,
+    /// Architectures of packages, beside `noarch`; none means all.
+    pub architectures: Vec<String>,
+    /// Only these packages and what they need; none means all.
+    pub packages: Vec<String>,
+    /// The images that `.treeinfo` names.
+    pub images: bool,
+}
+
+/// Why a mirror cannot be planned.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// A file cannot be had.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// The store fails.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A file cannot be used.
+    #[error("cannot use {name}")]
+    Metadata {
+        /// The file.
+        name: String,
+        /// Why.
+        #[source]
+        source: MetadataError,
+    },
+    /// A file is not trusted.
+    #[error("cannot trust {REPOMD}")]
+    Signature(#[from] SignatureError),
+    /// An index cannot be unpacked.
+    #[error("cannot unpack {name}: the tree is damaged, tell its maintainers")]
+    Unpack {
+        /// The file.
+        name: String,
+        /// What the decoder said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// There is no such package.
+    #[error("the tree has no package {0}: check --packages and --architecture")]
+    NoPackage(String),
+    /// Nobody says where it can be had.
+    #[error("no address of the tree is known: give --source or --mirror-list")]
+    NoRoot,
+    /// The tree's own two lists do not agree.
+    #[error(
+        ".treeinfo says that {REPOMD} is another file than the one that is there: is the mirror just being updated?"
+    )]
+    Torn,
+}
+
+/// Reads the tree's metadata and tells which of its files the mirror is to have. Blocks for the network.
+///
+/// # Errors
+/// Something cannot be had, trusted or understood.
+pub fn plan(wish: &Wish, fetcher: &Fetcher, sink: &dyn Sink) -> Result<Plan, PlanError> {
+    let tell = |doing: &str| {
+        sink.event(Event::Progress { stage: Stage::Select, doing: doing.to_owned(), bytes: 0, total: None });
+    };
+    let reader = Reader { fetcher, name: &wish.name };
+    let mut roots = wish.roots.clone();
+    let mut vouched = None;
+    if let Some(address) = &wish.mirror_list {
+        tell("mirrors");
+        let text = reader.text(&fetcher.metadata(address, std::slice::from_ref(address))?);
+        if text.trim_start().starts_with('<') {
+            let found = metalink::parse(&text).map_err(|source| unusable(address, source))?;
+            roots.extend(found.mirrors);
+            vouched = Some(found.repomd);
+        } else {
+            roots.extend(metalink::mirror_list(&text));
+        }
+    }
+    if roots.is_empty() {
+        return Err(PlanError::NoRoot);
+    }
+    let roots = fetcher.with_mirrors(roots);
+    let mut plan = Plan::default();
+
+    tell(".treeinfo");
+    let mut images = Vec::new();
+    match reader.unvouched(".treeinfo", &roots) {
+        Ok((answer, file)) => {
+            let text = reader.text(&answer);
+            images = treeinfo::parse(&text).map_err(|source| unusable(".treeinfo", source))?;
+            plan.files.push((format!("{}/.treeinfo", wish.name), wanted(&file, &roots)));
+        }
+        // A repository that is no release tree has none.
+        Err(PlanError::Fetch(error)) if error.status().is_some_and(|status| status < 500) => {}
+        Err(error) => return Err(error),
+    }
+
+    tell(REPOMD);
+    let by_link_only = vouched.is_none() && wish.keyring.is_none();
+    let (bytes, file) = match vouched {
+        Some(file) => (fetcher.fetch(&wanted(&file, &roots))?, file),
+        None => {
+            let (answer, file) = reader.unvouched(REPOMD, &roots)?;
+            (answer.bytes, file)
+        }
+    };
+    if let Some(keyring) = &wish.keyring {
+        let (signature, signed) = reader.unvouched("repodata/repomd.xml.asc", &roots)?;
+        let scratch = fetcher.cache().scratch()?;
+        signature::verify_detached(&bytes, &signature.bytes, keyring, scratch.path(), fetcher.stop())?;
+        plan.files.push((format!("{}/{}", wish.name, signed.path), wanted(&signed, &roots)));
+    }
+    if by_link_only {
+        sink.event(Event::Warning(format!(
+            "nothing vouches for {REPOMD} of {} but the link to its mirror: give --keyring, or a metalink as --mirror-list",
+            wish.name
+        )));
+    }
+    if images.iter().any(|image| image.path == REPOMD && image.digest != file.digest) {
+        return Err(PlanError::Torn);
+    }
+    plan.files.push((format!("{}/{REPOMD}", wish.name), wanted(&file, &roots)));
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let indices = repomd::parse(&text).map_err(|source| unusable(REPOMD, source))?;
+    let primary = indices.iter().find(|(kind, _)| kind == "primary");
+    let (_, primary) = primary.ok_or_else(|| unusable(REPOMD, MetadataError::Unusable("primary")))?;
+    tell(&primary.path);
+    let text = unpack(&primary.path, &fetcher.fetch(&wanted(primary, &roots))?)?;
+    let mut packages = primary::parse(&text).map_err(|source| unusable(&primary.path, source))?;
+    packages.retain(|package| {
+        wish.architectures.is_empty()
+            || package.architecture == "noarch"
+            || wish.architectures.contains(&package.architecture)
+    });
+    if !wish.packages.is_empty() {
+        let paths = filelists::missing(&packages);
+        if let (false, Some((_, lists))) =
+            (paths.is_empty(), indices.iter().find(|(kind, _)| kind == "filelists"))
+        {
+            tell(&lists.path);
+            let text = unpack(&lists.path, &fetcher.fetch(&wanted(lists, &roots))?)?;
+            filelists::provide(&mut packages, &paths, &text)
+                .map_err(|source| unusable(&lists.path, source))?;
+        }
+        let kept = primary::closure(&packages, &wish.packages).map_err(PlanError::NoPackage)?;
+        packages = kept.into_iter().map(|place| packages[place].clone()).collect();
+    }
+
+    let mut seen: HashSet<String> = [REPOMD.to_owned()].into();
+    let files = indices.into_iter().map(|(_, file)| file);
+    let files = files.chain(packages.into_iter().map(|package| package.file));
+    for file in files.chain(images.into_iter().filter(|_| wish.images)) {
+        if seen.insert(file.path.clone()) {
+            plan.files.push((format!("{}/{}", wish.name, file.path), wanted(&file, &roots)));
+        }
+    }
+    fetcher.tell_news(sink);
+    plan.folders
+        .push((wish.name.clone(), Folder { upstreams: roots, about: "release tree of rpms".to_owned() }));
+    Ok(plan)
+}
+
+/// Reads files that nothing vouches for yet.
+struct Reader<'a> {
+    fetcher: &'a Fetcher,
+    name: &'a str,
+}
+
+impl Reader<'_> {
+    /// A file as it is now; it is in the store then.
+    fn unvouched(&self, path: &str, roots: &[String]) -> Result<(Metadata, File), PlanError> {
+        let urls: Vec<String> = roots.iter().map(|root| format!("{root}/{path}")).collect();
+        let answer = self.fetcher.metadata(path, &urls)?;
+        let digest = self.fetcher.keep(&answer, &format!("tree {:?} {path:?}", self.name))?;
+        let size = Some(answer.bytes.len() as u64);
+        Ok((answer, File { path: path.to_owned(), digest, size }))
+    }
+
+    fn text(&self, answer: &Metadata) -> String {
+        String::from_utf8_lossy(&answer.bytes).into_owned()
+    }
+}
+
+fn unusable(name: &str, source: MetadataError) -> PlanError {
+    PlanError::Metadata { name: name.to_owned(), source }
+}
+
+fn wanted(file: &File, roots: &[String]) -> Wanted {
+    Wanted {
+        name: file.path.clone(),
+        urls: roots.iter().map(|root| format!("{root}/{}", file.path)).collect(),
+        size: file.size,
+        digest: file.digest,
+    }
+}
+
+/// The text of an index, packed in whichever way its name says.
+fn unpack(name: &str, packed: &[u8]) -> Result<String, PlanError> {
+    let failed = |source| PlanError::Unpack { name: name.to_owned(), source };
+    let mut text = Vec::new();
+    let read = match name.rsplit_once('.').map(|(_, suffix)| suffix) {
+        Some("gz") => flate2::read::MultiGzDecoder::new(packed).take(LIMIT).read_to_end(&mut text),
+        Some("xz") => liblzma::read::XzDecoder::new(packed).take(LIMIT).read_to_end(&mut text),
+        Some("zst") => match ruzstd::decoding::StreamingDecoder::new(packed) {
+            Ok(decoder) => decoder.take(LIMIT).read_to_end(&mut text),
+            Err(error) => Err(std::io::Error::other(error.to_string())),
+        },
+        _ => packed.take(LIMIT).read_to_end(&mut text),
+    };
+    if read.map_err(failed)? as u64 >= LIMIT {
+        return Err(failed(std::io::Error::other("it is too large to be an index")));
+    }
+    String::from_utf8(text).map_err(|error| failed(std::io::Error::other(error)))
+}
