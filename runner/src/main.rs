@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use hostler_runner::{command, vm::shim};
+use hostler_runner::command;
+use hostler_runner::vm::{probe, shim};
 
 mod cli;
 
@@ -11,6 +12,7 @@ fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();
     match arguments.get(1).and_then(|part| part.to_str()) {
         Some("__vm") => shim::main(),
+        Some(probe::PROBE) => probe::main(&arguments[2..]),
         Some(command::LAUNCH) => ExitCode::from(command::become_command(&arguments[2..])),
         _ => cli::main(),
     }

@@ -59,6 +59,21 @@ pub fn send(socket: BorrowedFd<'_>, message: &[u8], descriptors: &[BorrowedFd<'_
     if sent == message.len() { Ok(()) } else { Err(Errno::MSGSIZE) }
 }
 
+/// Sends bytes on a stream with a descriptor beside them.
+///
+/// # Errors
+/// `MSGSIZE` when not all of them fit at once, `PIPE` when the peer has closed.
+pub fn send_with(stream: BorrowedFd<'_>, bytes: &[u8], descriptor: BorrowedFd<'_>) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [descriptor];
+    if !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+        return Err(Errno::MSGSIZE);
+    }
+    let sent = sendmsg(stream, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    if sent == bytes.len() { Ok(()) } else { Err(Errno::MSGSIZE) }
+}
+
 /// Receives one message, or `None` once the peer has closed.
 ///
 /// # Errors

@@ -72,14 +72,20 @@ fn a_wrong_recipe_is_told_with_its_line_and_ends_with_2() {
 }
 
 #[test]
-fn a_build_whose_archive_is_away_ends_with_1_and_leaves_nothing() {
+fn a_build_whose_archive_is_away_ends_with_1_and_leaves_what_is_known_of_it() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("x.toml"), RECIPE).unwrap();
     let output = hostler(folder.path(), &["--json", "build", "x.toml", "--output", "out"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(document["result"], "failed");
-    assert_eq!(std::fs::read_dir(folder.path().join("out")).unwrap().count(), 0);
+    assert_eq!((&document["result"], &document["class"]), (&"failed".into(), &"download_failed".into()));
+    let entries: Vec<_> =
+        std::fs::read_dir(folder.path().join("out")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let [bundle] = entries.as_slice() else { panic!("{entries:?}") };
+    assert!(bundle.to_string_lossy().ends_with(".failure"), "{bundle:?}");
+    let page = std::fs::read_to_string(bundle.join("index.html")).unwrap();
+    assert!(page.contains("<code>download_failed</code>") && page.contains("What to do: "), "{page}");
+    assert!(document["page"].as_str().is_some_and(|path| path.ends_with("index.html")), "{document}");
 }
 
 #[test]

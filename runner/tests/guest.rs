@@ -41,6 +41,8 @@ use hostler_runner::vm::watch::Limits;
 mod bad;
 #[path = "guest/builder.rs"]
 mod builder;
+#[path = "guest/confined.rs"]
+mod confined;
 #[path = "guest/installer.rs"]
 mod installer;
 

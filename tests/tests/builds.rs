@@ -16,6 +16,8 @@ mod mirror;
 mod of_root;
 #[path = "builds/rpm_mirror.rs"]
 mod rpm_mirror;
+#[path = "builds/stopped.rs"]
+mod stopped;
 #[path = "builds/throwaway.rs"]
 mod throwaway;
 #[path = "builds/unfit.rs"]

@@ -124,6 +124,7 @@ impl Bundle<'_> {
                     "operations": report.blocks.operations,
                 },
                 "isolated": report.isolated,
+                "landlock": report.enforced,
                 "screen": report.screen,
                 "command": report.command,
             });
@@ -275,6 +276,7 @@ fn escaped(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::signs::{Place, Rules};
+    use crate::vm::confinement::Enforced;
     use crate::vm::outcome::{Failure, Outcome, Refused};
     use crate::vm::qmp::BlockTotals;
 
@@ -293,6 +295,7 @@ mod tests {
             stages: vec![("configure".into(), Duration::from_secs(3))],
             took: Duration::from_secs(9),
             isolated: true,
+            enforced: Enforced::Fully,
             command: vec!["qemu".into(), "<x>".into()],
         }
     }

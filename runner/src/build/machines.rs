@@ -16,6 +16,7 @@ use crate::vm::NO_TIMER_CHECK;
 use crate::vm::argv::{
     Accelerator, Boot, CONTROL_PORT, Disk, DiskFormat, Network, PROOF_PORT, VmSpec, arguments,
 };
+use crate::vm::confinement::Enforced;
 use crate::vm::nonce::nonce;
 use crate::vm::outcome::{self, Outcome, Refused};
 use crate::vm::run::{Downloads, Report, Run, run};
@@ -203,7 +204,7 @@ impl Session<'_> {
             limits: Limits {
                 total: self.request.recipe.limits.total,
                 used: self.started.elapsed(),
-                no_progress: self.request.recipe.limits.no_progress,
+                no_progress: self.request.recipe.limits.no_progress.saturating_mul(self.slowness),
             },
             register: &|process| self.environment.registrar.adopt(process),
             serve,
@@ -214,7 +215,13 @@ impl Session<'_> {
             sink: self.environment.sink.as_ref(),
             stage,
         };
-        run(&mut asked, file).map_err(|source| BuildError::Run { stage, source })
+        let report = run(&mut asked, file).map_err(|source| BuildError::Run { stage, source })?;
+        // What the host does not allow is said.
+        if report.enforced != Enforced::Fully && stage != Stage::Verify {
+            let told = "this kernel's Landlock does not keep qemu from all files that are not its own; see hostler build --explain-confinement";
+            self.environment.sink.event(Event::Warning(told.to_owned()));
+        }
+        Ok(report)
     }
 
     /// Notes what a machine is told, without what is another's each time.

@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::child::find_program;
 use crate::stop::Stop;
 use crate::vm::argv::{Accelerator, Boot, CONTROL_PORT, Network, VmSpec};
+use crate::vm::confinement::Enforced;
 use crate::vm::launch::{LaunchError, Programs, launch};
 use crate::vm::qemu::version;
 
@@ -40,6 +41,8 @@ pub enum Subject {
     Tool,
     /// User namespaces.
     UserNamespaces,
+    /// Landlock.
+    Landlock,
     /// Which accelerator runs a guest.
     Acceleration,
     /// Free disk space.
@@ -128,7 +131,7 @@ pub fn examine(
     {
         findings.push(tool(program, package));
     }
-    findings.push(user_namespaces(shim));
+    findings.extend(confinement(shim));
     findings.push(space(workspace, needs.space));
     findings.push(memory(needs.memory));
     (findings, host)
@@ -197,9 +200,9 @@ fn tool(program: &str, package: &str) -> Finding {
 
 /// Tries it, with a program that ends at once in qemu's place: what the kernel's settings say and
 /// what it does are two things.
-fn user_namespaces(shim: &Path) -> Finding {
+fn confinement(shim: &Path) -> Vec<Finding> {
     let Some(nothing) = find_program("true") else {
-        return tool("true", "coreutils");
+        return vec![tool("true", "coreutils")];
     };
     let spec = VmSpec {
         accelerator: Accelerator::Tcg,
@@ -213,13 +216,29 @@ fn user_namespaces(shim: &Path) -> Finding {
         smbios_serial: None,
     };
     let programs = Programs { shim: shim.to_owned(), qemu: nothing };
-    let result = launch(&programs, &spec, &|_| Ok(())).map(drop);
-    judge_namespaces(result)
+    let result = launch(&programs, &spec, &|_| Ok(())).map(|machine| machine.enforced);
+    let landlock = result.as_ref().ok().copied().map(judge_landlock);
+    std::iter::once(judge_namespaces(result)).chain(landlock).collect()
 }
 
-fn judge_namespaces(result: Result<(), LaunchError>) -> Finding {
+fn judge_landlock(enforced: Enforced) -> Finding {
+    let poor = |found| {
+        let advice = "builds work, and qemu is held by namespaces and its system call filter; Landlock needs a \
+                      newer kernel, or landlock in the kernel's option lsm=";
+        Finding::bad(Subject::Landlock, Fitness::Poor, found, advice)
+    };
+    match enforced {
+        Enforced::Fully => {
+            Finding::fit(Subject::Landlock, "Landlock keeps qemu from files that are not its own")
+        }
+        Enforced::Partly => poor("this kernel's Landlock enforces only a part of what is asked of it"),
+        Enforced::NotAtAll => poor("this kernel enforces no Landlock: qemu could read what this user can"),
+    }
+}
+
+fn judge_namespaces(result: Result<Enforced, LaunchError>) -> Finding {
     match result {
-        Ok(()) => Finding::fit(Subject::UserNamespaces, "user and network namespaces can be made"),
+        Ok(_) => Finding::fit(Subject::UserNamespaces, "user and network namespaces can be made"),
         Err(LaunchError::UserNamespaces(source)) => Finding::bad(
             Subject::UserNamespaces,
             Fitness::Unfit,

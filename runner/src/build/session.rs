@@ -129,6 +129,8 @@ pub(super) struct Session<'a> {
     stages: Vec<(Stage, Duration)>,
     /// What machines were told, as a lock has it.
     pub(super) machines: Mutex<Vec<LockedMachine>>,
+    /// By how much limits on silence are stretched.
+    pub(super) slowness: u32,
 }
 
 /// What the first of the stages that need the network comes to.
@@ -171,8 +173,16 @@ impl<'a> Session<'a> {
         let claimed = environment.registrar.claim_directory(std::os::fd::AsFd::as_fd(&scratch));
         claimed.map_err(BuildError::Claim)?;
         let stages = vec![(Stage::Preflight, preflight.elapsed())];
-        let mut session =
-            Session { request, environment, started, stop, scratch, stages, machines: Mutex::default() };
+        let mut session = Session {
+            request,
+            environment,
+            started,
+            stop,
+            scratch,
+            stages,
+            machines: Mutex::default(),
+            slowness: 1,
+        };
         let made = session.make(&host).map_err(|error| {
             let page = session.bundle(&error);
             Failed { error: Box::new(error), page }
@@ -395,7 +405,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    pub(super) fn canary(&self, host: &Host, packages: &Packages) -> Result<Accelerator, BuildError> {
+    pub(super) fn canary(&mut self, host: &Host, packages: &Packages) -> Result<Accelerator, BuildError> {
         let canary = Canary {
             programs: &host.programs,
             qemu_version: &host.qemu_version,
@@ -407,6 +417,7 @@ impl<'a> Session<'a> {
         };
         let verdicts = canary.judge(Some(&self.request.cache.join("acceleration")))?;
         self.environment.sink.event(Event::Note(verdicts.to_string()));
+        self.slowness = verdicts.slowness();
         verdicts.best().ok_or(BuildError::NoAccelerator(verdicts))
     }
 

@@ -100,6 +100,9 @@ pub(crate) struct Build {
     /// The download cache [default: $HOSTLER_CACHE, else hostler in the user's cache directory].
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
+    /// Do not build: try what holds the machine's process on this host, and say it.
+    #[arg(long)]
+    pub(crate) explain_confinement: bool,
     #[command(flatten)]
     pub(crate) telling: Telling,
     #[command(flatten)]
@@ -151,6 +154,9 @@ pub(crate) struct Unprivileged {
     /// The recipe's path, for people; without one, the host is examined.
     #[arg(long)]
     pub(crate) recipe: Option<PathBuf>,
+    /// Only say what holds the machine's process.
+    #[arg(long)]
+    pub(crate) explain_confinement: bool,
     /// How to show the progress.
     #[arg(long, value_enum, default_value_t = Form::Plain)]
     pub(crate) progress: Form,

@@ -21,6 +21,7 @@ use hostler_runner::watchdog::WatchdogError;
 use serde_json::json;
 
 use super::arguments::{Build, Global};
+use super::confinement;
 use super::delegate::{self, Delegated, Task};
 use super::exit::Exit;
 use super::progress::{self, Files, Form};
@@ -35,6 +36,7 @@ pub(crate) fn main(global: &Global, wanted: &Build) -> Exit {
             output: &wanted.output,
             telling: &wanted.telling,
             supply: &wanted.supply,
+            explains: wanted.explain_confinement,
         };
         return delegate::main(global, &Delegated { task, cache: wanted.cache.as_deref() });
     }
@@ -75,6 +77,7 @@ pub(crate) fn main(global: &Global, wanted: &Build) -> Exit {
         unwatched: Some(NO_WATCHDOG.to_owned()),
         progress: wanted.telling.progress,
         files,
+        explains: wanted.explain_confinement,
     };
     let (exit, lock) = run(global, recipe, around);
     if let (Some(made), Some(place)) = (lock, written)
@@ -141,12 +144,28 @@ pub(crate) struct Around {
     pub(crate) progress: Form,
     /// Who else hears of it.
     pub(crate) files: Files,
+    /// Whether to say what holds the machine's process, instead of building.
+    pub(crate) explains: bool,
 }
 
 /// Builds, as the user that this process is. Where the lock was delivered, if it was wanted.
 pub(crate) fn run(global: &Global, recipe: Recipe, around: Around) -> (Exit, Option<PathBuf>) {
-    let Around { supply, locks, beside, workspace, cache, delivery, cancel, unwatched, progress, files } =
-        around;
+    let Around {
+        supply,
+        locks,
+        beside,
+        workspace,
+        cache,
+        delivery,
+        cancel,
+        unwatched,
+        progress,
+        files,
+        explains,
+    } = around;
+    if explains {
+        return (confinement::explain(global, &recipe, &workspace, cancel), None);
+    }
     // What is only used after the downloads is to be right before them.
     if let Err(error) = limit(|name| std::env::var_os(name)) {
         return (fail(&error, Exit::Usage), None);

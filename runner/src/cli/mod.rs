@@ -6,6 +6,7 @@
 mod arguments;
 mod build;
 mod cache;
+mod confinement;
 mod delegate;
 mod doctor;
 mod exit;

@@ -31,6 +31,10 @@ use super::qemu;
 
 /// How long a canary may take with kvm; TCG gets its accelerator's share more.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// How long a canary takes on a host with good virtualization, at most, in milliseconds.
+const QUICK: u64 = 2000;
+/// By how much limits are stretched at most.
+const MOST_SLOWNESS: u32 = 10;
 /// The device that kvm is reached through.
 const KVM_DEVICE: &str = "/dev/kvm";
 
@@ -68,6 +72,24 @@ impl Verdicts {
             (Verdict::Works { .. }, _) => Some(Accelerator::Kvm),
             (_, Some(Verdict::Works { .. })) => Some(Accelerator::Tcg),
             _ => None,
+        }
+    }
+}
+
+impl Verdicts {
+    /// How many times as long as on a host with good virtualization things take here, at least 1: by how long
+    /// the canary took, which boots a kernel and runs a program. Limits on silence are stretched by it.
+    #[must_use]
+    pub fn slowness(&self) -> u32 {
+        let verdict = match (&self.kvm, &self.tcg) {
+            (works @ Verdict::Works { .. }, _) | (_, Some(works)) => works,
+            (refused, None) => refused,
+        };
+        match verdict {
+            Verdict::Works { milliseconds } => {
+                u32::try_from(milliseconds.div_ceil(QUICK)).unwrap_or(u32::MAX).clamp(1, MOST_SLOWNESS)
+            }
+            Verdict::Refused { .. } => 1,
         }
     }
 }
@@ -368,6 +390,16 @@ mod tests {
         assert_eq!(best(refused(), Some(works())), Some(Accelerator::Tcg));
         assert_eq!(best(refused(), Some(refused())), None);
         assert_eq!(best(refused(), None), None);
+    }
+
+    #[test]
+    fn limits_are_stretched_by_how_slow_the_accelerator_is() {
+        let slowness = |milliseconds| {
+            let tcg = Some(Verdict::Works { milliseconds });
+            Verdicts { kvm: refused(), tcg }.slowness()
+        };
+        assert_eq!([1, 2000, 2001, 5300, 90_000].map(slowness), [1, 1, 2, 3, 10]);
+        assert_eq!(Verdicts { kvm: Verdict::Works { milliseconds: 900 }, tcg: None }.slowness(), 1);
     }
 
     #[test]

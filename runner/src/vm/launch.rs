@@ -4,9 +4,10 @@
 //! still waits, gives the order, and hands back a [`Machine`]. Whoever holds the `Machine` owns the
 //! process: dropping it kills qemu and reaps it. Deliberately absent: what goes over the channels.
 
+use std::ffi::OsString;
 use std::io::{self, Read as _};
 use std::net::{TcpListener, UdpSocket};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
@@ -21,6 +22,7 @@ use crate::child::spawner;
 use crate::passing;
 
 use super::argv::{Network, VmSpec, arguments};
+use super::confinement::{Confinement, Enforced};
 use super::shim::{Isolation, Operation, Order, Reply};
 
 /// How long the shim may take for its few system calls.
@@ -112,6 +114,8 @@ pub struct Machine {
     pub syslog: Option<UdpSocket>,
     /// Whether it has a network namespace of its own.
     pub isolated: bool,
+    /// How much of its confinement the kernel enforces.
+    pub enforced: Enforced,
 }
 
 impl Machine {
@@ -125,6 +129,15 @@ impl Machine {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.child.id()
+    }
+
+    /// The process id in this `/proc`, which may be of another namespace of processes than this process is
+    /// in: what a pidfd's own entry there says (proc_pid_fdinfo(5)).
+    #[must_use]
+    pub fn pid_in_proc(&self) -> Option<u32> {
+        let path = format!("/proc/self/fdinfo/{}", self.process.pidfd.as_raw_fd());
+        let text = std::fs::read_to_string(path).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()
     }
 
     /// Waits up to `within` for the process to end by itself.
@@ -210,6 +223,16 @@ pub fn launch(
     spec: &VmSpec,
     register: &dyn Fn(BorrowedFd<'_>) -> io::Result<()>,
 ) -> Result<Machine, LaunchError> {
+    start(programs, spec, &arguments(spec), register)
+}
+
+/// The same with other arguments than the machine's.
+pub(super) fn start(
+    programs: &Programs,
+    spec: &VmSpec,
+    arguments: &[OsString],
+    register: &dyn Fn(BorrowedFd<'_>) -> io::Result<()>,
+) -> Result<Machine, LaunchError> {
     let channels = |error: Errno| LaunchError::Channels(error.into());
     let (socket, theirs) = passing::packet_pair().map_err(channels)?;
     let (console, console_theirs) = passing::stream_pair().map_err(channels)?;
@@ -223,18 +246,19 @@ pub fn launch(
 
     let order = Order {
         program: programs.qemu.as_os_str().as_bytes().to_vec(),
-        arguments: arguments(spec).iter().map(|argument| argument.as_bytes().to_vec()).collect(),
+        arguments: arguments.iter().map(|argument| argument.as_bytes().to_vec()).collect(),
         isolation: match spec.network {
             Network::None => Isolation::Wanted,
             Network::Mirror => Isolation::Mirror,
         },
+        confinement: Confinement::of(spec, &programs.qemu),
         parent: std::process::id(),
     };
     let mut passed = vec![console_theirs.as_fd(), control_theirs.as_fd(), qmp_theirs.as_fd()];
     passed.extend(log_theirs.iter().map(OwnedFd::as_fd));
     let answer = command(&socket, &order, &passed);
     drop((console_theirs, control_theirs, qmp_theirs, log_theirs));
-    let Answer { isolated, mirror, syslog } = match answer {
+    let Answer { isolated, enforced, mirror, syslog } = match answer {
         Ok(answer) => answer,
         Err(Refusal::Failed { operation, errno }) => {
             return Err(setup_error(programs, operation, errno));
@@ -254,6 +278,7 @@ pub fn launch(
         mirror,
         syslog,
         isolated,
+        enforced,
     })
 }
 
@@ -294,6 +319,7 @@ enum Refusal {
 /// What the shim said before it became qemu.
 struct Answer {
     isolated: bool,
+    enforced: Enforced,
     mirror: Option<TcpListener>,
     syslog: Option<UdpSocket>,
 }
@@ -315,14 +341,14 @@ fn command(socket: &OwnedFd, order: &Order, descriptors: &[BorrowedFd<'_>]) -> R
             });
         };
         match serde_json::from_slice(&message) {
-            Ok(Reply::Ready { isolated }) => {
+            Ok(Reply::Ready { isolated, enforced }) => {
                 let mut passed = passed.into_iter();
                 let mirror = passed.next().map(TcpListener::from);
                 let syslog = passed.next().map(UdpSocket::from);
                 if let Some(syslog) = &syslog {
                     syslog.set_nonblocking(true).map_err(Refusal::Lost)?;
                 }
-                ready = Some(Answer { isolated, mirror, syslog });
+                ready = Some(Answer { isolated, enforced, mirror, syslog });
             }
             Ok(Reply::Failed { operation, errno }) => {
                 return Err(Refusal::Failed { operation, errno });

@@ -11,6 +11,7 @@
 pub mod argv;
 mod bounded;
 pub mod canary;
+pub mod confinement;
 pub mod console;
 pub mod control;
 pub mod initramfs;
@@ -20,6 +21,7 @@ mod loopback;
 pub mod modules;
 pub mod nonce;
 pub mod outcome;
+pub mod probe;
 mod processors;
 pub mod qemu;
 pub mod qmp;

@@ -5,12 +5,13 @@
 //! socket, the clock, and every command but the few that a build needs. qemu runs what a guest may
 //! have subverted, so its lines are bounded and unknown content is ignored.
 
-use std::path::Path;
-
 use serde_json::{Value, json};
 
 /// The longest line that is read, in bytes: `query-blockstats` gives a few kilobytes per disk.
 const LONGEST_LINE: usize = 1024 * 1024;
+
+/// The number under which qemu keeps the file for a picture.
+const PICTURE_SET: u32 = 1;
 
 /// What qemu said.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub enum Said {
     },
     /// The guest's kernel reported a panic to the machine.
     GuestPanicked,
+    /// The file for the picture was taken over.
+    FileTaken,
     /// The picture of the screen is written.
     Picture,
     /// The machine is being shut down.
@@ -66,6 +69,7 @@ enum Expecting {
     Capabilities,
     Nothing,
     Blocks,
+    File,
     Picture,
     Quit,
 }
@@ -96,9 +100,16 @@ impl Client {
         self.ask(&json!({ "execute": "query-blockstats" }), Expecting::Blocks)
     }
 
-    /// Asks for a picture of the screen as a PNG file at `path`.
-    pub fn ask_picture(&mut self, path: &Path) -> bool {
-        let Some(path) = path.to_str() else { return false };
+    /// Hands over the file for a picture of the screen: its descriptor goes with what
+    /// [`Client::take_output`] gives next. So qemu needs no right to any path.
+    pub fn ask_to_take_file(&mut self) -> bool {
+        let command = json!({ "execute": "add-fd", "arguments": { "fdset-id": PICTURE_SET } });
+        self.ask(&command, Expecting::File)
+    }
+
+    /// Asks for a picture of the screen as PNG in the file that was handed over.
+    pub fn ask_picture(&mut self) -> bool {
+        let path = format!("/dev/fdset/{PICTURE_SET}");
         let command = json!({ "execute": "screendump", "arguments": { "filename": path, "format": "png" } });
         self.ask(&command, Expecting::Picture)
     }
@@ -170,6 +181,7 @@ impl Client {
         let answered = std::mem::replace(&mut self.expecting, Expecting::Nothing);
         Ok(match answered {
             Expecting::Capabilities => Some(Said::Ready),
+            Expecting::File => Some(Said::FileTaken),
             Expecting::Picture => Some(Said::Picture),
             Expecting::Blocks => Some(Said::Blocks(block_totals(answer))),
             Expecting::Greeting | Expecting::Nothing | Expecting::Quit => None,

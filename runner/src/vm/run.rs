@@ -17,10 +17,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::cancel::Cancel;
 use crate::event::{Event, Sink, Stage};
+use crate::passing;
 use crate::signs::{Finding, Lines, Place, Rules};
 
 use super::argv::{VmSpec, arguments};
 use super::bounded::Bounded;
+use super::confinement::Enforced;
 use super::console::{Console, keep_last};
 use super::control;
 use super::launch::{LaunchError, Machine, Programs, launch};
@@ -109,6 +111,8 @@ pub struct Report {
     pub took: Duration,
     /// Whether the machine had a network namespace of its own.
     pub isolated: bool,
+    /// How much of its confinement the kernel enforced.
+    pub enforced: Enforced,
     /// qemu and its arguments.
     pub command: Vec<String>,
 }
@@ -152,7 +156,7 @@ pub fn run(run: &mut Run<'_>, console_log: File) -> Result<Report, RunError> {
     if let Some(listener) = machine.mirror.take() {
         (run.serve)(listener).map_err(RunError::Serve)?;
     }
-    let isolated = machine.isolated;
+    let (isolated, enforced) = (machine.isolated, machine.enforced);
     let mut session = Session {
         started,
         watch: Watch::new(run.nonce.to_owned(), run.limits),
@@ -199,6 +203,7 @@ pub fn run(run: &mut Run<'_>, console_log: File) -> Result<Report, RunError> {
         stages: session.stages,
         took: started.elapsed(),
         isolated,
+        enforced,
         command: command(run),
     })
 }
@@ -276,7 +281,7 @@ impl Session {
             }
             if beat.elapsed() >= BEAT || beat == self.started {
                 beat = Instant::now();
-                if let Some(outcome) = self.beat(run, machine.pid()) {
+                if let Some(outcome) = self.beat(run, machine) {
                     return Ok(outcome);
                 }
             }
@@ -399,7 +404,7 @@ impl Session {
                     Said::DiskError { no_space } => Some(Seen::DiskError { no_space }),
                     Said::GuestPanicked => Some(Seen::GuestPanicked),
                     Said::Shutdown { by_guest } => by_guest.then_some(Seen::GuestEnded),
-                    Said::Ready | Said::Picture | Said::Refused(_) => None,
+                    Said::Ready | Said::FileTaken | Said::Picture | Said::Refused(_) => None,
                 })),
                 Err(error) => seen.push(Seen::QemuUnresponsive(error.to_string())),
             },
@@ -427,14 +432,14 @@ impl Session {
     }
 
     /// Asks for statistics, looks at the downloads, the processors and the screen, tells the progress.
-    fn beat(&mut self, run: &Run<'_>, pid: u32) -> Option<Outcome> {
+    fn beat(&mut self, run: &Run<'_>, machine: &Machine) -> Option<Outcome> {
         let downloads = (run.downloads)();
         let mut outcome = self.see(Seen::CacheBytes(downloads.bytes));
         for refused in downloads.refused.into_iter().skip(self.refused.len()).take(MOST_REFUSED) {
             outcome = self.see(Seen::Refused(refused.clone()));
             self.refused.push(refused);
         }
-        if let Some(spent) = processors::spent(pid) {
+        if let Some(spent) = machine.pid_in_proc().and_then(processors::spent) {
             outcome = self.see(Seen::Processors(spent));
         }
         let screen = self.console.look();
@@ -466,13 +471,24 @@ impl Session {
     /// Has qemu write a picture of the screen. Whether there is one: a machine that is gone or hangs
     /// gives none.
     fn picture(&mut self, machine: &mut Machine, path: &Path) -> bool {
+        let Ok(file) = File::create(path) else { return false };
         let deadline = Instant::now() + PICTURE_DEADLINE;
-        let mut asked = false;
-        while self.open[Channel::Qmp as usize] {
-            asked = asked || self.qmp.ask_picture(path);
-            self.talk(machine);
+        let mut is_taken = false;
+        // An answer to an earlier question may come first, and so each is asked again until it can be.
+        let (mut handed_over, mut asked) = (false, false);
+        loop {
+            if is_taken {
+                asked = asked || self.qmp.ask_picture();
+                self.talk(machine);
+            } else if !handed_over && self.qmp.ask_to_take_file() {
+                handed_over = true;
+                let command = self.qmp.take_output();
+                if passing::send_with(machine.qmp.as_fd(), &command, file.as_fd()).is_err() {
+                    return false;
+                }
+            }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || crate::passing::wait_readable(machine.qmp.as_fd(), left).is_err() {
+            if left.is_zero() || passing::wait_readable(machine.qmp.as_fd(), left).is_err() {
                 return false;
             }
             let mut buffer = [0; 64 * 1024];
@@ -480,14 +496,14 @@ impl Session {
                 Ok(length @ 1..) => self.qmp.push(&buffer[..length]).unwrap_or_default(),
                 _ => return false,
             };
+            is_taken = is_taken || said.contains(&Said::FileTaken);
             if said.contains(&Said::Picture) {
                 return true;
             }
-            if asked && said.iter().any(|said| matches!(said, Said::Refused(_))) {
+            if handed_over && said.iter().any(|said| matches!(said, Said::Refused(_))) {
                 return false;
             }
         }
-        false
     }
 
     /// Reads what is left in all channels: what the guest said before what qemu says of its end.

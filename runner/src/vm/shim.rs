@@ -4,8 +4,8 @@
 //! the runner's [`Order`] arrives on it. By then the runner has had the time to hand this process
 //! to the watchdog, so that no moment exists in which qemu runs unwatched. Then, in this order:
 //! new user and network namespaces with the user mapped to itself, `lo` up and the mirror's socket
-//! bound in there and passed back, all capabilities given up, no new privileges, no core files,
-//! death with the runner, and `execve`. An error goes back as a [`Reply`]; success is the closing
+//! bound in there and passed back, all capabilities given up, no new privileges, limits and Landlock
+//! ([`super::confinement`]), death with the runner, and `execve`. An error goes back as a [`Reply`]; success is the closing
 //! of the socket by `execve`.
 //!
 //! Deliberately absent: any thread, any decision about the machine (the arguments arrive finished),
@@ -22,9 +22,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
-use rustix::process::{
-    Resource, Rlimit, Signal, getegid, geteuid, getppid, set_parent_process_death_signal, setrlimit,
-};
+use rustix::process::{Signal, getegid, geteuid, getppid, set_parent_process_death_signal};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
@@ -33,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use crate::passing;
 
 use super::argv::{CONSOLE_FD, MIRROR_PORT, SYSLOG_PORT};
+use super::confinement::{Confinement, Enforced};
 use super::loopback;
 
 /// How long the shim waits for its order: the runner may be waiting for the watchdog.
@@ -57,6 +56,8 @@ pub(crate) struct Order {
     pub(crate) arguments: Vec<Vec<u8>>,
     /// The namespace.
     pub(crate) isolation: Isolation,
+    /// What it may touch from then on.
+    pub(crate) confinement: Confinement,
     /// The runner's process id, to notice that it died before death with it was arranged.
     pub(crate) parent: u32,
 }
@@ -68,6 +69,8 @@ pub(crate) enum Reply {
     Ready {
         /// Whether the process has a network namespace of its own.
         isolated: bool,
+        /// How much of its confinement the kernel enforces.
+        enforced: Enforced,
     },
     /// It went wrong at this operation.
     Failed {
@@ -91,8 +94,10 @@ pub enum Operation {
     Loopback,
     /// Bind the mirror's socket.
     Bind,
-    /// Give up capabilities and set limits.
+    /// Give up capabilities.
     Confine,
+    /// Set limits and have Landlock enforced.
+    Restrict,
     /// Put the descriptors where qemu expects them.
     Descriptors,
     /// The runner had died.
@@ -173,7 +178,9 @@ fn prepare(socket: &OwnedFd) -> Result<Command, Failure> {
     confine().map_err(failed(Operation::Confine))?;
     place(&descriptors).map_err(failed(Operation::Descriptors))?;
 
-    let ready = serde_json::to_vec(&Reply::Ready { isolated }).map_err(failed(Operation::Order))?;
+    let enforced = order.confinement.apply().map_err(failed(Operation::Restrict))?;
+
+    let ready = serde_json::to_vec(&Reply::Ready { isolated, enforced }).map_err(failed(Operation::Order))?;
     let passed: Vec<BorrowedFd<'_>> = sockets.iter().map(std::os::fd::AsFd::as_fd).collect();
     passing::send(socket.as_fd(), &ready, &passed).map_err(failed(Operation::Order))?;
     drop(sockets);
@@ -223,9 +230,7 @@ fn confine() -> Result<(), rustix::io::Errno> {
             inheritable: CapabilitySet::empty(),
         },
     )?;
-    set_no_new_privs(true)?;
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
-    setrlimit(Resource::Core, none)
+    set_no_new_privs(true)
 }
 
 /// Moves the descriptors to [`CONSOLE_FD`] and up, and lets them survive `execve`.

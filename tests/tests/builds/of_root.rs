@@ -194,7 +194,7 @@ fn the_result_is_roots_own_copy_and_nothing_survives_the_build() {
         assert_eq!(status.code(), Some(0), "{said}");
         assert_eq!(there, [], "something of the build is still there when root's process has ended");
         let image = output.join("copied.qcow2");
-        assert!(said.contains(&format!("\"image\":\"{}\"", image.display())), "{said}");
+        assert!(said.contains(&format!("\"path\":\"{}\"", image.display())), "{said}");
         let mut names: Vec<String> = Vec::new();
         for entry in fs::read_dir(&output).or_fail("the output directory") {
             let entry = entry.or_fail("an entry");

@@ -113,6 +113,7 @@ pub(crate) fn main(global: &Global, wanted: &Unprivileged) -> Exit {
         unwatched: (!wanted.registered).then_some(unwatched),
         progress: wanted.progress,
         files,
+        explains: wanted.explain_confinement,
     };
     // Root's process puts the lock where it was asked for.
     run(global, recipe, around).0

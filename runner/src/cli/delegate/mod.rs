@@ -45,7 +45,13 @@ pub(crate) struct Delegated<'a> {
 /// What the build user is to do.
 pub(crate) enum Task<'a> {
     /// Build this recipe, whose results root puts there.
-    Build { recipe: &'a Path, output: &'a Path, telling: &'a Telling, supply: &'a SupplyArguments },
+    Build {
+        recipe: &'a Path,
+        output: &'a Path,
+        telling: &'a Telling,
+        supply: &'a SupplyArguments,
+        explains: bool,
+    },
     /// Examine the host, for this long at most.
     Examine { limit: Duration },
 }

@@ -53,7 +53,7 @@ const VARIABLES: [&str; 15] = [
 
 pub(super) fn supervise(global: &Global, wanted: &Delegated<'_>) -> Result<Exit, DelegateError> {
     let (recipe, results, files) = match wanted.task {
-        Task::Build { recipe, output, telling, supply } => (
+        Task::Build { recipe, output, telling, supply, .. } => (
             Some(open_recipe(recipe)?),
             Some(open_results(output, supply.written())?),
             telling.open().map_err(DelegateError::Telling)?,
@@ -164,11 +164,15 @@ fn command(
     }
     command.arg("--cache").arg(cache_path);
     match wanted.task {
-        Task::Build { recipe, telling, supply, .. } => {
+        Task::Build { recipe, telling, supply, explains, .. } => {
             if let Some(lock) = supply.kept(recipe) {
                 command.arg("--locked").arg(lock);
             }
-            let flags = [("--locks", supply.written().is_some()), ("--offline", supply.offline)];
+            let flags = [
+                ("--locks", supply.written().is_some()),
+                ("--offline", supply.offline),
+                ("--explain-confinement", explains),
+            ];
             command.args(flags.iter().filter(|(_, given)| *given).map(|(flag, _)| flag));
             let form = telling.progress.settled().word();
             command.arg("--recipe").arg(recipe).arg(format!("--progress={form}"))

@@ -1,0 +1,64 @@
+//! `hostler build --explain-confinement`: what holds the machine's process, as it was tried just now.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use hostler_runner::build::preflight::{Fitness, Needs, Workspace, examine};
+use hostler_runner::build::scratch::Scratch;
+use hostler_runner::cancel::Cancel;
+use hostler_runner::recipe::Recipe;
+use hostler_runner::stop::Stop;
+use hostler_runner::vm::probe::{self, Held};
+use serde_json::json;
+
+use super::arguments::Global;
+use super::build::{fail, tell};
+use super::exit::Exit;
+
+/// Tries it, and says it. What does not hold is not fit.
+pub(crate) fn explain(global: &Global, recipe: &Recipe, workspace: &Workspace, cancel: Arc<Cancel>) -> Exit {
+    let stop = Stop::new(cancel);
+    let needs = Needs { memory: recipe.guest.memory, space: 0 };
+    let (findings, host) = examine(Path::new("/proc/self/exe"), workspace, needs, &stop);
+    let Some(host) = host else {
+        for finding in findings.iter().filter(|finding| finding.fitness == Fitness::Unfit) {
+            tell(&format!("hostler: {}", finding.found));
+        }
+        return Exit::Unfit;
+    };
+    let scratch = match std::fs::create_dir_all(&workspace.folder)
+        .map_err(|source| source.to_string())
+        .and_then(|()| Scratch::create(&workspace.folder).map_err(|error| error.to_string()))
+    {
+        Ok(scratch) => scratch,
+        Err(error) => {
+            tell(&format!("hostler: {error}"));
+            return Exit::Failed;
+        }
+    };
+    let held = match probe::examine(&host.programs, recipe.guest.memory >> 20, scratch.path()) {
+        Ok(held) => held,
+        Err(error) => return fail(&error, Exit::Unfit),
+    };
+    if let Err(error) = scratch.remove() {
+        return fail(&error, Exit::Failed);
+    }
+    show(global, &held);
+    if held.iter().all(|held| held.holds) { Exit::Done } else { Exit::Unfit }
+}
+
+fn show(global: &Global, held: &[Held]) {
+    let user = rustix::process::geteuid().as_raw();
+    if global.json {
+        println!("{}", json!({ "user": user, "held": held, "control_group": CONTROL_GROUP }));
+        return;
+    }
+    println!("qemu would run as user {user}. Each of these was tried just now:");
+    for Held { what, holds, how } in held {
+        println!("{:7} {what}: {how}", if *holds { "holds" } else { "OPEN" });
+    }
+    println!("{:7} control group: {CONTROL_GROUP}", "none");
+}
+
+/// What is not done, and what is in its place.
+const CONTROL_GROUP: &str = "it gets no limits of its own there; its memory is the guest's and what qemu needs, bounded by the address space; with a watchdog it is in the lease's group, whose parents' limits hold";
