@@ -179,7 +179,7 @@ impl BuildError {
             Self::Claim(_) => Class::WatchdogRefused,
             Self::Cache(_) | Self::Lock(_) => Class::CacheUnusable,
             Self::Fetch(_) | Self::Tools(_) => Class::DownloadFailed,
-            Self::Select(error) if is_of_a_download(error) => Class::DownloadFailed,
+            Self::Select(SelectError::Fetch(_)) => Class::DownloadFailed,
             Self::Select(_) => Class::PackagesRefused,
             Self::Compose(_) => Class::ComposeFailed,
             Self::Canary(_) | Self::Finish(_) | Self::Nonce(_) | Self::Thread(_) | Self::Run { .. } => {
@@ -194,18 +194,6 @@ impl BuildError {
             Self::Cancelled { .. } => Class::Cancelled,
         }
     }
-}
-
-/// Whether a download is among an error's causes.
-fn is_of_a_download(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if error.is::<FetchError>() {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
 }
 
 fn told(stage: Stage, failure: &Failure) -> String {
