@@ -4,7 +4,7 @@ CARGO ?= cargo
 # What needs root and real kernel objects; `make test PRIVILEGED=no` leaves it out on purpose.
 PRIVILEGED ?= yes
 
-.PHONY: help demo build test test-vm test-vm-short test-churn test-cache bench lint setup setup-tests install uninstall clean
+.PHONY: help demo build test test-vm test-vm-short test-churn test-crash fuzz test-cache bench lint setup setup-tests install uninstall clean
 
 help:
 	@echo "make demo      see Hostler work: builds an image, boots it, kills builders, cleans up (< 20 min)"
@@ -13,6 +13,8 @@ help:
 	@echo "make test-vm-short  in one, only what cannot be tested elsewhere"
 	@echo "make test-churn 100,000 detaches against a process that binds the same device at full speed"
 	@echo "make test-cache 200 kills of a cache that is being filled, and 1 GiB to 8 clients of 2 processes"
+	@echo "make test-crash hostlerd killed at 1,000 points, each kernel call failing, 10,000 leases (about 40 min)"
+	@echo "make fuzz      what parses what others write, fed with rubbish; SECONDS=60 for each of the six (nightly Rust)"
 	@echo "make bench     what Hostler costs, against goals, as a table (root; a quiet machine; about 15 min)"
 	@echo "make lint      formatting, clippy with warnings denied, dependencies, units, scripts"
 	@echo "make build     both programs, optimised: target/release/hostler, target/release/hostlerd"
@@ -69,6 +71,24 @@ test-churn: setup-tests
 test-cache: setup-tests
 	HOSTLER_TESTS_KILLS=200 HOSTLER_TESTS_MEBIBYTES=1024 $(CARGO) test --locked --package hostler-runner --test cache -- \
 		--test-threads 1 --nocapture kills:: together::
+
+# hostlerd is killed at 1,000 random points, each kernel call fails in each way, 10,000 leases, 500 at once
+# (about 40 min). HOSTLER_TESTS_SEED=N repeats the points of a run.
+test-crash: setup-tests
+	$(CARGO) build --release --locked --bin hostler --bin hostlerd
+	HOSTLER_TESTS_CRASHES=1000 HOSTLER_TESTS_FAULTS=1 HOSTLER_TESTS_LEASES=10000 HOSTLER_TESTS_AT_ONCE=500 \
+		$(CARGO) test --locked --release --package hostler-tests --test privileged -- crashes --nocapture
+
+# Feeds what parses others' bytes with rubbish, that many seconds for each target; new finds go into
+# fuzz/corpus, crashes into fuzz/artifacts. TARGETS="frames console" takes only some.
+SECONDS ?= 60
+TARGETS ?= frames messages configuration recipe mountinfo console
+fuzz:
+	@tests/setup.sh fuzz
+	@cd fuzz && for target in $(TARGETS); do \
+		$(CARGO) +nightly fuzz run --release $$target -- -max_total_time=$(SECONDS) -max_len=8192 -timeout=10 \
+			-print_final_stats=1 || exit 1; \
+	done
 
 # What Hostler costs against what the same would cost otherwise, as a table, on a quiet machine.
 # OUT=FILE says where the table goes too; BENCH="--only reclaim,burst" measures less, --help tells more.

@@ -5,11 +5,12 @@
 #   setup.sh test   also what the tests use as independent parts
 #   setup.sh bench  what `make bench` compares with
 #   setup.sh lint   what `make lint` uses
+#   setup.sh fuzz   what `make fuzz` uses
 #
 # Says what it installs. Without root it installs nothing, and says what is missing.
 set -euo pipefail
 
-what=${1:?run, test, bench or lint}
+what=${1:?run, test, bench, lint or fuzz}
 # What is there may be where an ordinary user does not look; and apt is to speak English to this.
 export PATH=$PATH:/usr/sbin:/sbin LC_ALL=C.UTF-8
 
@@ -28,6 +29,7 @@ if ! command -v cargo >/dev/null; then
 fi
 
 need cc gcc
+[ "$what" = fuzz ] && need c++ g++
 need /usr/include/string.h libc6-dev
 need make make
 need git git
@@ -106,4 +108,15 @@ fi
 if [ "$what" = lint ] && ! cargo deny --version >/dev/null 2>&1; then
     echo "setup: installing cargo-deny"
     cargo install --locked --quiet --debug cargo-deny
+fi
+
+if [ "$what" = fuzz ]; then
+    if ! cargo +nightly --version >/dev/null 2>&1; then
+        echo "setup: fuzzing needs a nightly compiler; install one with \`rustup toolchain install nightly\`" >&2
+        exit 5
+    fi
+    if ! cargo fuzz --version >/dev/null 2>&1; then
+        echo "setup: installing cargo-fuzz"
+        cargo install --locked --quiet cargo-fuzz
+    fi
 fi

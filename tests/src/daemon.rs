@@ -116,6 +116,14 @@ impl<'place> Daemon<'place> {
     /// # Panics
     /// When it cannot be started.
     pub fn launch(&mut self) {
+        self.launch_by(Command::spawn);
+    }
+
+    /// The same, by whoever has something done to it.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn launch_by(&mut self, spawn: impl FnOnce(&mut Command) -> std::io::Result<Child>) {
         assert!(self.child.is_none(), "hostlerd runs already");
         let log = File::options().create(true).append(true).open(self.place.path("hostlerd.log"));
         let log = log.or_fail("opening the daemon's log");
@@ -124,14 +132,9 @@ impl<'place> Daemon<'place> {
         if self.place.mounts() == Mounts::Own {
             command.arg("--own-mount-namespace");
         }
-        let child = command
-            .env("HOSTLER_LOG", "info")
-            .env_remove("JOURNAL_STREAM")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn();
-        self.child = Some(child.or_fail("starting hostlerd"));
+        command.env("HOSTLER_LOG", "info").env_remove("JOURNAL_STREAM");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.child = Some(spawn(&mut command).or_fail("starting hostlerd"));
     }
 
     /// Its process number: the shell that entered the control groups became it.

@@ -4,12 +4,16 @@
 
 #[path = "privileged/attacks/mod.rs"]
 mod attacks;
+#[path = "privileged/audit.rs"]
+mod audit;
 #[path = "privileged/bench.rs"]
 mod bench;
 #[path = "privileged/churn.rs"]
 mod churn;
 #[path = "privileged/control_groups.rs"]
 mod control_groups;
+#[path = "privileged/crashes.rs"]
+mod crashes;
 #[path = "privileged/deeper_shapes.rs"]
 mod deeper_shapes;
 #[path = "privileged/hangs.rs"]

@@ -104,6 +104,7 @@ fn start_logging() {
     let filter = EnvFilter::try_from_env("HOSTLER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let registry = tracing_subscriber::registry().with(filter);
     let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
+    let journal = journal.map(|journal| journal.with_field_prefix(Some("HOSTLER".to_owned())));
     match journal {
         Some(journal) => registry.with(journal).init(),
         None => {

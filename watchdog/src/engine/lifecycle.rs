@@ -8,6 +8,7 @@ use hostler_protocol::lease::{Epoch, LeaseId, LeaseState, Report, Tracking};
 use hostler_protocol::methods::{CallError, LeaseOpened, ReportBuild};
 use hostler_protocol::text::printable;
 
+use super::audit::Because;
 use super::record::Record;
 use super::{Engine, now_ms};
 use crate::causes::chain;
@@ -15,7 +16,7 @@ use crate::journal::Entry;
 use crate::kernel::{cgroups, signals};
 use crate::model::{
     CgroupIdentity, Claim, DiskSequence, Gap, Lease, Opener, Phase, ProcessIdentity, Proof, ProvenDirectory,
-    ProvenLoop, ProvenProcess, SnapshotDepth, Wanted, none_is_later,
+    ProvenLoop, ProvenProcess, ResourceIdentity, SnapshotDepth, Wanted, none_is_later,
 };
 use crate::worker::{Examined, WorkerError};
 
@@ -147,9 +148,11 @@ impl Engine {
         self.record(vec![Entry::Lease { lease: Box::new(lease.clone()) }]).await;
         self.shared.metrics.leases_opened.inc();
         tracing::info!(
+            event = "opened",
             lease = id.0,
             name = lease.name,
             uid = caller.uid,
+            by_pid = caller.process.map(|process| process.pid),
             owner = owner.pid,
             "lease {id}: opened by user {} for process {}: {}",
             caller.uid,
@@ -205,6 +208,7 @@ impl Engine {
                 if engine.shared.state.borrow().get(id).is_some_and(|record| record.state == LeaseState::Open)
                 {
                     tracing::info!(lease = id.0, "lease {id}: its deadline has passed");
+                    engine.note_cause(id, Because::Deadline);
                     engine.end(id, Duration::ZERO);
                 }
             });
@@ -297,6 +301,7 @@ impl Engine {
             lease.processes.insert(process);
         })
         .await;
+        self.tell_registered(caller, id, ResourceIdentity::Process(process));
         Ok(())
     }
 
@@ -322,6 +327,7 @@ impl Engine {
             lease.loops.insert(identity);
         })
         .await;
+        self.tell_registered(caller, id, ResourceIdentity::Loop(identity));
         Ok(())
     }
 
@@ -370,7 +376,9 @@ impl Engine {
         let ProvenDirectory { directory, path, handle, mount, .. } = proven;
         let claim = Claim { directory, scratch, path, handle, mount };
         let kept = kept.filter(|_| claim.handle.is_none()).map(Rc::new);
-        self.add_claim(id, claim, kept).await
+        self.add_claim(id, claim.clone(), kept).await?;
+        self.tell_claimed(caller, id, &claim);
+        Ok(())
     }
 
     /// Takes a claim into a lease, together with what lay below the directory before, which is not
@@ -441,6 +449,7 @@ impl Engine {
     /// When the lease is not the caller's.
     pub async fn close(&self, caller: Caller, id: LeaseId, epoch: Epoch) -> Result<Report, CallError> {
         self.lease_of(caller, id, epoch)?;
+        self.note_cause(id, Because::User(caller.uid));
         self.end_and_wait(id).await
     }
 
@@ -452,6 +461,7 @@ impl Engine {
         if !caller.is_root() {
             return Err(refused("only root may end another's lease; an owner closes its own"));
         }
+        self.note_cause(id, Because::User(caller.uid));
         self.end_and_wait(id).await
     }
 

@@ -8,6 +8,7 @@
 //! (they are in workers); making a lease's control group and putting a process into it is done here.
 
 mod acting;
+mod audit;
 mod foresee;
 mod lifecycle;
 mod look;
@@ -38,6 +39,7 @@ use crate::kernel::events::{KernelEvent, Watcher};
 use crate::metrics::Metrics;
 use crate::model::{BootId, Lease, SnapshotDepth};
 use crate::worker::{ClaimQuery, LeaseQuery, Pool};
+use audit::Because;
 use record::State;
 
 /// The daemon's heart. Cheap to clone; all clones are one.
@@ -149,7 +151,8 @@ impl Engine {
     pub fn handle(&self, event: KernelEvent) {
         match event {
             KernelEvent::OwnerEnded(lease) => {
-                tracing::info!(lease = lease.0, "lease {lease}: its owner ended");
+                tracing::info!(event = "owner ended", lease = lease.0, "lease {lease}: its owner ended");
+                self.note_cause(lease, Because::OwnerEnded);
                 self.end(lease, self.shared.config.borrow().reclaim.grace);
             }
             KernelEvent::LoopChanged(number) => self.hear(|news| news.loops.extend([number])),

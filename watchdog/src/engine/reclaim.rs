@@ -209,10 +209,9 @@ impl Engine {
         let mut results = Vec::with_capacity(tasks.len());
         let tell = |result: StepResult| {
             let step = results.len();
-            let (id, sentence, said) = (lease.id, plan.steps[step].sentence(), result.sentence());
-            tracing::info!(lease = id.0, step = sentence, result = said, "lease {id}: {sentence}: {said}");
+            self.tell_step(lease, round, step, &plan.steps[step], &result);
             // It tells the story; what has to be done is durable already.
-            self.shared.journal.tell(Entry::Stepped { lease: id, round, step, result: result.clone() });
+            self.shared.journal.tell(Entry::Stepped { lease: lease.id, round, step, result: result.clone() });
             results.push(result);
         };
         self.shared.pool.act(&tasks, &descriptors, |step| self.step_limit(step), tell).await?;
@@ -305,7 +304,9 @@ impl Engine {
         self.shared.metrics.reclaim_seconds.observe(seconds);
         let report = record.report.borrow().clone().unwrap_or_default();
         tracing::info!(
+            event = "ended",
             lease = id.0,
+            uid = record.lease.uid,
             name = record.lease.name,
             resources = report.resources.len(),
             seconds,

@@ -10,6 +10,7 @@ use hostler_protocol::resource::ResourceView;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::audit::Because;
 use crate::model::{Lease, MountIdentity, Opener, ResourceIdentity};
 use hostler_protocol::lease::ResourceOutcome;
 
@@ -24,6 +25,8 @@ pub(super) struct Record {
     /// Descriptors of the claims that have no file handle, by the claim's index. They keep the
     /// claimed file system mounted, which a handle does not.
     pub(super) descriptors: BTreeMap<usize, Rc<OwnedFd>>,
+    /// On whose word it is taken back.
+    pub(super) because: Option<Because>,
     /// When the lease ended.
     pub(super) over_since: Option<Instant>,
     /// How long after that what it left is left alone.
@@ -44,6 +47,7 @@ impl Record {
             lease,
             state: LeaseState::Open,
             descriptors: BTreeMap::new(),
+            because: None,
             over_since: None,
             grace: Duration::ZERO,
             outcomes: BTreeMap::new(),

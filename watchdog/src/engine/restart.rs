@@ -7,6 +7,7 @@ use std::time::Duration;
 use hostler_protocol::lease::LeaseId;
 
 use super::Engine;
+use super::audit::Because;
 use super::record::Record;
 use crate::journal::Entry;
 use crate::kernel::{cgroups, signals};
@@ -74,8 +75,14 @@ impl Engine {
             match owner {
                 Some(pidfd) if !is_over => self.watch(&lease, pidfd),
                 // When the owner ended is not known: the grace begins anew.
-                None if !is_over_already => self.end(id, self.shared.config.borrow().reclaim.grace),
-                Some(_) | None => self.end(id, Duration::ZERO),
+                None if !is_over_already => {
+                    self.note_cause(id, Because::OwnerEnded);
+                    self.end(id, self.shared.config.borrow().reclaim.grace);
+                }
+                Some(_) | None => {
+                    self.note_cause(id, Because::Restart);
+                    self.end(id, Duration::ZERO);
+                }
             }
         }
     }

@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Engine;
+use super::audit::Because;
 use super::look::{Look, LookFailed};
 use crate::causes::chain;
 use crate::decide::policy::{Sighting, Sightings, Stage, advance, candidates, due, has_candidates, is_clear};
@@ -98,6 +99,7 @@ impl Engine {
         self.shared.measured.set(None);
         for taking in &takings {
             let id = self.take(taking).await;
+            self.note_cause(id, Because::Rule);
             self.end(id, Duration::ZERO);
         }
         Ok(())

@@ -9,6 +9,7 @@ use hostler_protocol::methods::CallError;
 use hostler_protocol::resource::Outcome;
 use hostler_protocol::text::printable;
 
+use super::audit::Because;
 use super::lifecycle::{Caller, refused, unavailable};
 use super::record::Record;
 use super::{Engine, now_ms};
@@ -41,6 +42,7 @@ impl Engine {
             | NotTaken::Root => refused(format!("{shown}: {why}")),
         })?;
         let id = self.take(&taking).await;
+        self.note_cause(id, Because::User(caller.uid));
         self.end_and_wait(id).await
     }
 
