@@ -188,30 +188,9 @@ else
 fi
 
 say "a chroot builder under 'hostler run', killed with SIGKILL in the middle"
-cat >"$work/builder.sh" <<'END'
-#!/bin/sh
-# What image builders do, and leave behind when they die.
-set -e
-cd "$1"
-truncate -s 64M image
-mke2fs -q -t ext4 image
-mkdir root
-mount -o loop image root
-mkdir root/dev root/proc root/sys
-mount --bind /dev root/dev
-mount --bind /proc root/proc
-mount --bind /sys root/sys
-(cd root && exec setsid sleep 3600) &
-inside=$!
-sleep 3600 &
-for pid in $inside $! $$; do echo "$pid $(ps -o lstart= -p "$pid")"; done >pids
-touch ready
-wait
-END
-chmod 0755 "$work/builder.sh"
 chown 0:0 "$work/chroot"
 "$programs/hostler" --socket "$socket" run --name chroot-builder --claim "$work/chroot" -- \
-    "$work/builder.sh" "$work/chroot" &
+    "$here/chroot-builder.sh" "$work/chroot" &
 runner=$!
 clients+=("$runner")
 for _ in $(seq 200); do

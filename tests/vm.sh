@@ -52,5 +52,5 @@ exec "$programs/hostler-vm" --image "$image" --work "$work" --total "$total" --n
     --append "${APPEND:-}" "${puts[@]}" \
     --put "$programs/hostler=hostler" --put "$programs/hostlerd=hostlerd" \
     --put "$here/vm/run-tests.sh=run-tests.sh" --put "$here/vm/units.sh=units.sh" \
-    --put "$here/vm/left-out=left-out" \
+    --put "$here/vm/left-out=left-out" --put "$here/chroot-builder.sh=chroot-builder.sh" \
     -- env "TESTS=${TESTS:-}" "NOT_YET=${NOT_YET:-}" bash ./run-tests.sh $suites

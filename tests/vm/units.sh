@@ -46,24 +46,6 @@ truncate -s 8M /var/tmp/bystander.image && mke2fs -q -t ext4 /var/tmp/bystander.
 mount -o loop /var/tmp/bystander.image /var/tmp/bystander
 bystander=$(findmnt -n -o SOURCE /var/tmp/bystander)
 
-cat >/tmp/builder.sh <<'END'
-#!/bin/bash
-set -e
-cd /var/tmp/work
-rm -rf image root ready
-truncate -s 16M image && mke2fs -q -t ext4 image
-mkdir root
-mount -o loop image root
-mkdir root/dev root/proc root/sys
-mount --bind /dev root/dev
-mount --bind /proc root/proc
-mount --bind /sys root/sys
-(cd root && exec setsid sleep 3600) &
-touch ready
-sleep 3600
-END
-chmod +x /tmp/builder.sh
-
 leaks() {
     losetup -n -O NAME -l | grep -v "$bystander"
     findmnt -rn -o TARGET | grep /var/tmp/work
@@ -71,8 +53,9 @@ leaks() {
 }
 nothing_left() { [ -z "$(leaks)" ]; }
 leak() { # leak: starts the builder under a lease, and kills hostler once it has leaked
-    rm -f /var/tmp/work/ready
-    hostler run --claim /var/tmp/work -- /tmp/builder.sh &
+    rm -rf /var/tmp/work
+    mkdir /var/tmp/work
+    hostler run --claim /var/tmp/work -- sh ./chroot-builder.sh /var/tmp/work &
     runner=$!
     eventually test -e /var/tmp/work/ready
     sleep 1

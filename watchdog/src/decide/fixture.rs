@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use hostler_protocol::lease::{Epoch, LeaseId, Tracking};
 use proptest::prelude::*;
 
+pub(super) use crate::model::fixture::{HOST, mount, process, process_identity};
 use crate::model::{
     BackingFile, BootId, DeviceNumber, DiskSequence, Filesystem, Lease, LoopDevice, LoopIdentity, LoopState,
-    Map, MapIdentity, MapKind, Mount, MountIdentity, MountNamespace, MountNumber, Opener, Phase, Place,
-    Process, ProcessIdentity, Snapshot, StartTime, Swap, SwapIdentity, UnderClaim,
+    Map, MapIdentity, MapKind, Mount, MountNamespace, Opener, Phase, Place, Process, Snapshot, Swap,
+    SwapIdentity, UnderClaim,
 };
 
-pub(super) const HOST: MountNamespace = MountNamespace(1);
 pub(super) const ROOT_DISK: DeviceNumber = DeviceNumber { major: 254, minor: 0 };
 
 pub(super) fn lease(id: u64, phase: Phase) -> Lease {
@@ -42,27 +42,6 @@ pub(super) fn lease(id: u64, phase: Phase) -> Lease {
     }
 }
 
-pub(super) fn process_identity(pid: u32) -> ProcessIdentity {
-    ProcessIdentity { pid, start: StartTime(u64::from(pid)) }
-}
-
-pub(super) fn process(pid: u32, parent: u32) -> Process {
-    Process {
-        identity: process_identity(pid),
-        parent,
-        uid: 1000,
-        name: b"builder".to_vec(),
-        ended: false,
-        namespace: Some(HOST),
-        current_directory: None,
-        root_directory: None,
-        program: None,
-        files: Vec::new(),
-        mapped: Vec::new(),
-        unit: String::new(),
-    }
-}
-
 pub(super) fn loop_number(number: u32) -> DeviceNumber {
     DeviceNumber { major: 7, minor: number }
 }
@@ -82,22 +61,6 @@ pub(super) fn loop_device(number: u32, on: DeviceNumber) -> LoopDevice {
 
 pub(super) fn loop_identity(number: u32, on: DeviceNumber) -> LoopIdentity {
     loop_device(number, on).identity().expect("bound and numbered")
-}
-
-pub(super) fn mount(number: u64, parent: u64, device: DeviceNumber, point: &str) -> Mount {
-    Mount {
-        identity: MountIdentity { number: MountNumber::Unique(10_000 + number), namespace: HOST, device },
-        short_number: number,
-        parent: (parent != 0).then_some(parent),
-        point: point.as_bytes().to_vec(),
-        root: b"/".to_vec(),
-        filesystem: "ext4".to_owned(),
-        source: b"src".to_vec(),
-        peers: None,
-        master: None,
-        layers: Vec::new(),
-        user: None,
-    }
 }
 
 /// A host with its root mounted as number 1.

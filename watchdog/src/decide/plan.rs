@@ -355,6 +355,7 @@ impl Planner<'_> {
             short_number: mount.short_number,
             point: mount.point.clone(),
             apart_from,
+            is_elsewhere: !self.index.is_host(mount.identity.namespace),
             how,
         }
     }

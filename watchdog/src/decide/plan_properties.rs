@@ -114,6 +114,7 @@ proptest! {
                         short_number: 0,
                         point: Vec::new(),
                         apart_from: None,
+                        is_elsewhere: false,
                         how: UnmountHow::Plain,
                     }
                 }

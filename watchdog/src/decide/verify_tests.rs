@@ -83,6 +83,7 @@ fn a_loop_device_that_goes_with_its_mount_was_taken_back() {
         short_number: 2,
         point: mounted.point,
         apart_from: None,
+        is_elsewhere: false,
         how: crate::model::UnmountHow::Plain,
     };
     let plan = Plan { steps: [vec![unmount], detach.steps].concat() };

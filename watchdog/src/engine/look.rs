@@ -36,6 +36,7 @@ type Outcome = Option<Result<Rc<Look>, LookFailed>>;
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     ownership: Slot,
+    status: Slot,
     holders: Slot,
 }
 
@@ -49,6 +50,7 @@ impl Waiting {
     fn slot(&self, depth: SnapshotDepth) -> &Slot {
         match depth {
             SnapshotDepth::Ownership => &self.ownership,
+            SnapshotDepth::Status => &self.status,
             SnapshotDepth::Holders => &self.holders,
         }
     }

@@ -21,7 +21,7 @@ pub(super) fn strays<'a>(
             && !ownership.doubtful.contains(&identity)
             && !owners.contains(&qemu.process)
     };
-    snapshot.qemus.iter().filter(is_stray).filter_map(|qemu| show(qemu, snapshot)).collect()
+    snapshot.qemus.iter().flatten().filter(is_stray).filter_map(|qemu| show(qemu, snapshot)).collect()
 }
 
 fn show(qemu: &Qemu, snapshot: &Snapshot) -> Option<StrayQemu> {
@@ -56,27 +56,11 @@ mod tests {
     use hostler_protocol::lease::LeaseId;
 
     use super::*;
-    use crate::model::{BootId, Opener, Process, StartTime, Taking};
-
-    fn identity(pid: u32) -> ProcessIdentity {
-        ProcessIdentity { pid, start: StartTime(u64::from(pid)) }
-    }
+    use crate::model::fixture::{self, process_identity as identity};
+    use crate::model::{BootId, Opener, Process, Taking};
 
     fn process(pid: u32, parent: u32, name: &str) -> Process {
-        Process {
-            identity: identity(pid),
-            parent,
-            uid: 1000,
-            name: name.as_bytes().to_vec(),
-            ended: false,
-            namespace: None,
-            current_directory: None,
-            root_directory: None,
-            program: None,
-            files: Vec::new(),
-            mapped: Vec::new(),
-            unit: String::new(),
-        }
+        Process { name: name.as_bytes().to_vec(), ..fixture::process(pid, parent) }
     }
 
     fn qemu(pid: u32, unit: &str) -> Qemu {
@@ -100,7 +84,7 @@ mod tests {
                 process(12, 5, "q"),
                 process(13, 99, "q"),
             ],
-            qemus: vec![qemu(10, "/ci.slice"), qemu(11, "/ci.slice"), qemu(12, ""), qemu(13, "")],
+            qemus: Some(vec![qemu(10, "/ci.slice"), qemu(11, "/ci.slice"), qemu(12, ""), qemu(13, "")]),
             ..Snapshot::default()
         };
         let mut ownership = Ownership::default();

@@ -27,7 +27,7 @@ impl Engine {
     /// # Errors
     /// When looking gives nothing.
     pub async fn status(&self, caller: Caller) -> Result<HostStatus, CallError> {
-        let look = self.look(SnapshotDepth::Ownership).await.map_err(unavailable)?;
+        let look = self.look(SnapshotDepth::Status).await.map_err(unavailable)?;
         let Look { snapshot, ownership } = &*look;
         let now = now_ms();
         let state = self.shared.state.borrow();
@@ -114,7 +114,7 @@ impl Engine {
         let is_fresh = self.shared.measured.get().is_some_and(|when| when.elapsed() < FRESH);
         if !is_fresh {
             // A look that fails is counted, and the other metrics are still told.
-            if let Err(error) = self.look(SnapshotDepth::Ownership).await {
+            if let Err(error) = self.look(SnapshotDepth::Status).await {
                 tracing::warn!("a look for the metrics gave nothing: {}", chain(&error));
             }
         }
@@ -160,12 +160,14 @@ impl Engine {
                 metrics.resources.with_label_values(&[labels.0, labels.1]).set(count);
             }
         }
-        let stray = strays(snapshot, ownership, state.leases()).len();
-        metrics.stray_qemu.set(i64::try_from(stray).unwrap_or(i64::MAX));
         metrics.loops_in_use.set(i64::try_from(snapshot.loops.len()).unwrap_or(i64::MAX));
         let limit = loops::limit().unwrap_or(0);
         metrics.loops_limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
-        self.shared.measured.set(Some(Instant::now()));
+        if snapshot.qemus.is_some() {
+            let stray = strays(snapshot, ownership, state.leases()).len();
+            metrics.stray_qemu.set(i64::try_from(stray).unwrap_or(i64::MAX));
+            self.shared.measured.set(Some(Instant::now()));
+        }
     }
 }
 

@@ -143,26 +143,10 @@ impl<'mounts> MountPoints<'mounts> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::DeviceNumber;
+    use crate::model::{DeviceNumber, fixture};
 
     fn mount(number: u64, parent: u64, point: &str) -> Mount {
-        Mount {
-            identity: MountIdentity {
-                number: MountNumber::Unique(1000 + number),
-                namespace: MountNamespace(1),
-                device: DeviceNumber { major: 0, minor: 40 },
-            },
-            short_number: number,
-            parent: Some(parent),
-            point: point.as_bytes().to_vec(),
-            root: b"/".to_vec(),
-            filesystem: "tmpfs".to_owned(),
-            source: Vec::new(),
-            peers: None,
-            master: None,
-            layers: Vec::new(),
-            user: None,
-        }
+        fixture::mount(number, parent, DeviceNumber { major: 0, minor: 40 }, point)
     }
 
     #[test]

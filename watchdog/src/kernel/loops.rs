@@ -28,10 +28,10 @@ pub fn list(sys: &Path) -> io::Result<Vec<LoopDevice>> {
     for (name, directory) in block::disks(sys)? {
         let Some(number) = number_in(&name) else { continue };
         // Hosts keep the nodes of all devices that they ever had at once, and most are of no attachment.
-        let may_be_in_use =
-            partitioned.as_ref().is_none_or(|some| some.contains(&number)) || directory.join("loop").exists();
-        if may_be_in_use {
-            devices.extend(block::unless_gone(&directory, || describe(&directory, number))?);
+        let may_have_partitions = partitioned.as_ref().is_none_or(|some| some.contains(&number));
+        if may_have_partitions || directory.join("loop").exists() {
+            let describe = || describe(&directory, number, may_have_partitions);
+            devices.extend(block::unless_gone(&directory, describe)?);
         }
     }
     devices.sort_by_key(|device| device.number);
@@ -43,7 +43,7 @@ pub fn list(sys: &Path) -> io::Result<Vec<LoopDevice>> {
 /// # Errors
 /// As [`list`].
 pub fn one(sys: &Path, number: u32) -> io::Result<Option<LoopDevice>> {
-    match describe(&sys.join(format!("block/loop{number}")), number) {
+    match describe(&sys.join(format!("block/loop{number}")), number, true) {
         Err(error) if block::is_gone(&error) => Ok(None),
         result => result,
     }
@@ -81,10 +81,10 @@ fn number_in(name: &str) -> Option<u32> {
     name.strip_prefix("loop")?.parse().ok()
 }
 
-fn describe(directory: &Path, number: u32) -> io::Result<Option<LoopDevice>> {
+fn describe(directory: &Path, number: u32, may_have_partitions: bool) -> io::Result<Option<LoopDevice>> {
     // The `loop` folder is there only while the device is bound.
     let backing = block::read_if_there(&directory.join("loop/backing_file"))?;
-    let partitions = block::partitions(directory)?;
+    let partitions = if may_have_partitions { block::partitions(directory)? } else { Vec::new() };
     // Partitions that `partx` made (BLKPG_ADD_PARTITION) outlive the detach unless the device was
     // attached with LO_FLAGS_PARTSCAN: `__loop_clr_fd` drops them only then.
     let state = match backing {
@@ -110,7 +110,7 @@ fn describe(directory: &Path, number: u32) -> io::Result<Option<LoopDevice>> {
 #[must_use]
 pub fn limit() -> Option<u64> {
     let parameter = fs::read_to_string("/sys/module/loop/parameters/max_loop").ok()?;
-    let command_line = procfs::cmdline().unwrap_or_default();
+    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let is_device = |entry: io::Result<fs::DirEntry>| {
         entry.is_ok_and(|entry| entry.file_name().as_encoded_bytes().starts_with(b"loop"))
     };
@@ -128,10 +128,10 @@ const MADE_AT_START: u64 = 8;
 /// Only a `max_loop` that somebody set is a limit. Its value cannot be told from the default of the
 /// same size, so then the command line decides; and where there are more devices than it says, it
 /// limits nothing.
-fn limit_from(parameter: &str, command_line: &[String], devices: u64) -> Option<u64> {
+fn limit_from(parameter: &str, command_line: &str, devices: u64) -> Option<u64> {
     let value: u64 = parameter.trim().parse().ok().filter(|value| *value > 0)?;
-    let was_set =
-        command_line.iter().any(|word| word.starts_with("max_loop=") || word.starts_with("loop.max_loop="));
+    let sets_it = |word: &str| word.starts_with("max_loop=") || word.starts_with("loop.max_loop=");
+    let was_set = command_line.split_whitespace().any(sets_it);
     (devices <= value && (was_set || value != MADE_AT_START)).then_some(value)
 }
 
@@ -374,15 +374,11 @@ mod tests {
 
     #[test]
     fn only_a_limit_that_was_set_is_one() {
-        let limit = |parameter, command_line: &str, devices| {
-            let words: Vec<String> = command_line.split_whitespace().map(str::to_owned).collect();
-            limit_from(parameter, &words, devices)
-        };
-        assert_eq!(limit("0\n", "quiet", 3), None);
-        assert_eq!(limit("8\n", "quiet", 3), None);
-        assert_eq!(limit("8\n", "quiet max_loop=8", 3), Some(8));
-        assert_eq!(limit("64\n", "", 64), Some(64));
-        assert_eq!(limit("64\n", "", 65), None);
-        assert_eq!(limit("", "", 0), None);
+        assert_eq!(limit_from("0\n", "quiet", 3), None);
+        assert_eq!(limit_from("8\n", "quiet", 3), None);
+        assert_eq!(limit_from("8\n", "quiet max_loop=8", 3), Some(8));
+        assert_eq!(limit_from("64\n", "", 64), Some(64));
+        assert_eq!(limit_from("64\n", "", 65), None);
+        assert_eq!(limit_from("", "", 0), None);
     }
 }

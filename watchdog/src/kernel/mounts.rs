@@ -403,25 +403,10 @@ fn number_without_looking(directory: impl AsFd, path: &OsStr, unique: bool) -> i
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::fixture;
 
     fn mount(number: u64, parent: u64) -> Mount {
-        Mount {
-            identity: MountIdentity {
-                number: MountNumber::Unique(1000 + number),
-                namespace: MountNamespace(1),
-                device: DeviceNumber { major: 0, minor: 40 },
-            },
-            short_number: number,
-            parent: Some(parent),
-            point: Vec::new(),
-            root: Vec::new(),
-            filesystem: "tmpfs".to_owned(),
-            source: Vec::new(),
-            peers: None,
-            master: None,
-            layers: Vec::new(),
-            user: None,
-        }
+        fixture::mount(number, parent, DeviceNumber { major: 0, minor: 40 }, "")
     }
 
     fn ordered(mounts: &[(u64, u64)]) -> Vec<u64> {

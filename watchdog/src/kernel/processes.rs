@@ -179,7 +179,7 @@ fn describe(
         unit: String::new(),
     };
     let failure = match depth {
-        SnapshotDepth::Ownership => None,
+        SnapshotDepth::Ownership | SnapshotDepth::Status => None,
         SnapshotDepth::Holders if process.ended => None,
         SnapshotDepth::Holders => holds::read(directory.as_fd(), &mut process, buffer).err(),
     };

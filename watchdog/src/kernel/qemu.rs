@@ -87,23 +87,11 @@ fn age_from(uptime: &str, start_ticks: u64, ticks_per_second: u64) -> u64 {
 mod tests {
     use super::super::fixture::Tree;
     use super::*;
-    use crate::model::{ProcessIdentity, StartTime};
+    use crate::model::{ProcessIdentity, StartTime, fixture};
 
     fn process(pid: u32, ended: bool) -> Process {
-        Process {
-            identity: ProcessIdentity { pid, start: StartTime(1000) },
-            parent: 1,
-            uid: 0,
-            name: b"whatever".to_vec(),
-            ended,
-            namespace: None,
-            current_directory: None,
-            root_directory: None,
-            program: None,
-            files: Vec::new(),
-            mapped: Vec::new(),
-            unit: String::new(),
-        }
+        let identity = ProcessIdentity { pid, start: StartTime(1000) };
+        Process { identity, ended, ..fixture::process(pid, 1) }
     }
 
     #[test]

@@ -47,6 +47,9 @@ pub enum Step {
         /// The mount it is on, which has to be parted from its peers first: otherwise a bystander's
         /// mount would go with this one.
         apart_from: Option<MountIdentity>,
+        /// Whether its namespace is another than the host's; for people.
+        #[serde(default)]
+        is_elsewhere: bool,
         /// How.
         how: UnmountHow,
     },
@@ -146,7 +149,7 @@ impl Step {
             }
             Self::AbortFuse { mount } => format!("abort the FUSE connection of mount {}", mount.device),
             Self::SwapOff { path, .. } => format!("stop swapping to {}", printable(path)),
-            Self::Unmount { point, apart_from, how, .. } => {
+            Self::Unmount { mount, point, apart_from, is_elsewhere, how, .. } => {
                 let how = match how {
                     UnmountHow::Plain => "unmount",
                     UnmountHow::Thawed => "thaw and unmount",
@@ -154,7 +157,12 @@ impl Step {
                 };
                 let apart =
                     if apart_from.is_some() { ", apart from a bystander's mount of the same" } else { "" };
-                format!("{how} {}{apart}", printable(point))
+                let place = if *is_elsewhere {
+                    format!(" in mount namespace {}", mount.namespace.0)
+                } else {
+                    String::new()
+                };
+                format!("{how} {}{place}{apart}", printable(point))
             }
             Self::ReleaseFilesystem { kind, device, .. } => {
                 format!("thaw the {kind} file system on {device}, which is mounted nowhere")

@@ -17,8 +17,9 @@ use super::policy::{Match, Qemu};
 pub enum SnapshotDepth {
     /// What ownership and plans need.
     Ownership,
-    /// What explains why something is stuck: also what every process holds, and the mounts of
-    /// other namespaces.
+    /// What the status and the metrics show: also which processes are qemu's.
+    Status,
+    /// What explains why something is stuck: what every process holds, but not the qemus.
     Holders,
 }
 
@@ -336,8 +337,8 @@ pub struct Snapshot {
     pub matches: Vec<Match>,
     /// What `[protect]` names, or may name: where that cannot be told, it is protected.
     pub protected: BTreeSet<ResourceIdentity>,
-    /// Processes of qemu.
-    pub qemus: Vec<Qemu>,
+    /// Processes of qemu. Only at [`SnapshotDepth::Status`].
+    pub qemus: Option<Vec<Qemu>>,
     /// What could not be read.
     pub gaps: Vec<Gap>,
 }

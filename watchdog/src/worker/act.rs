@@ -25,7 +25,7 @@ pub(super) fn act(step: &Step, claim: Option<&ClaimQuery>, passed: &[OwnedFd]) -
         Step::EndProcesses { processes, cgroup, term_timeout_ms } => {
             end_processes(processes, cgroup.as_ref(), Duration::from_millis(*term_timeout_ms))
         }
-        Step::Unmount { mount, short_number, point, apart_from, how } => apart_from
+        Step::Unmount { mount, short_number, point, apart_from, how, .. } => apart_from
             .map_or(Ok(()), |parent| unmount::part_from_peers(&parent))
             .and_then(|()| unmount::unmount(mount, *short_number, point, *how))
             .map(unmounted),

@@ -47,7 +47,8 @@ pub(super) fn observe(
         &mut Careful { avoid: &query.avoid, skip, touching },
         &mut snapshot,
     );
-    snapshot.qemus = qemu::list(Path::new("/proc"), &snapshot.processes);
+    snapshot.qemus =
+        (query.depth == SnapshotDepth::Status).then(|| qemu::list(Path::new("/proc"), &snapshot.processes));
     snapshot.mounts = mounts;
     recheck(&mut Careful { avoid: &query.avoid, skip, touching }, &mut snapshot);
     snapshot
