@@ -21,7 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Workers, one for each request, in the test's own mount namespace.
 pub(crate) struct Worker {
-    child: Child,
+    /// The process that workers are copies of.
+    pub(crate) child: Child,
     origin: UnixStream,
 }
 
@@ -35,11 +36,6 @@ impl Worker {
             .spawn()
             .or_fail("starting workers' origin");
         Self { child, origin }
-    }
-
-    /// The process that workers are copies of.
-    pub(crate) fn origin(&self) -> u32 {
-        self.child.id()
     }
 
     /// A worker that waits for its request, and ends with this socket.

@@ -90,14 +90,15 @@ fn what_reads_a_users_messages_is_that_users_and_may_do_nothing_else() {
 fn a_worker_has_the_rights_of_its_origin_and_cannot_copy_itself() {
     scenario::privileged("worker-rights", |place| {
         let workers = Worker::start(place);
+        let origin = workers.child.id();
         let waiting = workers.waiting();
-        let find = || processes::children(workers.origin()).into_iter().next();
+        let find = || processes::children(origin).into_iter().next();
         wait_until("a worker", SOON, || {
             find().is_some_and(|worker| status_of(worker.pid, "Seccomp_filters") == "2")
         });
         let worker = find().or_fail("a worker");
-        assert_eq!(status_of(workers.origin(), "Seccomp_filters"), "1");
-        assert_eq!(capabilities(worker.pid, "CapPrm"), capabilities(workers.origin(), "CapPrm"));
+        assert_eq!(status_of(origin, "Seccomp_filters"), "1");
+        assert_eq!(capabilities(worker.pid, "CapPrm"), capabilities(origin, "CapPrm"));
         drop(waiting);
         wait_until("the worker's end", SOON, || find().is_none());
     });
