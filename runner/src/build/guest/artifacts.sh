@@ -1,6 +1,6 @@
 # Hands over the files that the commands had to leave, as a tar archive on a disk of their own.
 
-cd /artifacts
+cd /artifacts || exit
 while read -r name; do
     if [ ! -f "$name" ] || [ -L "$name" ]; then
         echo "the commands left no file /artifacts/$name; in /artifacts there is: $(ls -A | tr '\n' ' ')"

@@ -1,4 +1,4 @@
 # What each command of a throwaway machine runs after.
 
-cd /workspace
+cd /workspace || exit
 export HOSTLER_ARTIFACTS=/artifacts
