@@ -118,7 +118,8 @@ fn a_reader_that_its_user_stops_or_kills_is_only_in_his_own_way() {
         let reader = find().or_fail("the user's reader");
         // It is his, so he may.
         as_user(USER, || signal(reader.pid, Signal::SIGSTOP));
-        assert_eq!(probe::state(reader.pid), Some('T'));
+        // All its threads have to come to a stop.
+        wait_until("the stop", SOON, || probe::state(reader.pid) == Some('T'));
         for _ in 0..20 {
             drop(Client::connect_as(USER, &daemon.socket()));
             assert!(ask(&mut daemon.client()), "another user is not served");
