@@ -158,6 +158,8 @@ impl<'a> Guest<'a> {
             register: self.register,
             serve: self.serve,
             downloads: &Downloads::default,
+            viewers: None,
+            holds: false,
             installer_log: None,
             picture: None,
             cancel: self.cancel,

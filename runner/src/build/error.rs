@@ -144,6 +144,8 @@ pub struct GuestError {
     pub report: Report,
     /// Its logs, in the scratch directory.
     pub(super) logs: Logs,
+    /// Its disks, in the scratch directory.
+    pub(super) disks: Vec<PathBuf>,
 }
 
 /// A build that came to nothing.

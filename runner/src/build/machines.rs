@@ -20,6 +20,7 @@ use crate::vm::confinement::Enforced;
 use crate::vm::nonce::nonce;
 use crate::vm::outcome::{self, Outcome, Refused};
 use crate::vm::run::{Downloads, Report, Run, run};
+use crate::vm::viewers::Viewers;
 use crate::vm::watch::Limits;
 
 use super::error::{BuildError, GuestError};
@@ -100,7 +101,8 @@ impl Session<'_> {
                 initramfs: path,
                 // Nothing in a throwaway guest is worth the price of these under emulation.
                 command_line: format!(
-                    "console=ttyS0 panic=-1 loglevel=4 mitigations=off audit=0 apparmor=0 {NO_TIMER_CHECK}"
+                    "console=ttyS0 panic=-1 loglevel=4 mitigations=off audit=0 apparmor=0 {NO_TIMER_CHECK}{}",
+                    if self.request.debugging.holds { " hostler.shell" } else { "" }
                 ),
             },
             disks: guest.disks.clone(),
@@ -129,7 +131,7 @@ impl Session<'_> {
         let log = self.scratch.path().join(format!("{}.{}", recipe.image.name, guest.log));
         let report = self.boot(host, &spec, &nonce, guest.stage, &log, (&serve, &downloads))?;
         drop(mirror);
-        accept(report, guest.stage, log)
+        accept(report, guest.stage, log, &spec.disks)
     }
 
     /// The finished image boots from a scratch copy of itself.
@@ -152,7 +154,7 @@ impl Session<'_> {
                 self.environment.sink.event(Event::Warning(told.to_owned()));
                 continue;
             }
-            return accept(report, Stage::Verify, log).map(|(_, log)| log);
+            return accept(report, Stage::Verify, log, &[]).map(|(_, log)| log);
         }
     }
 
@@ -197,6 +199,19 @@ impl Session<'_> {
         // Only a guest with a network or a log port has an installer that can log.
         let has_log = spec.network == Network::Mirror || spec.log_port.is_some();
         let installer_log = has_log.then(|| create(&logs.installer)).transpose()?;
+        // Nobody needs them for a build.
+        let viewers = Viewers::open(self.scratch.path())
+            .inspect_err(|error| {
+                let told = format!("hostler attach cannot be used: {error}");
+                self.environment.sink.event(Event::Note(told));
+            })
+            .ok();
+        if self.request.debugging.holds {
+            let name = self.scratch.path().file_name().unwrap_or_default();
+            let place = self.request.workspace.shown.join(name);
+            let told = format!("look at the machine's console with: hostler attach {}", place.display());
+            self.environment.sink.event(Event::Note(told));
+        }
         let mut asked = Run {
             programs: &host.programs,
             spec,
@@ -209,6 +224,8 @@ impl Session<'_> {
             register: &|process| self.environment.registrar.adopt(process),
             serve,
             downloads,
+            viewers,
+            holds: self.request.debugging.holds,
             installer_log,
             picture: Some(&logs.picture),
             cancel: &self.environment.cancel,
@@ -257,12 +274,23 @@ impl Logs {
 }
 
 /// A guest's success, or its failure with all that is known of it.
-fn accept(report: Report, stage: Stage, log: PathBuf) -> Result<(Report, PathBuf), BuildError> {
+fn accept(
+    report: Report,
+    stage: Stage,
+    log: PathBuf,
+    disks: &[Disk],
+) -> Result<(Report, PathBuf), BuildError> {
     let Outcome::Failed(failure) = &report.outcome else {
         return Ok((report, log));
     };
     let failure = failure.clone();
-    Err(BuildError::Guest(Box::new(GuestError { stage, failure, report, logs: Logs::beside(&log) })))
+    Err(BuildError::Guest(Box::new(GuestError {
+        stage,
+        failure,
+        report,
+        logs: Logs::beside(&log),
+        disks: disks.iter().map(|disk| disk.path.clone()).collect(),
+    })))
 }
 
 /// What `guest/preinst.sh` reads, line by line.

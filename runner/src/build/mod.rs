@@ -26,4 +26,4 @@ mod throwaway;
 pub mod workspace;
 
 pub use error::{BuildError, Failed, GuestError};
-pub use session::{Built, BuiltFile, Environment, Request, build, fetch_options};
+pub use session::{Built, BuiltFile, Debugging, Environment, Request, build, fetch_options};

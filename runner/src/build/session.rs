@@ -46,10 +46,21 @@ pub struct Request {
     pub cache: PathBuf,
     /// The root of the file system whose apt sources count.
     pub apt_root: PathBuf,
+    /// What is done for a person who looks for the cause of a failure.
+    pub debugging: Debugging,
     /// What the build may use.
     pub supply: Supply,
     /// Whether it delivers its lock.
     pub locks: bool,
+}
+
+/// What is done for a person who looks for the cause of a failure.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Debugging {
+    /// Keep the disks of a guest that failed beside what is known of it.
+    pub keeps: bool,
+    /// Keep a guest that failed running, with a shell on its console where it can have one.
+    pub holds: bool,
 }
 
 /// What a build has around it.
@@ -221,6 +232,9 @@ impl<'a> Session<'a> {
         let folder = format!("{name}{}", bundle::ENDING);
         let deliver = || -> Result<PathBuf, Box<dyn std::error::Error>> {
             let mut page = PathBuf::new();
+            for disk in guest.filter(|_| self.request.debugging.keeps).iter().flat_map(|guest| &guest.disks) {
+                self.environment.delivery.deliver(disk, Some(&folder))?;
+            }
             for file in bundle.write(&self.scratch.path().join(&folder))? {
                 page = self.environment.delivery.deliver(&file, Some(&folder))?;
             }
@@ -567,6 +581,7 @@ mod tests {
             beside: Beside::of(Path::new("recipe.toml")).unwrap(),
             cache: "cache".into(),
             apt_root: "/".into(),
+            debugging: Debugging::default(),
             supply: Supply::default(),
             locks: false,
         }

@@ -46,6 +46,12 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     /// Build an image.
     Build(Build),
+    /// Look at the console of a machine that a build runs right now, and type into it; Ctrl-] leaves it.
+    Attach {
+        /// The output directory of the build, or the directory that it works in.
+        #[arg(value_name = "DIR", default_value = ".")]
+        directory: PathBuf,
+    },
     /// Go on as the user that root has chosen; the commands start this themselves.
     #[command(name = "__unprivileged", hide = true)]
     Unprivileged(Unprivileged),
@@ -100,6 +106,12 @@ pub(crate) struct Build {
     /// The download cache [default: $HOSTLER_CACHE, else hostler in the user's cache directory].
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
+    /// When a guest fails, keep its disks beside what is known of the failure.
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// When a guest fails, keep it running for an hour, with a shell on its console, for `hostler attach`.
+    #[arg(long)]
+    pub(crate) shell_on_failure: bool,
     /// Do not build: try what holds the machine's process on this host, and say it.
     #[arg(long)]
     pub(crate) explain_confinement: bool,
@@ -154,6 +166,12 @@ pub(crate) struct Unprivileged {
     /// The recipe's path, for people; without one, the host is examined.
     #[arg(long)]
     pub(crate) recipe: Option<PathBuf>,
+    /// When a guest fails, keep its disks beside what is known of the failure.
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// When a guest fails, keep it running for an hour, with a shell on its console, for `hostler attach`.
+    #[arg(long)]
+    pub(crate) shell_on_failure: bool,
     /// Only say what holds the machine's process.
     #[arg(long)]
     pub(crate) explain_confinement: bool,

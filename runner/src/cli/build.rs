@@ -9,7 +9,7 @@ use hostler_runner::beside::Beside;
 use hostler_runner::build::delivery::{Delivery, Folder};
 use hostler_runner::build::preflight::{Finding, Workspace};
 use hostler_runner::build::registrar::{Registrar, Unregistered};
-use hostler_runner::build::{BuildError, Built, BuiltFile, Environment, Failed, Request, build};
+use hostler_runner::build::{BuildError, Built, BuiltFile, Debugging, Environment, Failed, Request, build};
 use hostler_runner::cache::{Supply, default_directory, limit};
 use hostler_runner::cancel::Cancel;
 use hostler_runner::causes::in_one_line;
@@ -37,6 +37,7 @@ pub(crate) fn main(global: &Global, wanted: &Build) -> Exit {
             telling: &wanted.telling,
             supply: &wanted.supply,
             explains: wanted.explain_confinement,
+            debugging: Debugging { keeps: wanted.keep, holds: wanted.shell_on_failure },
         };
         return delegate::main(global, &Delegated { task, cache: wanted.cache.as_deref() });
     }
@@ -78,6 +79,7 @@ pub(crate) fn main(global: &Global, wanted: &Build) -> Exit {
         progress: wanted.telling.progress,
         files,
         explains: wanted.explain_confinement,
+        debugging: Debugging { keeps: wanted.keep, holds: wanted.shell_on_failure },
     };
     let (exit, lock) = run(global, recipe, around);
     if let (Some(made), Some(place)) = (lock, written)
@@ -146,6 +148,8 @@ pub(crate) struct Around {
     pub(crate) files: Files,
     /// Whether to say what holds the machine's process, instead of building.
     pub(crate) explains: bool,
+    /// What is done for a person who looks for the cause of a failure.
+    pub(crate) debugging: Debugging,
 }
 
 /// Builds, as the user that this process is. Where the lock was delivered, if it was wanted.
@@ -162,6 +166,7 @@ pub(crate) fn run(global: &Global, recipe: Recipe, around: Around) -> (Exit, Opt
         progress,
         files,
         explains,
+        debugging,
     } = around;
     if explains {
         return (confinement::explain(global, &recipe, &workspace, cancel), None);
@@ -200,7 +205,8 @@ pub(crate) fn run(global: &Global, recipe: Recipe, around: Around) -> (Exit, Opt
         sink: Arc::clone(&sink),
         delivery,
     };
-    let request = Request { recipe, workspace, beside, cache, apt_root: "/".into(), supply, locks };
+    let request =
+        Request { recipe, workspace, beside, cache, apt_root: "/".into(), debugging, supply, locks };
     let result = build(&request, &environment);
     drop(environment);
     sink.event(match &result {

@@ -4,6 +4,7 @@
 //! chain of causes, and tells its own exit status.
 
 mod arguments;
+mod attach;
 mod build;
 mod cache;
 mod confinement;
@@ -43,6 +44,7 @@ pub(crate) fn main() -> ExitCode {
     let exit = match arguments.command {
         Command::Build(wanted) => build::main(&arguments.global, &wanted),
         Command::Unprivileged(wanted) => delegate::go_on_as_builder(&arguments.global, &wanted),
+        Command::Attach { directory } => shown(attach::attach(&directory)),
         Command::Doctor(wanted) => doctor::main(&arguments.global, &wanted),
         Command::Run(wanted) => shown(run::run(&arguments.global, &wanted)),
         Command::Lease(command) => shown(lease::lease(&arguments.global, &command)),

@@ -90,6 +90,11 @@ impl<W: Write> Console<W> {
         ScreenSeen { changed, finding, prompt }
     }
 
+    /// The terminal's screen.
+    pub(super) fn terminal(&self) -> &vt100::Screen {
+        self.terminal.screen()
+    }
+
     /// Bytes so far.
     #[must_use]
     pub fn bytes(&self) -> u64 {

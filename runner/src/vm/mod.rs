@@ -27,6 +27,7 @@ pub mod qemu;
 pub mod qmp;
 pub mod run;
 pub mod shim;
+pub mod viewers;
 pub mod watch;
 
 /// For the command line of a guest's kernel: without it, the kernel waits some milliseconds for a tick

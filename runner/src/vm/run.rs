@@ -29,6 +29,7 @@ use super::launch::{LaunchError, Machine, Programs, launch};
 use super::outcome::{Failure, Outcome, Refused};
 use super::processors;
 use super::qmp::{self, BlockTotals, Said};
+use super::viewers::Viewers;
 use super::watch::{Limits, Seen, Watch};
 
 /// The most that is kept of a console, and of an installer's log, in bytes.
@@ -39,6 +40,8 @@ const BEAT: Duration = Duration::from_secs(2);
 const ANSWER_DEADLINE: Duration = Duration::from_secs(90);
 /// How long a guest that gave its proof may take to switch itself off.
 const POWER_OFF_DEADLINE: Duration = Duration::from_secs(15);
+/// For how long a machine that failed is kept for a person.
+const HOLD: Duration = Duration::from_secs(3600);
 /// How long qemu may take for a picture of the screen.
 const PICTURE_DEADLINE: Duration = Duration::from_secs(5);
 /// How many refused files are kept for the report.
@@ -74,6 +77,11 @@ pub struct Run<'a> {
     pub installer_log: Option<File>,
     /// Where a picture of the screen goes when the run fails, as a PNG file.
     pub picture: Option<&'a Path>,
+    /// Those who may look at the console, and type.
+    pub viewers: Option<Viewers>,
+    /// Whether a machine that failed is kept running for them, until it ends, somebody wants to stop, or an
+    /// hour is over.
+    pub holds: bool,
     /// The wish to stop.
     pub cancel: &'a Cancel,
     /// Takes the progress.
@@ -149,7 +157,7 @@ pub enum RunError {
 /// # Errors
 /// See [`RunError`]. A guest that fails is no error but a [`Report`].
 pub fn run(run: &mut Run<'_>, console_log: File) -> Result<Report, RunError> {
-    let installer_log = run.installer_log.take();
+    let (installer_log, viewers) = (run.installer_log.take(), run.viewers.take());
     let run = &*run;
     let started = Instant::now();
     let mut machine = launch(run.programs, run.spec, run.register)?;
@@ -168,6 +176,7 @@ pub fn run(run: &mut Run<'_>, console_log: File) -> Result<Report, RunError> {
         }),
         findings: Vec::new(),
         refused: Vec::new(),
+        viewers,
         control: control::Parser::default(),
         qmp: qmp::Client::default(),
         asked: started,
@@ -175,6 +184,12 @@ pub fn run(run: &mut Run<'_>, console_log: File) -> Result<Report, RunError> {
         open: [true; CHANNELS.len()],
     };
     let outcome = session.attend(run, &mut machine)?;
+    if run.holds
+        && let Outcome::Failed(failure) = &outcome
+        && *failure != Failure::Cancelled
+    {
+        session.hold(run, &mut machine, failure)?;
+    }
     let pid = machine.pid();
     if outcome == Outcome::Proven {
         // The guest has synced and unmounted; letting it switch itself off leaves a clean end in
@@ -262,6 +277,7 @@ struct Session {
     installer: Option<InstallerLog>,
     findings: Vec<Finding>,
     refused: Vec<Refused>,
+    viewers: Option<Viewers>,
     control: control::Parser,
     qmp: qmp::Client,
     /// When the question that qemu has not answered was asked.
@@ -303,6 +319,38 @@ impl Session {
         }
     }
 
+    /// Shows the console to those who look, and has the guest read what they type.
+    fn show(&mut self, machine: &mut Machine) {
+        if let Some(viewers) = &mut self.viewers {
+            let typed = viewers.serve(self.console.terminal());
+            // A guest that does not read loses what is typed, as on any serial line.
+            let _ = machine.console.write(&typed);
+        }
+    }
+
+    /// Keeps a machine that failed running for a person to look into it.
+    fn hold(&mut self, run: &Run<'_>, machine: &mut Machine, failure: &Failure) -> Result<(), RunError> {
+        let until = Instant::now() + HOLD;
+        let told = format!(
+            "{failure}. The machine is kept for {}, until it is switched off, or this build is told to stop",
+            humantime::format_duration(HOLD)
+        );
+        run.sink.event(Event::Warning(told));
+        while Instant::now() < until && !run.cancel.is_cancelled() {
+            let (ready, ended) = self.wait(run, machine, Instant::now() + BEAT).map_err(RunError::Watch)?;
+            for channel in CHANNELS {
+                if ready[channel as usize] {
+                    self.take(machine, channel)?;
+                }
+            }
+            self.show(machine);
+            if ended {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
     fn see(&mut self, seen: Seen) -> Option<Outcome> {
         self.watch.see(self.started.elapsed(), seen)
     }
@@ -316,8 +364,12 @@ impl Session {
         beat: Instant,
     ) -> io::Result<([bool; CHANNELS.len()], bool)> {
         let now = self.started.elapsed();
-        let left =
-            self.watch.deadline().saturating_sub(now).min(beat.saturating_duration_since(Instant::now()));
+        let until_beat = beat.saturating_duration_since(Instant::now());
+        // One that is over, and is held, has no deadline but the beat.
+        let left = match self.watch.deadline().saturating_sub(now) {
+            Duration::ZERO => until_beat,
+            left => left.min(until_beat),
+        };
         let timeout = Timespec::try_from(left).map_err(io::Error::other)?;
         let mut polled = vec![
             PollFd::from_borrowed_fd(machine.pidfd(), PollFlags::IN),
@@ -337,6 +389,8 @@ impl Session {
                 channels.push(channel);
             }
         }
+        let viewers = self.viewers.iter().flat_map(Viewers::descriptors);
+        polled.extend(viewers.map(|viewer| PollFd::from_borrowed_fd(viewer, PollFlags::IN)));
         match poll(&mut polled, Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),

@@ -40,6 +40,8 @@ fn run_one(folder: &Path, programs: &Programs, disks: &[Disk], no_progress: Dura
         register: &|_| Ok(()),
         serve: &|_| Ok(()),
         downloads: &Downloads::default,
+        viewers: None,
+        holds: false,
         installer_log: None,
         picture: Some(&picture),
         cancel: &Cancel::new().unwrap(),

@@ -2,7 +2,7 @@
 //! dpkg and GRUB: so its own steps take seconds.
 
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,6 +19,7 @@ use hostler_runner::vm::argv::{Accelerator, Boot, CONTROL_PORT, Disk, DiskFormat
 use hostler_runner::vm::nonce::nonce;
 use hostler_runner::vm::outcome::Outcome;
 use hostler_runner::vm::run::{Downloads, Report, Run, run};
+use hostler_runner::vm::viewers::{Viewers, connect};
 
 use super::{limits, programs, tools};
 
@@ -83,6 +84,11 @@ fn disk(folder: &Path) -> PathBuf {
 
 /// Boots the builder guest with these commands of a recipe.
 fn build(nonce: &str, commands: &[String]) -> Report {
+    boot(nonce, commands, "", None)
+}
+
+/// The same, with more on the kernel's command line; with viewers, it is kept running when it fails.
+fn boot(nonce: &str, commands: &[String], options: &str, viewers: Option<Viewers>) -> Report {
     let folder = tempfile::tempdir().unwrap();
     let image = disk(folder.path());
     let work = Work {
@@ -102,7 +108,7 @@ fn build(nonce: &str, commands: &[String]) -> Report {
         boot: Boot::Kernel {
             kernel: tools().kernel.clone(),
             initramfs: path,
-            command_line: format!("console=ttyS0 panic=-1 mitigations=off {NO_TIMER_CHECK}"),
+            command_line: format!("console=ttyS0 panic=-1 mitigations=off {NO_TIMER_CHECK} {options}"),
         },
         disks: vec![Disk { path: image, format: DiskFormat::Raw }],
         network: Network::None,
@@ -118,6 +124,8 @@ fn build(nonce: &str, commands: &[String]) -> Report {
         register: &|_| Ok(()),
         serve: &|_| Ok(()),
         downloads: &Downloads::default,
+        holds: viewers.is_some(),
+        viewers,
         installer_log: None,
         picture: None,
         cancel: &Cancel::new().unwrap(),
@@ -165,4 +173,36 @@ fn a_command_that_fills_the_disk_is_named_as_that() {
     let failure = super::failure(&report);
     assert_eq!(failure.class(), Class::DiskFull, "{failure}\n{}", report.screen);
     assert!(failure.to_string().contains("step run-1 in the guest failed with status 1"), "{failure}");
+}
+
+#[test]
+fn a_person_looks_into_a_guest_that_failed_and_ends_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let viewers = Viewers::open(folder.path()).unwrap();
+    let mut console = connect(folder.path()).unwrap();
+    console.set_read_timeout(Some(Duration::from_secs(80))).unwrap();
+    let person = std::thread::spawn(move || {
+        let mut seen = String::new();
+        let mut wait_for = |console: &mut std::os::unix::net::UnixStream, text: &str| {
+            let mut buffer = [0; 4096];
+            while !seen.contains(text) {
+                let length = console.read(&mut buffer).unwrap();
+                assert!(length > 0, "it ended before {text}: {seen}");
+                seen.push_str(&String::from_utf8_lossy(&buffer[..length]));
+            }
+        };
+        wait_for(&mut console, "a shell; the system is in /target");
+        // The shell sets its terminal up when it starts; what is typed before is lost.
+        std::thread::sleep(Duration::from_secs(3));
+        console.write_all(b"cat /target/left; echo $((40 + 2))-times\n").unwrap();
+        wait_for(&mut console, "behind");
+        wait_for(&mut console, "42-times");
+        console.write_all(b"exit\n").unwrap();
+    });
+    let command = "echo left behind >/left; exit 7".to_owned();
+    let report = boot("5fe7", &[command], "hostler.shell", Some(viewers));
+    person.join().unwrap();
+    let failure = super::failure(&report);
+    assert!(failure.to_string().contains("step run-1 in the guest failed with status 7"), "{failure}");
+    assert!(report.screen.contains("42-times"), "{}", report.screen);
 }

@@ -123,6 +123,8 @@ fn install(
         register: &|_| Ok(()),
         serve,
         downloads,
+        viewers: None,
+        holds: false,
         installer_log: Some(File::create(folder.path().join("installer.log")).unwrap()),
         picture: Some(&picture),
         cancel: &Cancel::new().unwrap(),

@@ -138,6 +138,8 @@ fn boot_in(
             register: &|_| Ok(()),
             serve: &|_| Ok(()),
             downloads: &Downloads::default,
+            viewers: None,
+            holds: false,
             installer_log: None,
             picture: None,
             cancel,

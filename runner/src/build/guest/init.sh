@@ -35,6 +35,11 @@ fail() {
     echo "hostler: step $1 failed with status $2"
     [ -c "$port" ] && echo "fail $1 $2" >&3
     sync
+    # Asked for with --shell-on-failure: a person looks at what there is, on the serial console.
+    if grep -qw hostler.shell /proc/cmdline; then
+        echo "hostler: a shell; the system is in /target, and exit ends the machine"
+        setsid cttyhack sh </dev/ttyS0 >/dev/ttyS0 2>&1
+    fi
     finish
 }
 

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use hostler_runner::beside::Beside;
+use hostler_runner::build::Debugging;
 use hostler_runner::build::delivery::{Delivery, DeliveryError};
 use hostler_runner::build::preflight::Workspace;
 use hostler_runner::cache::Supply;
@@ -114,6 +115,7 @@ pub(crate) fn main(global: &Global, wanted: &Unprivileged) -> Exit {
         progress: wanted.progress,
         files,
         explains: wanted.explain_confinement,
+        debugging: Debugging { keeps: wanted.keep, holds: wanted.shell_on_failure },
     };
     // Root's process puts the lock where it was asked for.
     run(global, recipe, around).0

@@ -25,6 +25,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hostler_runner::build::Debugging;
 use hostler_runner::watchdog::WatchdogError;
 
 pub(crate) use builder::main as go_on_as_builder;
@@ -51,6 +52,7 @@ pub(crate) enum Task<'a> {
         telling: &'a Telling,
         supply: &'a SupplyArguments,
         explains: bool,
+        debugging: Debugging,
     },
     /// Examine the host, for this long at most.
     Examine { limit: Duration },

@@ -164,7 +164,7 @@ fn command(
     }
     command.arg("--cache").arg(cache_path);
     match wanted.task {
-        Task::Build { recipe, telling, supply, explains, .. } => {
+        Task::Build { recipe, telling, supply, explains, debugging, .. } => {
             if let Some(lock) = supply.kept(recipe) {
                 command.arg("--locked").arg(lock);
             }
@@ -172,6 +172,8 @@ fn command(
                 ("--locks", supply.written().is_some()),
                 ("--offline", supply.offline),
                 ("--explain-confinement", explains),
+                ("--keep", debugging.keeps),
+                ("--shell-on-failure", debugging.holds),
             ];
             command.args(flags.iter().filter(|(_, given)| *given).map(|(flag, _)| flag));
             let form = telling.progress.settled().word();
