@@ -29,6 +29,7 @@ fn lease(id: u64) -> Lease {
         mounts_before: BTreeSet::new(),
         boot: BootId("a-boot".to_owned()),
         evidence_closed: false,
+        owner_handle: None,
         opened_at_ms: 5,
         deadline_ms: None,
     }

@@ -43,17 +43,19 @@ pub fn start(program: &Path, arguments: &[&str]) -> io::Result<(Child, Lines)> {
         .env_clear()
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::from(their_pipe))
-        .stderr(Stdio::null())
+        // Until it is confined it can say what keeps it from that; see [`own`].
         .spawn()?;
     Ok((child, lines))
 }
 
-/// The child's ends of its own lines: the socket, and the pipe.
+/// The child's ends of its own lines: the socket, and the pipe. Nothing it says goes to the log any more.
 ///
 /// # Errors
 /// When they are not there: it was started by hand.
 pub fn own() -> io::Result<(BlockingStream, OwnedFd)> {
     let copy = |descriptor: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(descriptor, 3);
+    // What it says from here on may be what others put into its mouth.
+    rustix::stdio::dup2_stderr(std::fs::File::options().write(true).open("/dev/null")?)?;
     let socket = copy(io::stdin().as_fd())?;
     rustix::net::sockopt::socket_type(&socket)?;
     Ok((BlockingStream::from(socket), copy(io::stdout().as_fd())?))

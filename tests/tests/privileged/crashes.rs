@@ -251,7 +251,10 @@ fn whatever_call_fails_the_verdict_is_right_and_nothing_else_is_touched() {
         let (mut tried, mut complete) = (0, 0);
         for (at, fault) in FAULTS.iter().enumerate() {
             for (number, (name, error)) in ERRORS.iter().enumerate() {
-                if !all && number != at % ERRORS.len() {
+                // That is the kernel's word for a device that is not bound: whoever makes it say so always
+                // is believed.
+                let is_no_error = fault.name == "LOOP_GET_STATUS64" && *error == nix::libc::ENXIO;
+                if is_no_error || !all && number != at % ERRORS.len() {
                     continue;
                 }
                 let what = format!("{} fails with {name}", fault.name);

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use hostler_tests::failure::{OrFail, wait_until};
 use hostler_tests::place::Place;
+use hostler_tests::sleeper::Sleeper;
 use hostler_tests::{probe, scenario};
-use hostler_watchdog::kernel::processes;
+use hostler_watchdog::kernel::{calls, processes, signals};
 use hostler_watchdog::model::{FileHold, MountNamespace, SnapshotDepth};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
@@ -138,4 +139,24 @@ fn raw(holders: bool) {
             }
         }
     }
+}
+
+#[test]
+fn each_process_has_a_handle_of_its_own_where_the_kernel_has_any() {
+    scenario::privileged("pidfs", |place| {
+        let (one, other) = (Sleeper::start(place, false), Sleeper::start(place, true));
+        let handle = |process: &Sleeper| {
+            let identity = signals::process_of(process).or_fail("a pidfd").or_fail("a living process");
+            // Opened anew, as after a restart.
+            calls::file_handle(signals::open(identity).or_fail("opening").or_fail("a living process"))
+        };
+        match handle(&one) {
+            Ok(known) => {
+                assert_eq!(handle(&one).or_fail("again"), known);
+                assert_ne!(handle(&other).or_fail("another's"), known);
+            }
+            // Before Linux 6.14.
+            Err(error) => assert_eq!(error.raw_os_error(), Some(nix::libc::EOPNOTSUPP)),
+        }
+    });
 }

@@ -37,6 +37,7 @@ pub(super) fn lease(id: u64, phase: Phase) -> Lease {
         mounts_before: BTreeSet::new(),
         boot: BootId("a-boot".to_owned()),
         evidence_closed: false,
+        owner_handle: None,
         opened_at_ms: 0,
         deadline_ms: None,
     }

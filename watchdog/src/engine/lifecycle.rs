@@ -13,7 +13,7 @@ use super::record::Record;
 use super::{Engine, now_ms};
 use crate::causes::chain;
 use crate::journal::Entry;
-use crate::kernel::{cgroups, signals};
+use crate::kernel::{calls, cgroups, signals};
 use crate::model::{
     CgroupIdentity, Claim, DiskSequence, Gap, Lease, Opener, Phase, ProcessIdentity, Proof, ProvenDirectory,
     ProvenLoop, ProvenProcess, ResourceIdentity, SnapshotDepth, Wanted, none_is_later,
@@ -139,6 +139,7 @@ impl Engine {
             mounts_before: Default::default(),
             boot: self.shared.boot.clone(),
             evidence_closed: false,
+            owner_handle: calls::file_handle(&pidfd).ok(),
             opened_at_ms: now,
             deadline_ms: deadline
                 .map(|after| now.saturating_add(after.as_millis().try_into().unwrap_or(u64::MAX))),

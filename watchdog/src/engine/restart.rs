@@ -1,6 +1,7 @@
 //! What a start finds in the journal of the daemon before it.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use super::Engine;
 use super::audit::Because;
 use super::record::Record;
 use crate::journal::Entry;
-use crate::kernel::{cgroups, signals};
+use crate::kernel::{calls, cgroups, signals};
 use crate::model::{Lease, Phase};
 
 impl Engine {
@@ -60,6 +61,14 @@ impl Engine {
                 lease.claims.retain(|claim| claim.scratch && claim.handle.is_some());
             }
             let owner = if same_boot { signals::open(lease.owner).ok().flatten() } else { None };
+            // Its number and start are known; where the kernel has a handle of it, that is what counts.
+            let is_it = |pidfd: &OwnedFd| {
+                lease
+                    .owner_handle
+                    .as_ref()
+                    .is_none_or(|known| calls::file_handle(pidfd).is_ok_and(|now| now == *known))
+            };
+            let owner = owner.filter(is_it);
             let is_over_already = lease.phase == Phase::Over;
             let is_over = is_over_already || owner.is_none();
             tracing::info!(

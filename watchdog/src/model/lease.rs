@@ -55,6 +55,9 @@ pub struct Lease {
     pub uid: u32,
     /// The process whose death ends it.
     pub owner: ProcessIdentity,
+    /// The kernel's own handle of that process (pidfs, Linux 6.14): no other process ever gets it.
+    #[serde(default)]
+    pub owner_handle: Option<(i32, Vec<u8>)>,
     /// How its processes are known.
     pub tracking: Tracking,
     /// Its own control group, when it has one, and where it is.

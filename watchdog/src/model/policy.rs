@@ -137,6 +137,7 @@ impl Taking {
             mounts_before: BTreeSet::new(),
             boot: boot.clone(),
             evidence_closed: true,
+            owner_handle: None,
             opened_at_ms: now_ms,
             deadline_ms: None,
         };
