@@ -246,7 +246,7 @@ fn whatever_call_fails_the_verdict_is_right_and_nothing_else_is_touched() {
     let limit = Duration::from_secs(if all { 3600 } else { 240 });
     scenario::privileged_within("faults", limit, |place| {
         let bystander = Bystander::new(place, &place.directory("other"));
-        let settings = Settings { term_timeout: "60ms", step_timeout: "3s", ..Settings::default() };
+        let settings = Settings { term_timeout: "60ms", ..Settings::default() };
         let mut daemon = Daemon::start(place, &settings);
         let (mut tried, mut complete) = (0, 0);
         for (at, fault) in FAULTS.iter().enumerate() {

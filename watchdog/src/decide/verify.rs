@@ -1,6 +1,7 @@
 //! What became of each resource, by a second look. No call's success counts here.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use hostler_protocol::lease::{LeaseId, Tracking};
 use hostler_protocol::resource::Outcome;
@@ -8,7 +9,8 @@ use hostler_protocol::resource::Outcome;
 use super::attribute::Ownership;
 use super::index::Index;
 use crate::model::{
-    Gap, Lease, LoopState, Plan, ProcessIdentity, ResourceIdentity, Snapshot, Step, StepResult, UnmountHow,
+    Gap, Lease, LoopDevice, LoopState, Plan, ProcessIdentity, ResourceIdentity, Snapshot, Step, StepResult,
+    UnmountHow,
 };
 
 /// All that a lease owns of a snapshot, but processes that have ended already.
@@ -41,7 +43,10 @@ pub fn doubts<'a>(lease: &Lease, snapshot: &'a Snapshot) -> Vec<&'a Gap> {
         Gap::Loops(_) => !lease.claims.is_empty() || !lease.loops.is_empty(),
         Gap::Mounts(_) => !lease.claims.is_empty() || !lease.loops.is_empty() || !lease.mounts.is_empty(),
         Gap::Blocks(_) => !lease.maps.is_empty() || !lease.loops.is_empty(),
-        Gap::Loop(number, _) => lease.loops.iter().any(|identity| identity.number == *number),
+        Gap::Loop(number, _) => {
+            lease.loops.iter().any(|identity| identity.number == *number)
+                || may_lie_below(lease, snapshot, *number)
+        }
         Gap::Processes(_) => lease.tracking == Tracking::Descent,
         Gap::Cgroup(of, _) | Gap::Claim(of, _) => *of == lease.id,
         // They tell what holds things, not what is there: a mount in another namespace is of a device that
@@ -51,6 +56,20 @@ pub fn doubts<'a>(lease: &Lease, snapshot: &'a Snapshot) -> Vec<&'a Gap> {
         Gap::Criterion(_) => false,
     };
     snapshot.gaps.iter().filter(hides).collect()
+}
+
+/// Whether a loop device that could not be asked may be the lease's: it was attached after the claim, and
+/// text says that its file lies below. That is enough to doubt, and never to act.
+fn may_lie_below(lease: &Lease, snapshot: &Snapshot, number: u32) -> bool {
+    let is_later = |device: &LoopDevice| device.sequence.is_none_or(|sequence| sequence > lease.loops_before);
+    let lies_below = |device: &LoopDevice| {
+        lease.claims.iter().any(|claim| Path::new(&device.backing_text).starts_with(&claim.path))
+    };
+    !lease.evidence_closed
+        && snapshot
+            .loops
+            .iter()
+            .any(|device| device.number == number && is_later(device) && lies_below(device))
 }
 
 /// What became of `resource`: `after` is the second look, `plan` and `results` what was tried.

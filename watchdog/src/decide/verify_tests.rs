@@ -1,8 +1,12 @@
 use hostler_protocol::resource::Outcome;
 
-use super::super::fixture::{ROOT_DISK, host, loop_device, loop_identity, mount, process, process_identity};
-use super::verify;
-use crate::model::{DiskSequence, Gap, LoopState, Plan, ResourceIdentity, Step, StepResult};
+use super::super::fixture::{
+    ROOT_DISK, host, lease, loop_device, loop_identity, mount, process, process_identity,
+};
+use super::{doubts, verify};
+use crate::model::{
+    Claim, DirectoryIdentity, DiskSequence, Gap, LoopState, Phase, Plan, ResourceIdentity, Step, StepResult,
+};
 
 fn detach(number: u32) -> (ResourceIdentity, Plan) {
     let identity = loop_identity(number, ROOT_DISK);
@@ -91,4 +95,32 @@ fn a_loop_device_that_goes_with_its_mount_was_taken_back() {
     assert_eq!(verify(resource, &plan, &results, &host()), Outcome::Reclaimed);
     let results = [StepResult::Gone, StepResult::Gone];
     assert_eq!(verify(resource, &plan, &results, &host()), Outcome::AlreadyGone);
+}
+
+#[test]
+fn a_device_that_could_not_be_asked_is_a_doubt_of_whoever_may_have_it() {
+    let mut snapshot = host();
+    let mut device = loop_device(3, ROOT_DISK);
+    device.state = LoopState::Unread;
+    snapshot.loops = vec![device];
+    snapshot.gaps = vec![Gap::Loop(3, "EBUSY".to_owned())];
+    let doubted = |path: &str, before: u64, closed: bool| {
+        let mut lease = lease(1, Phase::Over);
+        let directory = DirectoryIdentity { device: ROOT_DISK, inode: 2 };
+        lease.claims.push(Claim {
+            directory,
+            scratch: false,
+            path: path.to_owned(),
+            handle: None,
+            mount: None,
+        });
+        lease.loops_before = DiskSequence(before);
+        lease.evidence_closed = closed;
+        doubts(&lease, &snapshot).len()
+    };
+    // Its file is /images/3.img, and its number is 103.
+    assert_eq!(doubted("/images", 102, false), 1);
+    assert_eq!(doubted("/image", 102, false), 0);
+    assert_eq!(doubted("/images", 103, false), 0);
+    assert_eq!(doubted("/images", 102, true), 0);
 }
