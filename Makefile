@@ -86,7 +86,7 @@ TARGETS ?= frames messages configuration recipe mountinfo console
 fuzz:
 	@tests/setup.sh fuzz
 	@cd fuzz && for target in $(TARGETS); do \
-		$(CARGO) +nightly fuzz run --release $$target -- -max_total_time=$(SECONDS) -max_len=8192 -timeout=10 \
+		$(CARGO) +nightly fuzz run $$target -- -max_total_time=$(SECONDS) -max_len=8192 -timeout=10 \
 			-print_final_stats=1 || exit 1; \
 	done
 
