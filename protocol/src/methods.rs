@@ -153,6 +153,15 @@ pub struct ReportBuild {
     pub upstream_bytes: u64,
     /// Bytes that came out of the cache.
     pub cached_bytes: u64,
+    /// Files that came from upstream: misses of the cache.
+    #[serde(default)]
+    pub upstream_files: u64,
+    /// Files that came out of the cache: its hits.
+    #[serde(default)]
+    pub cached_files: u64,
+    /// What upstreams did wrong: lies, breaks, refusals.
+    #[serde(default)]
+    pub upstream_failures: u64,
 }
 
 /// Ends a lease, and waits until what it left has been taken back or cannot be.

@@ -28,6 +28,10 @@ pub struct Metrics {
     pub build_seconds: HistogramVec,
     /// `hostler_download_bytes_total{source}`.
     pub download_bytes: IntCounterVec,
+    /// `hostler_download_files_total{source}`.
+    pub download_files: IntCounterVec,
+    /// `hostler_upstream_failures_total`.
+    pub upstream_failures: IntCounter,
     /// `hostler_loop_devices_in_use`.
     pub loops_in_use: IntGauge,
     /// `hostler_loop_devices_limit`: 0 where the kernel sets none.
@@ -93,6 +97,15 @@ impl Metrics {
                 "Bytes that builds used, from upstream or out of the cache.",
                 &["source"],
             ),
+            download_files: counters(
+                "hostler_download_files_total",
+                "Files that builds used: from upstream, a miss of the cache, or out of it, a hit.",
+                &["source"],
+            ),
+            upstream_failures: counter(
+                "hostler_upstream_failures_total",
+                "What upstreams did wrong: refusals, breaks, silence, altered files.",
+            ),
             loops_in_use: gauge("hostler_loop_devices_in_use", "Loop devices that are bound."),
             loops_limit: gauge(
                 "hostler_loop_devices_limit",
@@ -117,7 +130,7 @@ impl Metrics {
     }
 
     fn register(&self) {
-        let all: [Box<dyn prometheus::core::Collector>; 15] = [
+        let all: [Box<dyn prometheus::core::Collector>; 17] = [
             Box::new(self.resources.clone()),
             Box::new(self.reclaims.clone()),
             Box::new(self.reclaim_seconds.clone()),
@@ -126,6 +139,8 @@ impl Metrics {
             Box::new(self.builds.clone()),
             Box::new(self.build_seconds.clone()),
             Box::new(self.download_bytes.clone()),
+            Box::new(self.download_files.clone()),
+            Box::new(self.upstream_failures.clone()),
             Box::new(self.loops_in_use.clone()),
             Box::new(self.loops_limit.clone()),
             Box::new(self.stray_qemu.clone()),
@@ -158,6 +173,7 @@ impl Metrics {
         }
         for source in ["upstream", "cache"] {
             self.download_bytes.with_label_values(&[source]).reset();
+            self.download_files.with_label_values(&[source]).reset();
         }
     }
 

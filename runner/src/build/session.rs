@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::beside::Beside;
-use crate::cache::{self, Cache, Counted, Digest, FetchOptions, Fetcher, Proxies, Supply};
+use crate::cache::{self, Cache, Counted, Digest, FetchOptions, Fetcher, Proxies, Remote, Supply};
 use crate::cancel::Cancel;
 use crate::causes::in_one_line;
 use crate::debian::{self, Selection};
@@ -29,6 +29,9 @@ use super::preflight::{Fitness, Host, Needs, Workspace, examine};
 use super::product::Product;
 use super::registrar::{Ending, Registrar};
 use super::scratch::{Scratch, sweep};
+
+/// How long the shared store may take to be given what it lacked, after a build.
+const SETTLE_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long stages that notice late that they are to stop are waited for.
 const STOP_PATIENCE: Duration = Duration::from_secs(3);
@@ -307,6 +310,7 @@ impl<'a> Session<'a> {
             built.push(BuiltFile { path, bytes: file.bytes, sha256: file.sha256.clone() });
         }
         let lock = self.lock(host, &packages)?;
+        packages.fetcher.settle(SETTLE_LIMIT);
         Ok(Built {
             files: built,
             lock,
@@ -562,6 +566,8 @@ pub fn fetch_options(stop: &Stop) -> FetchOptions {
         proxies: Proxies::of_host(stop),
         stop: stop.clone(),
         mirrors: cache::mirrors(|name| std::env::var(name).ok()),
+        // An unusable address was refused before.
+        remote: Remote::of_environment(|name| std::env::var(name).ok()).ok().flatten(),
         ..FetchOptions::default()
     }
 }

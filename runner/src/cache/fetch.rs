@@ -7,7 +7,7 @@
 
 use std::io::Read;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::Client;
 use tokio::runtime::{Handle, Runtime};
@@ -21,9 +21,10 @@ use crate::stop::{Stop, Stopped};
 use super::digest::Digest;
 use super::fetch_error::FetchError;
 use super::proxy::Proxies;
+use super::remote::{Exchanged, Remote};
 use super::store::{Cache, Remembered, StoreError};
 use super::transfer::{Core, Metadata};
-use super::upstream::{LeastPace, last_part};
+use super::upstream::{LeastPace, Rate, last_part};
 
 /// How downloads are done.
 #[derive(Clone, Debug)]
@@ -48,6 +49,8 @@ pub struct FetchOptions {
     pub supply: Supply,
     /// Roots of mirrors that are asked before all others, each with archives in folders named as upstream's.
     pub mirrors: Vec<String>,
+    /// The store that a fleet shares, where there is one: asked before upstream, and given what came from there.
+    pub remote: Option<Arc<Remote>>,
 }
 
 /// What may be brought at all. The default is anything, from anywhere.
@@ -72,6 +75,7 @@ impl Default for FetchOptions {
             stop: Stop::default(),
             supply: Supply::default(),
             mirrors: Vec::new(),
+            remote: None,
         }
     }
 }
@@ -100,6 +104,12 @@ pub struct Counted {
     pub upstream_requests: u64,
     /// Bytes of files that the cache already had.
     pub cache_bytes: u64,
+    /// Files that the cache already had.
+    pub cache_files: u64,
+    /// Files that were downloaded.
+    pub upstream_files: u64,
+    /// What was exchanged with the store that a fleet shares.
+    pub remote: Exchanged,
     /// Damaged files found in the cache and removed.
     pub damaged: u64,
     /// What upstreams did wrong: lies, breaks, refusals.
@@ -220,6 +230,7 @@ impl Fetcher {
                 });
             }
             let mut last = String::new();
+            let mut pace = Rate::new(Instant::now(), before.upstream_bytes);
             let mut tick = tokio::time::interval(Duration::from_millis(250));
             loop {
                 tokio::select! {
@@ -234,7 +245,11 @@ impl Fetcher {
                         let now = self.core.counted();
                         let done = (now.upstream_bytes + now.cache_bytes)
                             .saturating_sub(before.upstream_bytes + before.cache_bytes);
-                        let doing = last.rsplit('/').next().unwrap_or("").to_owned();
+                        let rate = pace.rate(Instant::now(), now.upstream_bytes);
+                        let doing = self.core.under_way().map_or_else(
+                            || last.rsplit('/').next().unwrap_or("").to_owned(),
+                            |under_way| format!("{under_way}, {}/s", bytesize::ByteSize(rate)),
+                        );
                         sink.event(Event::Progress { stage, doing, bytes: done.min(total), total: Some(total) });
                     }
                 }
@@ -243,6 +258,11 @@ impl Fetcher {
         let result = self.block_on("the packages", future);
         self.tell_news(sink);
         result
+    }
+
+    /// Waits until the shared store has been given what it lacked, for so long at most.
+    pub fn settle(&self, limit: Duration) {
+        let _ = self.run(async { tokio::time::timeout(limit, self.core.settle()).await });
     }
 
     /// Says which upstreams were dropped since this was said last.

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use reqwest::header::{ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
 use reqwest::{Client, StatusCode};
+use tokio::task::JoinSet;
 
 use crate::lock::LockedFile;
 
@@ -20,7 +21,7 @@ use super::download::next_chunk;
 use super::fetch::{Counted, FetchOptions, Wanted};
 use super::fetch_error::{FetchError, METADATA_LIMIT};
 use super::store::{Cache, Remembered, StoreError};
-use super::upstream::{Fault, Ledger};
+use super::upstream::{Fault, Ledger, upstream_of};
 
 /// How often is looked whether another process is done with a file.
 const TURN_WAIT: Duration = Duration::from_millis(30);
@@ -31,6 +32,8 @@ pub(super) struct Counters {
     metadata: AtomicU64,
     requests: AtomicU64,
     cache: AtomicU64,
+    cache_files: AtomicU64,
+    upstream_files: AtomicU64,
 }
 
 fn add(counter: &AtomicU64, amount: u64) {
@@ -46,6 +49,31 @@ pub struct Metadata {
     pub stale: Option<String>,
     pub(super) url: String,
     pub(super) validators: Option<(Option<String>, Option<String>)>,
+}
+
+/// A download, as long as it lasts.
+struct UnderWay<'a> {
+    core: &'a Core,
+    digest: Digest,
+}
+
+impl<'a> UnderWay<'a> {
+    fn begin(core: &'a Core, wanted: &Wanted) -> Self {
+        let name = wanted.name.rsplit('/').next().unwrap_or("");
+        let host = core.ledger().order(&wanted.urls).first().map(|place| upstream_of(&wanted.urls[*place]));
+        let host = host.unwrap_or_default();
+        let host = host.split_once("://").map_or("", |(_, host)| host);
+        let what = format!("{name} from {host}");
+        core.under_way.lock().unwrap_or_else(PoisonError::into_inner).push((wanted.digest, what));
+        Self { core, digest: wanted.digest }
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let mut under_way = self.core.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        under_way.retain(|(digest, _)| *digest != self.digest);
+    }
 }
 
 /// What was asked for, in its order, and how large it turned out to be.
@@ -67,6 +95,9 @@ pub(super) struct Core {
     /// What the lock has, where there is one.
     locked: Option<HashSet<Digest>>,
     brought: Mutex<Brought>,
+    under_way: Mutex<Vec<(Digest, String)>>,
+    /// What is being given to the shared store.
+    gifts: tokio::sync::Mutex<JoinSet<()>>,
     flights: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
 }
 
@@ -79,6 +110,8 @@ impl Core {
             options,
             locked,
             brought: Mutex::default(),
+            under_way: Mutex::default(),
+            gifts: tokio::sync::Mutex::default(),
             counters: Counters::default(),
             ledger: Mutex::default(),
             news: Mutex::default(),
@@ -95,6 +128,9 @@ impl Core {
             cache_bytes: read(&self.counters.cache),
             damaged: self.cache.damaged(),
             upstream_faults: self.ledger().faults(),
+            cache_files: read(&self.counters.cache_files),
+            upstream_files: read(&self.counters.upstream_files),
+            remote: self.options.remote.as_ref().map(|remote| remote.exchanged()).unwrap_or_default(),
         }
     }
 
@@ -212,13 +248,41 @@ impl Core {
         if let Some(file) = self.kept_file(wanted).await? {
             return Ok(file);
         }
-        self.download(wanted).await
+        if let Some(remote) = &self.options.remote
+            && let Some(file) = remote.take(&self.cache, wanted).await?
+        {
+            return Ok(file);
+        }
+        let under_way = UnderWay::begin(self, wanted);
+        let file = self.download(wanted).await?;
+        drop(under_way);
+        add(&self.counters.upstream_files, 1);
+        // Opened anew: a file's position is shared by all that are of one opening.
+        if let Some(remote) = self.options.remote.clone()
+            && let Ok(Some(own)) = self.cache.get(wanted.digest, wanted.size)
+        {
+            let digest = wanted.digest;
+            self.gifts.lock().await.spawn(async move { remote.give(digest, own).await });
+        }
+        Ok(file)
+    }
+
+    /// Waits until the shared store has been given all.
+    pub(super) async fn settle(&self) {
+        let mut gifts = self.gifts.lock().await;
+        while gifts.join_next().await.is_some() {}
+    }
+
+    /// What is being downloaded, and has been for longest.
+    pub(super) fn under_way(&self) -> Option<String> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).first().map(|(_, what)| what.clone())
     }
 
     async fn kept_file(&self, wanted: &Wanted) -> Result<Option<File>, FetchError> {
         let found = self.look_up(wanted.digest, wanted.size).await;
         let found = found.unwrap_or(Ok(None)).map_err(|source| store_error(wanted, source))?;
         if let Some(file) = &found {
+            add(&self.counters.cache_files, 1);
             add(&self.counters.cache, file.metadata().map_or(0, |metadata| metadata.len()));
         }
         Ok(found)

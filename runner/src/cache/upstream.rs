@@ -161,6 +161,29 @@ impl Pace {
     }
 }
 
+/// How many bytes a second came lately.
+pub(super) struct Rate {
+    since: Instant,
+    bytes: u64,
+    rate: u64,
+}
+
+impl Rate {
+    pub(super) fn new(now: Instant, bytes: u64) -> Self {
+        Self { since: now, bytes, rate: 0 }
+    }
+
+    /// The rate, when this many bytes have come in all; made anew every two seconds.
+    pub(super) fn rate(&mut self, now: Instant, bytes: u64) -> u64 {
+        let seconds = now.saturating_duration_since(self.since).as_secs_f64();
+        let measured = (bytes.saturating_sub(self.bytes) as f64 / seconds.max(0.001)) as u64;
+        if seconds >= 2.0 {
+            (self.since, self.bytes, self.rate) = (now, bytes, measured);
+        }
+        if self.rate == 0 { measured } else { self.rate }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,6 +231,17 @@ mod tests {
         let mut pace = Pace::new(least, start);
         assert!(!pace.is_too_slow(at(1), 1000));
         assert!(!pace.is_too_slow(at(11), 1));
+    }
+
+    #[test]
+    fn a_rate_is_of_the_last_seconds() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut rate = Rate::new(start, 100);
+        assert_eq!(rate.rate(at(1), 150), 50);
+        assert_eq!(rate.rate(at(2), 300), 100);
+        assert_eq!(rate.rate(at(3), 900), 100);
+        assert_eq!(rate.rate(at(4), 300), 0);
     }
 
     proptest::proptest! {

@@ -10,7 +10,7 @@ use hostler_runner::build::delivery::{Delivery, Folder};
 use hostler_runner::build::preflight::{Finding, Workspace};
 use hostler_runner::build::registrar::{Registrar, Unregistered};
 use hostler_runner::build::{BuildError, Built, BuiltFile, Debugging, Environment, Failed, Request, build};
-use hostler_runner::cache::{Supply, default_directory, limit};
+use hostler_runner::cache::{Remote, Supply, default_directory, limit};
 use hostler_runner::cancel::Cancel;
 use hostler_runner::causes::in_one_line;
 use hostler_runner::event::Event;
@@ -175,6 +175,9 @@ pub(crate) fn run(global: &Global, recipe: Recipe, around: Around) -> (Exit, Opt
     if let Err(error) = limit(|name| std::env::var_os(name)) {
         return (fail(&error, Exit::Usage), None);
     }
+    if let Err(error) = Remote::of_environment(|name| std::env::var(name).ok()) {
+        return (fail(&error, Exit::Usage), None);
+    }
     if let Some(lock) = &supply.lock
         && lock.recipe.sha256.is_some_and(|digest| Some(digest) != recipe.digest)
     {
@@ -253,6 +256,10 @@ fn show(global: &Global, built: &Built) -> Exit {
             "upstream_bytes": built.counted.upstream_bytes,
             "metadata_bytes": built.counted.metadata_bytes,
             "cache_bytes": built.counted.cache_bytes,
+            "upstream_files": built.counted.upstream_files,
+            "cache_files": built.counted.cache_files,
+            "upstream_failures": built.counted.upstream_faults,
+            "shared_files": built.counted.remote.taken,
             "seconds": seconds(&built.took),
             "stages": stages,
             "logs": built.logs,
@@ -274,6 +281,12 @@ fn show(global: &Global, built: &Built) -> Exit {
             bytesize::ByteSize(built.counted.metadata_bytes),
             bytesize::ByteSize(built.counted.cache_bytes)
         );
+        if built.counted.upstream_faults > 0 {
+            println!("upstream failed {} times, and others helped out", built.counted.upstream_faults);
+        }
+        if built.counted.remote.taken > 0 {
+            println!("{} files came from the shared store", built.counted.remote.taken);
+        }
     }
     Exit::Done
 }

@@ -66,6 +66,9 @@ impl Registrar for Registration {
             seconds,
             upstream_bytes: counted.upstream_bytes,
             cached_bytes: counted.cache_bytes,
+            upstream_files: counted.upstream_files,
+            cached_files: counted.cache_files,
+            upstream_failures: counted.upstream_faults,
         };
         // Only a number in a metric is lost.
         if let Err(error) = self.lease.report_build(report) {

@@ -8,6 +8,7 @@ mod host_sources;
 mod kills;
 mod locked;
 mod mirrors;
+mod shared;
 mod together;
 mod upstream;
 mod upstreams;

@@ -441,6 +441,9 @@ impl Engine {
         metrics.build_seconds.with_label_values(&[report.result.name()]).observe(report.seconds);
         metrics.download_bytes.with_label_values(&["upstream"]).inc_by(report.upstream_bytes);
         metrics.download_bytes.with_label_values(&["cache"]).inc_by(report.cached_bytes);
+        metrics.download_files.with_label_values(&["upstream"]).inc_by(report.upstream_files);
+        metrics.download_files.with_label_values(&["cache"]).inc_by(report.cached_files);
+        metrics.upstream_failures.inc_by(report.upstream_failures);
         Ok(())
     }
 

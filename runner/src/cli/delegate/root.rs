@@ -33,7 +33,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the building process may see of root's environment: what it is told by, how it reaches the
 /// network, and how it shows things.
-const VARIABLES: [&str; 15] = [
+const VARIABLES: [&str; 21] = [
     "PATH",
     "LANG",
     "LC_ALL",
@@ -42,6 +42,12 @@ const VARIABLES: [&str; 15] = [
     "HOSTLER_LOG",
     "HOSTLER_CACHE_LIMIT",
     "HOSTLER_MIRROR",
+    "HOSTLER_STORE",
+    "AWS_ENDPOINT_URL",
+    "AWS_REGION",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
     "http_proxy",
     "https_proxy",
     "HTTPS_PROXY",
