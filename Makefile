@@ -80,13 +80,14 @@ test-crash: setup-tests
 		$(CARGO) test --locked --release --package hostler-tests --test privileged -- crashes --nocapture
 
 # Feeds what parses others' bytes with rubbish, that many seconds for each target; new finds go into
-# fuzz/corpus, crashes into fuzz/artifacts. TARGETS="frames console" takes only some.
+# fuzz/target/corpus, crashes into fuzz/artifacts. TARGETS="frames console" takes only some.
 SECONDS ?= 60
 TARGETS ?= frames messages configuration recipe mountinfo console
 fuzz:
 	@tests/setup.sh fuzz
 	@cd fuzz && for target in $(TARGETS); do \
-		$(CARGO) +nightly fuzz run $$target -- -max_total_time=$(SECONDS) -max_len=8192 -timeout=10 \
+		mkdir -p target/corpus/$$target && \
+		$(CARGO) +nightly fuzz run $$target target/corpus/$$target corpus/$$target -- -max_total_time=$(SECONDS) -max_len=8192 -timeout=10 \
 			-print_final_stats=1 || exit 1; \
 	done
 
