@@ -238,8 +238,12 @@ impl Place {
     /// Removes whatever is left, and the place. For the end, whatever that was.
     pub fn clear(&self) {
         self.empty();
+        // A process that was killed while it waited for a file system takes a moment to leave.
+        let patience = std::time::Instant::now() + Duration::from_secs(2);
         for group in &self.groups {
-            let _ = fs::remove_dir(group);
+            while fs::remove_dir(group).is_err() && group.exists() && std::time::Instant::now() < patience {
+                std::thread::sleep(Duration::from_millis(20));
+            }
         }
         let _ = fs::remove_dir_all(&self.directory);
     }
