@@ -16,7 +16,8 @@ use super::status::StatusArguments;
 /// shows what holds their devices.
 ///
 /// Exit status: 0 done, 1 the build or command failed, 2 wrong usage or recipe, 3 refused, 4 the
-/// watchdog is not reachable, 5 this host is not fit (`hostler doctor` tells why).
+/// watchdog is not reachable, 5 this host is not fit (`hostler doctor` tells why), 128 and a signal's
+/// number when that signal stopped it in order.
 #[derive(Debug, Parser)]
 #[command(name = "hostler", version, propagate_version = true)]
 pub(crate) struct Arguments {

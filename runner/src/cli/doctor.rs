@@ -117,19 +117,26 @@ fn judge(host: &Host, cache: &Path, stop: &Stop) -> Result<Finding, Box<dyn std:
         register: &|_| Ok(()),
         stop,
     };
-    let verdicts = canary.judge(Some(&cache.join("acceleration")))?;
+    let memory = cache.join("acceleration");
+    let remembered = canary.remembered(Some(&memory))?;
+    let when = match remembered {
+        Some(_) => " (remembered; tried anew after a reboot, and with another qemu, processor or kernel)",
+        None => " (tried just now, and remembered until the next reboot)",
+    };
+    let verdicts = remembered.map_or_else(|| canary.judge(Some(&memory)), Ok)?;
+    let found = format!("{verdicts}{when}");
     Ok(match verdicts.best() {
-        Some(Accelerator::Kvm) => Finding::fit(Subject::Acceleration, verdicts.to_string()),
+        Some(Accelerator::Kvm) => Finding::fit(Subject::Acceleration, found),
         Some(Accelerator::Tcg) => Finding::bad(
             Subject::Acceleration,
             Fitness::Poor,
-            verdicts.to_string(),
+            found,
             "emulated builds take some minutes; for fast ones use a host that lends out its virtualization",
         ),
         None => Finding::bad(
             Subject::Acceleration,
             Fitness::Unfit,
-            verdicts.to_string(),
+            found,
             "reinstall qemu-system-x86 and seabios, or try another host",
         ),
     })

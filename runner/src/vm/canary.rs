@@ -174,11 +174,10 @@ impl Canary<'_> {
     /// # Errors
     /// When nothing could be tried; that no accelerator works is a verdict, not an error.
     pub fn judge(&self, memory: Option<&Path>) -> Result<Verdicts, CanaryError> {
-        let key = self.key()?;
-        let remembered = memory.map(|memory| memory.join(format!("{key}.json")));
-        if let Some(verdicts) = remembered.as_deref().and_then(recall) {
+        if let Some(verdicts) = self.remembered(memory)? {
             return Ok(verdicts);
         }
+        let remembered = self.place(memory)?;
         let kvm = match open_kvm() {
             Ok(()) => self.verdict(Accelerator::Kvm)?,
             Err(reason) => Verdict::Refused { reason },
@@ -195,6 +194,20 @@ impl Canary<'_> {
             let _ = remember(path, &verdicts);
         }
         Ok(verdicts)
+    }
+
+    /// The verdicts that `memory` holds for this host as it is now.
+    ///
+    /// # Errors
+    /// When what they depend on cannot be read.
+    pub fn remembered(&self, memory: Option<&Path>) -> Result<Option<Verdicts>, CanaryError> {
+        Ok(self.place(memory)?.as_deref().and_then(recall))
+    }
+
+    /// Where they are remembered.
+    fn place(&self, memory: Option<&Path>) -> Result<Option<PathBuf>, CanaryError> {
+        let key = self.key()?;
+        Ok(memory.map(|memory| memory.join(format!("{key}.json"))))
     }
 
     fn key(&self) -> Result<String, CanaryError> {

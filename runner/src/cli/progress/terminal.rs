@@ -51,7 +51,10 @@ impl Sink for Terminal {
                 self.show(*running, &doing(stage, &what, bytes, total));
             }
             Event::Finished(stage) => ended(stage, ""),
-            Event::GaveUp(stage) => ended(stage, "  failed"),
+            Event::GaveUp(stage) => {
+                ended(stage, "  failed");
+                self.bar.set_message("keeping what is known of it");
+            }
             Event::Note(text) => self.bar.println(format!("  {}", cleaned(&text))),
             Event::Warning(text) => self.bar.println(format!("  warning: {}", cleaned(&text))),
             // What follows is printed below.
