@@ -137,6 +137,12 @@ impl<'place> Daemon<'place> {
         self.child = Some(spawn(&mut command).or_fail("starting hostlerd"));
     }
 
+    /// Where it runs.
+    #[must_use]
+    pub fn place(&self) -> &'place Place {
+        self.place
+    }
+
     /// Its process number: the shell that entered the control groups became it.
     ///
     /// # Panics

@@ -6,25 +6,19 @@ use std::time::{Duration, Instant};
 
 use crate::daemon::Daemon;
 use crate::failure::OrFail;
+use crate::processes;
 
 /// Longest wait until a daemon has nothing to do.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Nothing of the daemon's own takes this long to begin after an event.
 const QUIET: Duration = Duration::from_millis(60);
 
-/// The daemon's process and its workers'.
+/// The daemon's process, and those that it keeps: its workers' origin, and the readers of users who are
+/// connected. Workers themselves come and go.
 #[must_use]
 pub fn processes(daemon: &Daemon<'_>) -> Vec<u32> {
-    let own = daemon.pid();
-    let parent = |pid: &u32| {
-        let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
-        let stat = String::from_utf8_lossy(&stat).into_owned();
-        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse::<u32>().ok()
-    };
-    let all = fs::read_dir("/proc").or_fail("reading /proc").flatten();
-    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let workers = pids.filter(|pid| parent(pid) == Some(own));
-    std::iter::once(own).chain(workers).collect()
+    let kept = processes::children(daemon.pid()).into_iter().map(|child| child.pid);
+    std::iter::once(daemon.pid()).chain(kept).collect()
 }
 
 /// Reads a file of each task of a process.
@@ -38,13 +32,18 @@ fn of_tasks(pid: u32, file: &str) -> Vec<String> {
         .collect()
 }
 
-/// The time that the tasks of these processes were running.
+/// The time that the daemon and all that it started were running, also what has ended: as their control group
+/// counts it, in which the test itself is not.
+///
+/// # Panics
+/// When the host has no control groups of version 2, or does not let them be read.
 #[must_use]
-pub fn cpu_time(pids: &[u32]) -> Duration {
-    let of_task = |text: &String| text.split_whitespace().next()?.parse::<u64>().ok();
-    let nanoseconds: u64 =
-        pids.iter().flat_map(|pid| of_tasks(*pid, "schedstat")).filter_map(|text| of_task(&text)).sum();
-    Duration::from_nanos(nanoseconds)
+pub fn cpu_time(daemon: &Daemon<'_>) -> Duration {
+    let groups = daemon.place().groups().iter().map(|group| group.join("cpu.stat"));
+    let text = groups.filter_map(|file| fs::read_to_string(file).ok()).next();
+    let text = text.or_fail("cpu.stat of a control group of version 2");
+    let line = text.lines().find_map(|line| line.strip_prefix("usage_usec ")).or_fail("usage_usec");
+    Duration::from_micros(line.parse().or_fail("a number"))
 }
 
 /// How often the tasks of these processes stopped running: each wake-up ends so.
@@ -78,14 +77,10 @@ pub fn private_memory(pids: &[u32]) -> f64 {
 /// When they go on for a minute.
 pub fn wait_until_quiet(daemon: &Daemon<'_>) {
     let begun = Instant::now();
-    let state = || {
-        let pids = processes(daemon);
-        (cpu_time(&pids), pids)
-    };
-    let mut before = state();
+    let mut before = cpu_time(daemon);
     loop {
         std::thread::sleep(QUIET);
-        let now = state();
+        let now = cpu_time(daemon);
         if now == before {
             return;
         }
