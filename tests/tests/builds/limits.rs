@@ -38,8 +38,11 @@ fn a_guest_is_ended_with_its_last_screen() {
         assert!(took > Duration::from_secs(58) && took < Duration::from_secs(90), "{took:?}");
         let told = said.lines().find(|line| line.starts_with("hostler: [")).or_fail("the failure");
         assert!(told.starts_with("hostler: [timeout] the builder guest failed: "), "{said}");
-        assert!(told.contains("not done within the build's total limit of 1m; it was in step "), "{said}");
-        assert!(said.contains("the last on its screen:\n  | "), "{said}");
+        assert!(told.contains("not done within the build's total limit of 1m; it was "), "{said}");
+        // On a busy host it may not have come to its first step, and then has not said anything.
+        let has_begun = told.contains("it was in step ");
+        assert!(has_begun || told.ends_with("it was before its first step"), "{said}");
+        assert!(!has_begun || said.contains("the last on its screen:\n  | "), "{said}");
         assert_eq!(left(place), ["limited.failure"]);
         let bundle = place.path("out/limited.failure");
         let page = bundle.join("index.html");
@@ -59,7 +62,7 @@ fn a_guest_is_ended_with_its_last_screen() {
         let document: serde_json::Value = serde_json::from_str(&text).or_fail("JSON");
         assert_eq!(document["class"], "timeout");
         assert_eq!(document["stages"].as_array().map(Vec::len), Some(6), "{text}");
-        assert!(document["guest"]["disk"]["written"].as_u64() > Some(0), "{text}");
+        assert!(document["guest"]["disk"]["operations"].as_u64() > Some(0), "{text}");
         assert!(Confined::all(place).is_empty());
     });
 }
