@@ -44,6 +44,11 @@ fi
 if [ "$what" = test ] || [ "$what" = bench ]; then
     need lsof lsof
 fi
+if [ "$what" = bench ]; then
+    need nginx nginx-light
+    need apt-cacher-ng apt-cacher-ng
+    need squid squid
+fi
 if [ "$what" = run ] || [ "$what" = test ]; then
     need gpgv gpgv
     need /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
@@ -103,6 +108,16 @@ if [ ${#missing[@]} -gt 0 ]; then
         esac
     done
     apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends --allow-downgrades "${packages[@]}" >/dev/null
+fi
+
+# These packages start a service; what is compared runs its own, and a bench leaves none behind.
+if [ "$what" = bench ] && [ -d /run/systemd/system ]; then
+    for package in ${missing[@]+"${missing[@]}"}; do
+        case $package in
+        nginx-light) systemctl disable --quiet --now nginx ;;
+        apt-cacher-ng | squid) systemctl disable --quiet --now "$package" ;;
+        esac
+    done
 fi
 
 if [ "$what" = lint ] && ! cargo deny --version >/dev/null 2>&1; then

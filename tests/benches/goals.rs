@@ -15,7 +15,7 @@ struct Arguments {
     /// Write the table to this file too.
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Only these: reclaim, burst, snapshot, idle.
+    /// Only these: reclaim, burst, snapshot, idle, cache.
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = measurement)]
     only: Vec<Measurement>,
     /// In small, to see that it works. The numbers mean nothing.
@@ -37,7 +37,7 @@ struct Arguments {
 
 fn measurement(name: &str) -> Result<Measurement, String> {
     let found = Measurement::ALL.into_iter().find(|measurement| measurement.name() == name);
-    found.ok_or_else(|| "one of: reclaim, burst, snapshot, idle".to_owned())
+    found.ok_or_else(|| "one of: reclaim, burst, snapshot, idle, cache".to_owned())
 }
 
 fn main() -> ExitCode {

@@ -8,6 +8,7 @@
 //! process around it.
 
 pub mod burst;
+pub mod cache;
 pub mod cost;
 pub mod guardian;
 pub mod host;
@@ -40,6 +41,8 @@ pub struct Sizes {
     pub host: host::Size,
     /// Rest and events.
     pub idle: idle::Size,
+    /// What the cache hands out.
+    pub cache: cache::Size,
 }
 
 impl Sizes {
@@ -50,6 +53,7 @@ impl Sizes {
         rounds: 9,
         host: host::Size { loops: 256, mounts: 5000, namespaces: 50, processes: 2000 },
         idle: idle::Size { idle: Duration::from_secs(120), events: 15, mounts: [100, 10_000] },
+        cache: cache::Size { large: 256, small: 4000, rounds: 9 },
     };
     /// Enough to see that it works, and for no number.
     pub const SMALL: Self = Self {
@@ -58,6 +62,7 @@ impl Sizes {
         rounds: 1,
         host: host::Size { loops: 4, mounts: 120, namespaces: 3, processes: 12 },
         idle: idle::Size { idle: Duration::from_millis(500), events: 1, mounts: [50, 100] },
+        cache: cache::Size { large: 2, small: 8, rounds: 1 },
     };
 }
 
@@ -72,11 +77,13 @@ pub enum Measurement {
     Snapshot,
     /// Rest, and one event.
     Idle,
+    /// What the cache hands out.
+    Cache,
 }
 
 impl Measurement {
     /// All, in their order.
-    pub const ALL: [Self; 4] = [Self::Reclaim, Self::Burst, Self::Snapshot, Self::Idle];
+    pub const ALL: [Self; 5] = [Self::Reclaim, Self::Burst, Self::Snapshot, Self::Idle, Self::Cache];
 
     /// Its word on the command line.
     #[must_use]
@@ -86,6 +93,7 @@ impl Measurement {
             Self::Burst => "burst",
             Self::Snapshot => "snapshot",
             Self::Idle => "idle",
+            Self::Cache => "cache",
         }
     }
 
@@ -103,6 +111,7 @@ impl Measurement {
                 Self::Burst => burst::measure(place, sizes.stacks, sizes.rounds),
                 Self::Snapshot => snapshot::measure(place, sizes.host, sizes.rounds),
                 Self::Idle => idle::measure(place, sizes.idle),
+                Self::Cache => cache::measure(place, sizes.cache),
             };
         });
         section
