@@ -92,7 +92,6 @@ impl Origin {
     /// # Errors
     /// When the kernel refuses.
     pub fn confine_copy(&self) -> Result<(), ConfineError> {
-        // First: from here on a copy of the origin that has died meanwhile is noticed by its socket's end.
         die_with_parent()?;
         self.no_copies.apply()
     }

@@ -69,6 +69,10 @@ pub fn plan(lease: &Lease, snapshot: &Snapshot, ownership: &Ownership, settings:
 /// uninterruptible sleep.
 #[must_use]
 pub fn stuck(lease: LeaseId, after: &Snapshot, ownership: &Ownership) -> BTreeSet<MountIdentity> {
+    // A process that could not be looked into may hold any of them.
+    if after.gaps.iter().any(|gap| matches!(gap, Gap::Process(..) | Gap::Processes(_))) {
+        return BTreeSet::new();
+    }
     let index = Index::new(after);
     let is_own = |node| {
         let identity = identity_of(node, &index);

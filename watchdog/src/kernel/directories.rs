@@ -104,12 +104,19 @@ pub fn reopen(claim: &Claim, mounts: &[&Mount]) -> io::Result<OwnedFd> {
     let may_be = |mount: &&&Mount| {
         !is_it(mount) && (mount.device() == claim.directory.device || mount.filesystem == "btrfs")
     };
+    let is_unmistakable = is_unmistakable(*kind, bytes, claim.directory.device);
     let mut last = if mounts.iter().any(|mount| is_it(&mount) || may_be(&mount)) {
-        io::Error::new(io::ErrorKind::ResourceBusy, "something is mounted over all mounts of its file system")
+        let cause = if is_unmistakable {
+            "something is mounted over all mounts of its file system"
+        } else {
+            "the mount that it was claimed on is gone, and its file system cannot be told from another there"
+        };
+        io::Error::new(io::ErrorKind::ResourceBusy, cause)
     } else {
         io::Error::new(io::ErrorKind::NotFound, "its file system is not mounted any more")
     };
-    for mount in mounts.iter().filter(is_it).chain(mounts.iter().filter(may_be)) {
+    let others = mounts.iter().filter(may_be).filter(|_| is_unmistakable);
+    for mount in mounts.iter().filter(is_it).chain(others) {
         let root = match reach::open_seen_root(mount) {
             Ok(Some(root)) => root,
             Ok(None) => continue,
@@ -127,6 +134,18 @@ pub fn reopen(claim: &Claim, mounts: &[&Mount]) -> io::Result<OwnedFd> {
         }
     }
     Err(last)
+}
+
+/// Whether a handle that opens on a device of that number is of the same directory: device numbers of loop and
+/// network block devices are given again within seconds, and an inode whose generation is 0 (the root of an
+/// ext4, and all that `mke2fs -d` makes) is opened on any file system that has one of that number.
+fn is_unmistakable(kind: i32, handle: &[u8], device: DeviceNumber) -> bool {
+    /// `FILEID_INO32_GEN` and `FILEID_INO32_GEN_PARENT` of `linux/exportfs.h`: inode, generation.
+    const WITH_GENERATION: [i32; 2] = [1, 2];
+    /// Loop and network block devices (the kernel's `devices.txt`).
+    const GIVEN_AGAIN: [u32; 2] = [7, 43];
+    let is_without = WITH_GENERATION.contains(&kind) && handle.get(4..8).is_none_or(|it| it == [0; 4]);
+    !is_without && !GIVEN_AGAIN.contains(&device.major)
 }
 
 fn is_stale(error: &io::Error) -> bool {
@@ -262,6 +281,18 @@ mod tests {
     fn open(path: &Path) -> OwnedFd {
         rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .expect("a directory of this test")
+    }
+
+    #[test]
+    fn a_handle_without_generation_or_of_a_device_that_is_given_again_may_be_of_another() {
+        let (disk, again) = (DeviceNumber { major: 254, minor: 0 }, DeviceNumber { major: 7, minor: 3 });
+        let (root, made) = ([2, 0, 0, 0, 0, 0, 0, 0], [12, 0, 0, 0, 0x5c, 1, 0, 9]);
+        assert!(is_unmistakable(1, &made, disk));
+        assert!(!is_unmistakable(1, &made, again));
+        assert!(!is_unmistakable(1, &root, disk));
+        assert!(!is_unmistakable(1, &[2], disk));
+        // What a file system of another kind writes there is its own.
+        assert!(is_unmistakable(0x4d, &root, disk));
     }
 
     #[test]

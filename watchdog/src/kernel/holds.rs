@@ -66,7 +66,13 @@ pub(super) fn unit(cgroup: &[u8]) -> String {
 fn look(directory: impl AsFd, name: &CStr, flags: AtFlags) -> io::Result<Option<Statx>> {
     let wanted = StatxFlags::TYPE | StatxFlags::MNT_ID;
     let flags = flags | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
-    match statx(directory, name, flags, wanted) {
+    let status = match statx(&directory, name, flags, wanted) {
+        // A file of a user's FUSE file system, of which root is told nothing: but for where it is, which is
+        // told whoever wants nothing.
+        Err(rustix::io::Errno::ACCESS) => statx(&directory, name, flags, StatxFlags::empty()),
+        status => status,
+    };
+    match status {
         Ok(status) => Ok(Some(status)),
         // It leads nowhere: no program, closed meanwhile, or the process has ended.
         Err(rustix::io::Errno::NOENT | rustix::io::Errno::SRCH) => Ok(None),

@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use hostler_protocol::frame::{Decoder, FrameError, REPLY_LIMIT, encode};
 
-use rustix::process::{PidfdFlags, getpid, pidfd_open};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::process::{PidfdFlags, getpid, getppid, pidfd_open};
 
 use super::message::{Request, Response};
 use super::{act, examine, observe};
@@ -39,6 +40,9 @@ pub fn serve() -> Result<(), WorkerFailure> {
     let confinement = confine::origin()?;
     calls::never_wait();
     let requests = io::stdin();
+    let nothing =
+        open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(io::Error::from)?;
+    let origin = getpid();
     let mut sockets: Vec<OwnedFd> = Vec::new();
     loop {
         if receive(&requests, &mut [0; 1], &mut sockets)? == 0 {
@@ -47,7 +51,14 @@ pub fn serve() -> Result<(), WorkerFailure> {
         for socket in sockets.drain(..) {
             match calls::fork() {
                 Ok(Forked::Child) => {
+                    // A copy that hangs must not keep the origin's socket: its end tells the daemon that the
+                    // origin has died.
+                    rustix::stdio::dup2_stdin(&nothing).map_err(io::Error::from)?;
                     confinement.confine_copy()?;
+                    // Had the origin died before that, nobody would end this process with the daemon.
+                    if getppid() != Some(origin) {
+                        return Ok(());
+                    }
                     return serve_one(socket.as_fd());
                 }
                 Ok(Forked::Parent) => {}

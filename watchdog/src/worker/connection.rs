@@ -18,6 +18,9 @@ use super::pool::WorkerError;
 use crate::descriptors::{receive, send_all};
 use crate::kernel::signals;
 
+/// How long the origin may take to take in a request, which it only ever does.
+const TAKE_TIME: Duration = Duration::from_secs(10);
+
 /// The process that workers are copies of.
 #[derive(Debug)]
 pub(super) struct Origin {
@@ -39,9 +42,14 @@ impl Origin {
     }
 
     /// Has it make a worker.
-    pub(super) async fn copy(&self) -> io::Result<Connection> {
-        let (ours, theirs) = pair()?;
-        send_all(&self.socket, &[0], &[theirs.as_fd()]).await?;
+    pub(super) async fn copy(&self) -> Result<Connection, NoCopy> {
+        let (ours, theirs) = pair().map_err(NoCopy::Here)?;
+        let request = [theirs.as_fd()];
+        let asked = timeout(TAKE_TIME, send_all(&self.socket, &[0], &request)).await;
+        asked.map_err(|_| NoCopy::There)?.map_err(|error| match error.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => NoCopy::There,
+            _ => NoCopy::Here(error),
+        })?;
         Ok(Connection {
             pidfd: None,
             socket: ours,
@@ -50,6 +58,15 @@ impl Origin {
             doing: "starting".to_owned(),
         })
     }
+}
+
+/// Why there is no new worker.
+#[derive(Debug)]
+pub(super) enum NoCopy {
+    /// The origin has ended, or does nothing any more.
+    There,
+    /// This process is short of something.
+    Here(io::Error),
 }
 
 impl Drop for Origin {
@@ -78,6 +95,11 @@ pub(super) struct Connection {
 }
 
 impl Connection {
+    /// Whether it has said so.
+    pub(super) fn is_born(&self) -> bool {
+        self.pidfd.is_some()
+    }
+
     /// Kills it; what is returned tells when it is gone. One that has not said anything yet has nothing to do
     /// yet, and ends when its socket is closed.
     pub(super) fn kill(self) -> Option<OwnedFd> {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use hostler_protocol::frame::FrameError;
 use tokio::sync::Semaphore;
 
-use super::connection::{Connection, Origin};
+use super::connection::{Connection, NoCopy, Origin};
 use super::hung::{Hung, HungThings};
 use super::message::{Query, Request, Response, Task};
 use crate::kernel::signals::has_ended;
@@ -195,14 +195,11 @@ impl Pool {
             }
             match result {
                 Ok(()) => {}
-                Err(WorkerError::Hung { doing, .. }) => {
-                    self.give_up(worker, None);
+                Err(error) => {
+                    self.give_up(worker, &error, None);
+                    let WorkerError::Hung { doing, .. } = error else { return Err(error) };
                     tell(StepResult::Hung { doing });
                     rest = &rest[1..];
-                }
-                Err(error) => {
-                    self.give_up(worker, None);
-                    return Err(error);
                 }
             }
         }
@@ -252,40 +249,53 @@ impl Pool {
             Ok(()) => worker.answer(silence).await,
             Err(error) => Err(error),
         };
-        if result.is_err() {
-            self.give_up(worker, user);
+        if let Err(error) = &result {
+            self.give_up(worker, error, user);
         }
         result
     }
 
     /// A new worker.
     async fn worker(&self) -> Result<Connection, WorkerError> {
-        let running = self.inner.origin.borrow().clone();
-        if let Some(origin) = running {
-            if let Ok(worker) = origin.copy().await {
-                return Ok(worker);
-            }
-            // It was killed, for example by whoever was short of memory. Others may have seen that too.
-            let mut current = self.inner.origin.borrow_mut();
-            if current.as_ref().is_some_and(|current| Rc::ptr_eq(current, &origin)) {
-                *current = None;
-            }
+        let origin = self.origin()?;
+        match origin.copy().await {
+            Ok(worker) => return Ok(worker),
+            Err(NoCopy::Here(error)) => return Err(WorkerError::Start(error)),
+            // It was killed, for example by whoever was short of memory.
+            Err(NoCopy::There) => self.forget(&origin),
         }
-        let origin = {
-            let mut current = self.inner.origin.borrow_mut();
-            match current.as_ref() {
-                Some(origin) => Rc::clone(origin),
-                None => {
-                    let origin = Rc::new(Origin::start(&self.inner.program).map_err(WorkerError::Start)?);
-                    Rc::clone(current.insert(origin))
-                }
-            }
-        };
-        origin.copy().await.map_err(WorkerError::Start)
+        self.origin()?.copy().await.map_err(|error| {
+            WorkerError::Start(match error {
+                NoCopy::Here(error) => error,
+                NoCopy::There => io::Error::other("the process that workers are copies of does not live"),
+            })
+        })
+    }
+
+    fn origin(&self) -> Result<Rc<Origin>, WorkerError> {
+        let mut current = self.inner.origin.borrow_mut();
+        if let Some(origin) = current.as_ref() {
+            return Ok(Rc::clone(origin));
+        }
+        let origin = Rc::new(Origin::start(&self.inner.program).map_err(WorkerError::Start)?);
+        Ok(Rc::clone(current.insert(origin)))
+    }
+
+    /// The next worker is another origin's. With its last user this one ends, and with it its copies.
+    fn forget(&self, origin: &Rc<Origin>) {
+        let mut current = self.inner.origin.borrow_mut();
+        // Others may have seen the same, and have another already.
+        if current.as_ref().is_some_and(|current| Rc::ptr_eq(current, origin)) {
+            *current = None;
+        }
     }
 
     /// Ends a worker and forgets those that have ended meanwhile. Never waits.
-    fn give_up(&self, worker: Connection, user: Option<u32>) {
+    fn give_up(&self, worker: Connection, error: &WorkerError, user: Option<u32>) {
+        if matches!(error, WorkerError::Hung { .. }) && !worker.is_born() {
+            // It is the origin that does nothing: somebody stopped it.
+            self.inner.origin.borrow_mut().take();
+        }
         let mut given_up = self.inner.given_up.borrow_mut();
         given_up.extend(worker.kill().map(|pidfd| GivenUp { pidfd, user }));
         given_up.retain(GivenUp::is_there);

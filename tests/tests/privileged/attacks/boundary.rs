@@ -87,6 +87,27 @@ fn what_reads_a_users_messages_is_that_users_and_may_do_nothing_else() {
 }
 
 #[test]
+fn an_origin_of_workers_that_is_killed_or_stopped_is_replaced() {
+    scenario::privileged("origin", |place| {
+        let daemon = Daemon::start(place, &Settings { step_timeout: "1s", ..Settings::default() });
+        let find = || {
+            let is_it = |child: &processes::Child| child.arguments == ["worker"];
+            processes::children(daemon.pid()).into_iter().find(is_it).or_fail("the workers' origin").pid
+        };
+        let _ = daemon.status();
+        for signal_sent in [Signal::SIGKILL, Signal::SIGSTOP] {
+            let before = find();
+            signal(before, signal_sent);
+            wait_until("another origin", SOON, || {
+                // The first look may be the one that finds it out.
+                daemon.hostler(&["status"]).output().is_ok_and(|shown| shown.status.success())
+                    && find() != before
+            });
+        }
+    });
+}
+
+#[test]
 fn a_worker_has_the_rights_of_its_origin_and_cannot_copy_itself() {
     scenario::privileged("worker-rights", |place| {
         let workers = Worker::start(place);
