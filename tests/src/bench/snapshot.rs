@@ -79,7 +79,9 @@ pub fn measure(place: &Place, size: Size, rounds: usize) -> Section {
                 show(median(8))
             ),
             seen,
-            format!("Afterwards the daemon and its workers' origin had {memory:.1} MiB of memory of their own."),
+            format!(
+                "Afterwards the daemon and its workers' origin had {memory:.1} MiB of memory of their own."
+            ),
         ],
     }
 }

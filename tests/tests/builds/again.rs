@@ -12,7 +12,7 @@ use hostler_tests::place::Place;
 use hostler_tests::{program, scenario};
 
 const MORE: &str = "[guest]\nmemory = \"512MiB\"\n[verify]\nboot = false\n";
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// A build with a played machine: what it downloads, chooses and unpacks is real.
 fn command(place: &Place, mut command: Command, cache: &Path, arguments: &[&str]) -> Command {
