@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -84,11 +85,17 @@ fn disk(folder: &Path) -> PathBuf {
 
 /// Boots the builder guest with these commands of a recipe.
 fn build(nonce: &str, commands: &[String]) -> Report {
-    boot(nonce, commands, "", None)
+    boot(nonce, commands, "", None, &Cancel::new().unwrap())
 }
 
 /// The same, with more on the kernel's command line; with viewers, it is kept running when it fails.
-fn boot(nonce: &str, commands: &[String], options: &str, viewers: Option<Viewers>) -> Report {
+fn boot(
+    nonce: &str,
+    commands: &[String],
+    options: &str,
+    viewers: Option<Viewers>,
+    cancel: &Cancel,
+) -> Report {
     let folder = tempfile::tempdir().unwrap();
     let image = disk(folder.path());
     let work = Work {
@@ -128,7 +135,7 @@ fn boot(nonce: &str, commands: &[String], options: &str, viewers: Option<Viewers
         viewers,
         installer_log: None,
         picture: None,
-        cancel: &Cancel::new().unwrap(),
+        cancel,
         sink: &Silent,
         stage: Stage::Guest,
     };
@@ -181,27 +188,48 @@ fn a_person_looks_into_a_guest_that_failed_and_ends_it() {
     let viewers = Viewers::open(folder.path()).unwrap();
     let mut console = connect(folder.path()).unwrap();
     console.set_read_timeout(Some(Duration::from_secs(80))).unwrap();
-    let person = std::thread::spawn(move || {
-        let mut seen = String::new();
-        let mut wait_for = |console: &mut std::os::unix::net::UnixStream, text: &str| {
+    let cancel = Cancel::new().unwrap();
+    let mut person = || -> Result<(), String> {
+        // What comes is what differs from the screen before, so it takes a terminal to read it.
+        let mut terminal = vt100::Parser::new(50.try_into().unwrap(), 160.try_into().unwrap(), 0);
+        let mut wait_for = |console: &mut UnixStream, text: &str| {
             let mut buffer = [0; 4096];
-            while !seen.contains(text) {
-                let length = console.read(&mut buffer).unwrap();
-                assert!(length > 0, "it ended before {text}: {seen}");
-                seen.push_str(&String::from_utf8_lossy(&buffer[..length]));
+            while !terminal.screen().contents().contains(text) {
+                match console.read(&mut buffer) {
+                    Ok(0) => return Err(format!("it ended before {text:?}")),
+                    Ok(length) => terminal.process(&buffer[..length]),
+                    Err(error) => {
+                        let screen = terminal.screen().contents();
+                        return Err(format!("{error} while waiting for {text:?}: {screen}"));
+                    }
+                }
             }
+            Ok(())
         };
-        wait_for(&mut console, "a shell; the system is in /target");
-        // The shell sets its terminal up when it starts; what is typed before is lost.
-        std::thread::sleep(Duration::from_secs(3));
-        console.write_all(b"cat /target/left; echo $((40 + 2))-times\n").unwrap();
-        wait_for(&mut console, "behind");
-        wait_for(&mut console, "42-times");
-        console.write_all(b"exit\n").unwrap();
-    });
+        wait_for(&mut console, "a shell; the system is in /target")?;
+        // What is typed before the shell has set its terminal up is lost; then it asks.
+        wait_for(&mut console, "/ #")?;
+        console
+            .write_all(b"cat /target/left; echo $((40 + 2))-times\n")
+            .map_err(|error| error.to_string())?;
+        wait_for(&mut console, "left behind")?;
+        wait_for(&mut console, "42-times")?;
+        console.write_all(b"exit\n").map_err(|error| error.to_string())
+    };
     let command = "echo left behind >/left; exit 7".to_owned();
-    let report = boot("5fe7", &[command], "hostler.shell", Some(viewers));
-    person.join().unwrap();
+    let report = std::thread::scope(|scope| {
+        let looking = scope.spawn(|| {
+            let looked = person();
+            if looked.is_err() {
+                // Otherwise the machine would be kept for an hour.
+                cancel.cancel();
+            }
+            looked
+        });
+        let report = boot("5fe7", &[command], "hostler.shell", Some(viewers), &cancel);
+        looking.join().unwrap().unwrap();
+        report
+    });
     let failure = super::failure(&report);
     assert!(failure.to_string().contains("step run-1 in the guest failed with status 7"), "{failure}");
     assert!(report.screen.contains("42-times"), "{}", report.screen);
