@@ -12,7 +12,7 @@ help:
 	@echo "make test-vm   everything that needs root, in a virtual machine; TESTS=TEXT: only tests so named"
 	@echo "make test-vm-short  in one, only what cannot be tested elsewhere"
 	@echo "make test-churn 100,000 detaches against a process that binds the same device at full speed"
-	@echo "make test-cache 200 kills of a cache that is being filled, and 1 GiB to 8 clients of 2 processes"
+	@echo "make test-cache 200 kills of a cache that is being filled, 1 GiB to 8 clients, 10 GiB to one (needs 11 GiB)"
 	@echo "make test-crash hostlerd killed at 1,000 points, each kernel call failing, 10,000 leases (about 40 min)"
 	@echo "make fuzz      what parses what others write, fed with rubbish; SECONDS=60 for each of the six (nightly Rust)"
 	@echo "make bench     what Hostler costs, against goals, as a table (root; a quiet machine; about 15 min)"
@@ -69,7 +69,8 @@ test-churn: setup-tests
 
 # What `make test` does in small (about 5 min).
 test-cache: setup-tests
-	HOSTLER_TESTS_KILLS=200 HOSTLER_TESTS_MEBIBYTES=1024 $(CARGO) test --locked --package hostler-runner --test cache -- \
+	HOSTLER_TESTS_KILLS=200 HOSTLER_TESTS_MEBIBYTES=1024 HOSTLER_TESTS_HUGE_MEBIBYTES=10300 \
+		$(CARGO) test --locked --package hostler-runner --test cache -- \
 		--test-threads 1 --nocapture kills:: together::
 
 # hostlerd is killed at 1,000 random points, each kernel call fails in each way, 10,000 leases, 500 at once

@@ -8,7 +8,8 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 use super::digest::Digest;
-use super::store::{Cache, Remembered, StoreError};
+use super::remembered::Remembered;
+use super::store::{Cache, StoreError};
 
 /// Bytes that are copied at a time.
 const PIECE: usize = 1 << 18;

@@ -36,7 +36,10 @@ impl Core {
     /// Fetches a file that the cache does not have.
     pub(super) async fn download(&self, wanted: &Wanted) -> Result<File, FetchError> {
         let failed = |source| FetchError::Store { name: wanted.name.clone(), source };
-        let mut writer = self.cache.writer().map_err(failed)?;
+        // What there is of it is hashed, which takes a while where it is much.
+        let begin =
+            || tokio::task::block_in_place(|| self.cache.resume(wanted.digest, wanted.size)).map_err(failed);
+        let mut writer = begin()?;
         let mut hopes = vec![Hope::Some; wanted.urls.len()];
         let mut failures: BTreeMap<String, FetchError> = BTreeMap::new();
         let mut last = None;
@@ -58,10 +61,11 @@ impl Core {
                         Ok(()) => {
                             let in_pieces = writer.pieces() > 1;
                             let size = wanted.size.unwrap_or_else(|| writer.size());
-                            match writer.commit(wanted.digest, size) {
+                            // It waits for the disk.
+                            match tokio::task::block_in_place(|| writer.commit(wanted.digest, size)) {
                                 Ok(file) => return Ok(file),
                                 Err(StoreError::Mismatch { found, .. }) => {
-                                    writer = self.cache.writer().map_err(failed)?;
+                                    writer = begin()?;
                                     if in_pieces && hopes[place] == Hope::Some {
                                         hopes[place] = Hope::Whole;
                                         continue;
@@ -111,6 +115,10 @@ impl Core {
     /// One request; appends to what the writer already has where upstream can continue.
     async fn transfer(&self, url: &str, wanted: &Wanted, writer: &mut Writer<'_>) -> Result<(), FetchError> {
         let failed = |source| FetchError::Store { name: wanted.name.clone(), source };
+        if writer.size() > 0 && Some(writer.size()) == wanted.size {
+            // Somebody was stopped after the last byte.
+            return Ok(());
+        }
         let mut request = self.client.get(url);
         if writer.size() > 0 {
             request = request.header(RANGE, format!("bytes={}-", writer.size()));

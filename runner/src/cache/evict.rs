@@ -85,6 +85,14 @@ impl Cache {
         let _lock = self.alone()?;
         let contents = self.listed()?;
         let mut shrunk = Shrunk::default();
+        let parts = self.sweep_parts(SystemTime::now())?;
+        let all: u64 = contents.iter().map(|content| content.size).sum();
+        if all.saturating_add(parts.bytes) > limit {
+            self.drop_parts()?;
+            shrunk.files += parts.files;
+            shrunk.bytes += parts.bytes;
+        }
+        let of_parts = shrunk.bytes;
         for content in choose(&contents, limit, older_than.map(seconds)) {
             let path = self.path(content.digest);
             match fs::remove_file(&path) {
@@ -97,7 +105,7 @@ impl Cache {
             }
         }
         let sum = |contents: &mut dyn Iterator<Item = &Content>| contents.map(|one| one.size).sum::<u64>();
-        shrunk.left = sum(&mut contents.iter()).saturating_sub(shrunk.bytes);
+        shrunk.left = all.saturating_sub(shrunk.bytes - of_parts);
         shrunk.needed = sum(&mut contents.iter().filter(|content| content.in_use || content.needed));
         Ok(shrunk)
     }

@@ -9,7 +9,7 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use reqwest::Client;
+use reqwest::{Client, ClientBuilder};
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -21,8 +21,9 @@ use crate::stop::{Stop, Stopped};
 use super::digest::Digest;
 use super::fetch_error::FetchError;
 use super::proxy::Proxies;
+use super::remembered::Remembered;
 use super::remote::{Exchanged, Remote};
-use super::store::{Cache, Remembered, StoreError};
+use super::store::{Cache, StoreError};
 use super::transfer::{Core, Metadata};
 use super::upstream::{LeastPace, Rate, last_part};
 
@@ -139,15 +140,19 @@ impl Fetcher {
     pub fn new(cache: Arc<Cache>, options: FetchOptions) -> Result<Self, FetchError> {
         // Fails only when a provider is already there, which serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut builder = Client::builder()
-            .no_proxy()
-            .user_agent(concat!("hostler/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(options.connect_timeout)
-            .read_timeout(options.idle_timeout);
-        for proxy in options.proxies.for_client()? {
-            builder = builder.proxy(proxy);
-        }
-        let client = builder.build().map_err(|source| FetchError::Client { source })?;
+        let prepared = || -> Result<ClientBuilder, FetchError> {
+            let builder = Client::builder()
+                .no_proxy()
+                .user_agent(concat!("hostler/", env!("CARGO_PKG_VERSION")))
+                .connect_timeout(options.connect_timeout)
+                .read_timeout(options.idle_timeout);
+            Ok(options.proxies.for_client()?.into_iter().fold(builder, ClientBuilder::proxy))
+        };
+        // The CAs are the host's, or those of SSL_CERT_FILE and SSL_CERT_DIR. A host that has none trusts no
+        // certificate, and can have everything that comes over plain HTTP.
+        let client = prepared()?.build().or_else(|_| {
+            prepared()?.tls_certs_only([]).build().map_err(|source| FetchError::Client { source })
+        })?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("hostler-fetch")

@@ -53,6 +53,17 @@ pub enum FetchError {
         #[source]
         source: reqwest::Error,
     },
+    /// Upstream's certificate is not accepted.
+    #[error(
+        "the certificate of the upstream of {name} is not accepted: if a CA of your own signed it, install that with update-ca-certificates or name its file in SSL_CERT_FILE; if not, somebody is in between"
+    )]
+    Untrusted {
+        /// The file.
+        name: String,
+        /// What is wrong with it.
+        #[source]
+        source: rustls::Error,
+    },
     /// Upstream says nothing any more.
     #[error("upstream sent nothing of {name} for {} s: it is too slow or hangs", idle.as_secs())]
     Silent {
@@ -193,6 +204,7 @@ impl FetchError {
             Self::Client { .. }
             | Self::Runtime { .. }
             | Self::NoUpstream { .. }
+            | Self::Untrusted { .. }
             | Self::TooLong { .. }
             | Self::OtherSize { .. }
             | Self::Altered { .. }

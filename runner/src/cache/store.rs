@@ -2,12 +2,11 @@
 //!
 //! ```text
 //! <root>/sha256/ab/abcd…   content, complete and checked before it got this name
-//! <root>/metadata/<name>   what an address last answered, for revalidation
 //! <root>/temporary/…       files being written, each locked by its writer
 //! <root>/lock              shared: something is being born or taken into use; exclusive: swept, evicted
 //! ```
 //!
-//! Beside these, see `uses` and `flight`.
+//! Beside these, see `remembered`, `partial`, `uses` and `flight`.
 //!
 //! Any number of processes use one cache. A writer that is killed leaves a temporary file whose lock
 //! the kernel has dropped: the next one that opens the cache takes it away. A reader checks size and
@@ -25,7 +24,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use rustix::fs::{FlockOperation, flock};
-use serde::{Deserialize, Serialize};
 
 use super::digest::{Digest, Hasher};
 use super::uses::Uses;
@@ -81,6 +79,20 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Is there no more space?
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        let kind = match self {
+            Self::Directory { source, .. } | Self::Read { source, .. } | Self::Write { source, .. } => {
+                source.kind()
+            }
+            Self::NoDirectory | Self::Limit(_) | Self::Mismatch { .. } => return false,
+        };
+        matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+}
+
 /// The cache directory.
 #[derive(Debug)]
 pub struct Cache {
@@ -109,20 +121,6 @@ impl Identity {
             changed: (metadata.ctime(), metadata.ctime_nsec()),
         })
     }
-}
-
-/// What an address last answered.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Remembered {
-    /// Digest of the answer.
-    pub digest: String,
-    /// Its bytes.
-    pub size: u64,
-    /// Its `ETag`.
-    pub etag: Option<String>,
-    /// Its `Last-Modified`.
-    pub last_modified: Option<String>,
 }
 
 /// The directory that an environment asks for: `HOSTLER_CACHE`, else `XDG_CACHE_HOME/hostler`, else
@@ -159,7 +157,7 @@ impl Cache {
     /// # Errors
     /// The directory cannot be used.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        for name in ["sha256", "metadata", "temporary", "uses", "needs"] {
+        for name in ["sha256", "metadata", "temporary", "partial", "uses", "needs"] {
             let path = root.join(name);
             fs::create_dir_all(&path).map_err(|source| StoreError::Directory { path, source })?;
         }
@@ -219,6 +217,7 @@ impl Cache {
                 let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             }
         }
+        self.sweep_parts(SystemTime::now())?;
         self.merge_uses(SystemTime::now()).map(drop)
     }
 
@@ -231,8 +230,11 @@ impl Cache {
         let size = size.into();
         let path = self.path(digest);
         let failed = |source| StoreError::Read { path: path.clone(), source };
-        // Until it is open, nobody evicts it.
-        let noted = self.note_use(digest)?;
+        // Until it is open, nobody evicts it. A full disk is no reason not to read: what is open stays readable.
+        let noted = match self.note_use(digest) {
+            Err(error) if error.is_full() => None,
+            noted => noted?,
+        };
         let mut file = match File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -299,12 +301,15 @@ impl Cache {
         &self,
         make: impl FnOnce(&mut tempfile::Builder<'_, '_>, &Path) -> io::Result<T>,
     ) -> Result<T, StoreError> {
-        let lock = self.birth_lock()?;
         let directory = self.root.join("temporary");
-        flock(&lock, FlockOperation::LockShared)
-            .map_err(io::Error::from)
-            .and_then(|()| make(tempfile::Builder::new().prefix("").rand_bytes(16), &directory))
-            .map_err(|source| StoreError::Write { path: directory, source })
+        self.while_nobody_sweeps(|| make(tempfile::Builder::new().prefix("").rand_bytes(16), &directory))
+            .map_err(|source| StoreError::Write { path: directory.clone(), source })
+    }
+
+    pub(super) fn while_nobody_sweeps<T>(&self, make: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let lock = self.birth_lock().map_err(io::Error::other)?;
+        flock(&lock, FlockOperation::LockShared)?;
+        make()
     }
 
     /// Stores `bytes` under their own digest.
@@ -317,55 +322,6 @@ impl Cache {
         writer.write(bytes)?;
         writer.commit(digest, bytes.len() as u64)?;
         Ok(digest)
-    }
-
-    /// What `address` last answered; an entry that cannot be understood is as good as none.
-    #[must_use]
-    pub fn remembered(&self, address: &str) -> Option<Remembered> {
-        let text = fs::read(self.metadata_path(address)).ok()?;
-        serde_json::from_slice(&text).ok()
-    }
-
-    /// Remembers what `address` answered.
-    ///
-    /// # Errors
-    /// It cannot be written.
-    pub fn remember(&self, address: &str, answer: &Remembered) -> Result<(), StoreError> {
-        self.write_answer(&self.metadata_path(address), answer)
-    }
-
-    fn write_answer(&self, path: &Path, answer: &Remembered) -> Result<(), StoreError> {
-        let failed = |source| StoreError::Write { path: path.to_owned(), source };
-        let mut writer = self.writer()?;
-        let text = serde_json::to_vec(answer).map_err(|error| failed(error.into()))?;
-        writer.write(&text)?;
-        writer.publish(path)
-    }
-
-    /// Remembers an answer of the address with this digest, unless there is one.
-    pub(super) fn remember_first(&self, address: Digest, answer: &Remembered) -> Result<(), StoreError> {
-        let path = self.root.join("metadata").join(address.to_string());
-        if path.exists() { Ok(()) } else { self.write_answer(&path, answer) }
-    }
-
-    /// All answers that are remembered, with the digests of their addresses.
-    pub(super) fn answers(&self) -> Result<Vec<(String, Remembered)>, StoreError> {
-        let path = self.root.join("metadata");
-        let failed = |source| StoreError::Directory { path: path.clone(), source };
-        let mut answers = Vec::new();
-        for entry in fs::read_dir(&path).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let answer = fs::read(entry.path()).ok().and_then(|text| serde_json::from_slice(&text).ok());
-            if let (Some(answer), Some(name)) = (answer, entry.file_name().to_str()) {
-                answers.push((name.to_owned(), answer));
-            }
-        }
-        answers.sort_by(|one, other| one.0.cmp(&other.0));
-        Ok(answers)
-    }
-
-    fn metadata_path(&self, address: &str) -> PathBuf {
-        self.root.join("metadata").join(Digest::of(address.as_bytes()).to_string())
     }
 }
 
@@ -472,21 +428,6 @@ mod tests {
         });
         let left = fs::read_dir(directory.path().join("temporary")).expect("listed").count();
         assert_eq!(left, 0);
-    }
-
-    #[test]
-    fn addresses_are_remembered() {
-        let (directory, cache) = cache();
-        let answer = Remembered {
-            digest: Digest::of(b"").to_string(),
-            size: 0,
-            etag: Some("\"x\"".to_owned()),
-            last_modified: None,
-        };
-        cache.remember("http://mirror.test/a", &answer).expect("written");
-        let again = Cache::open(directory.path()).expect("usable");
-        assert_eq!(again.remembered("http://mirror.test/a"), Some(answer));
-        assert_eq!(again.remembered("http://mirror.test/b"), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! does.
 
 use std::collections::{HashMap, HashSet};
+use std::error::Error as _;
 use std::fs::File;
 use std::io::Read;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +21,8 @@ use super::digest::Digest;
 use super::download::next_chunk;
 use super::fetch::{Counted, FetchOptions, Wanted};
 use super::fetch_error::{FetchError, METADATA_LIMIT};
-use super::store::{Cache, Remembered, StoreError};
+use super::remembered::Remembered;
+use super::store::{Cache, StoreError};
 use super::upstream::{Fault, Ledger, upstream_of};
 
 /// How often is looked whether another process is done with a file.
@@ -293,6 +295,9 @@ impl Core {
             let idle = self.options.idle_timeout;
             return FetchError::Silent { name, idle };
         }
+        if let Some(source) = refused_certificate(&error) {
+            return FetchError::Untrusted { name, source };
+        }
         FetchError::Connect { name, source: error.without_url() }
     }
 
@@ -385,6 +390,22 @@ impl Core {
     }
 }
 
+/// What is wrong with the certificate that an upstream showed, if that is what went wrong.
+fn refused_certificate(error: &reqwest::Error) -> Option<rustls::Error> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = error.source();
+    while let Some(error) = cause {
+        if let Some(found @ rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
+            return Some(found.clone());
+        }
+        // An I/O error does not count what it wraps among its causes.
+        cause = match error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref()) {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
+    }
+    None
+}
+
 fn store_error(wanted: &Wanted, source: StoreError) -> FetchError {
     FetchError::Store { name: wanted.name.clone(), source }
 }
@@ -395,6 +416,7 @@ fn fault_of(error: &FetchError) -> Option<Fault> {
         FetchError::Status { status: 408 | 425 | 429 | 500.., .. } => Fault::Failing,
         FetchError::Status { .. } => Fault::Missing,
         FetchError::Connect { .. } => Fault::Unreachable,
+        FetchError::Untrusted { .. } => Fault::Untrusted,
         FetchError::Silent { .. } => Fault::Silent,
         FetchError::Slow { .. } => Fault::Slow,
         FetchError::Truncated { .. } => Fault::Truncated,

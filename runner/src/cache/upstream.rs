@@ -23,6 +23,8 @@ pub(super) enum Fault {
     Slow,
     /// It could not be reached.
     Unreachable,
+    /// Its certificate was not accepted.
+    Untrusted,
     /// It broke off.
     Truncated,
     /// It lacks the file.
@@ -34,7 +36,7 @@ pub(super) enum Fault {
 impl Fault {
     fn weight(self) -> u32 {
         match self {
-            Self::Lied | Self::Silent | Self::Slow | Self::Unreachable => LIMIT,
+            Self::Lied | Self::Silent | Self::Slow | Self::Unreachable | Self::Untrusted => LIMIT,
             Self::Truncated | Self::Missing | Self::Failing => 1,
         }
     }
@@ -47,6 +49,7 @@ impl fmt::Display for Fault {
             Self::Silent => "it hangs",
             Self::Slow => "it is too slow",
             Self::Unreachable => "it cannot be reached",
+            Self::Untrusted => "its certificate is not accepted",
             Self::Truncated => "it keeps breaking off",
             Self::Missing => "it lacks files",
             Self::Failing => "it keeps failing",

@@ -63,7 +63,8 @@ impl Cache {
             uses.log = Some(file);
         }
         if let Some(log) = &mut uses.log {
-            log.write_all(format!("{digest}\n").as_bytes()).map_err(failed)?;
+            // A part of a line, which a full disk may have left before, ends here and is no digest.
+            log.write_all(format!("\n{digest}\n").as_bytes()).map_err(failed)?;
         }
         uses.noted.insert(digest);
         Ok(Some(lock))
@@ -115,9 +116,10 @@ impl Cache {
         if !gone.is_empty() {
             // What is gone is of no interest; what was never used has its own time.
             known.last.retain(|digest, _| self.path(*digest).exists());
-            self.write_used(&known.last)?;
-            for path in gone {
-                let _ = fs::remove_file(path);
+            // A full disk is no reason not to read, and above all not to prune: it is merged another time.
+            match self.write_used(&known.last) {
+                Ok(()) => gone.iter().for_each(|path| drop(fs::remove_file(path))),
+                Err(error) => tracing::warn!(%error, "what was used could not be merged"),
             }
         }
         Ok(known)

@@ -3,10 +3,11 @@
 //! Both kinds are locked as long as their owner lives; see `store` for what that is good for.
 
 use std::fs::{self, File};
-use std::io::{Seek, Write};
+use std::io::{Read, Seek, Write};
 use std::path::Path;
 
 use super::digest::{Digest, Hasher};
+use super::partial::WORTH_KEEPING;
 use super::store::{Cache, Identity, StoreError};
 
 /// A temporary directory of the cache.
@@ -29,18 +30,56 @@ impl Scratch {
     }
 }
 
-/// Content on its way into the cache. Dropped before [`Writer::commit`], it leaves nothing.
+/// Content on its way into the cache. Dropped before [`Writer::commit`], it leaves nothing, unless it can be
+/// gone on with.
 pub struct Writer<'a> {
     cache: &'a Cache,
     file: tempfile::NamedTempFile,
     hasher: Hasher,
     size: u64,
     pieces: u32,
+    is_resumable: bool,
 }
 
 impl<'a> Writer<'a> {
     pub(super) fn new(cache: &'a Cache, file: tempfile::NamedTempFile) -> Self {
-        Self { cache, file, hasher: Hasher::default(), size: 0, pieces: 0 }
+        Self { cache, file, hasher: Hasher::default(), size: 0, pieces: 0, is_resumable: false }
+    }
+
+    /// One that stays when it is dropped, once there is enough of it.
+    pub(super) fn resumable(cache: &'a Cache, file: tempfile::NamedTempFile) -> Self {
+        Self { is_resumable: true, ..Self::new(cache, file) }
+    }
+
+    /// Takes up what the file has already, if that can be the beginning of so many bytes.
+    pub(super) fn take_up(&mut self, size: Option<u64>) -> Result<(), StoreError> {
+        let path = self.file.path().to_owned();
+        let failed = |source| StoreError::Read { path, source };
+        let mut buffer = vec![0; 1 << 18];
+        loop {
+            match self.file.as_file_mut().read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => {
+                    self.hasher.update(&buffer[..count]);
+                    self.size += count as u64;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        if size.is_some_and(|size| self.size > size) {
+            return self.restart();
+        }
+        if self.size > 0 {
+            // Of how many answers it is, nobody knows any more.
+            self.pieces = 2;
+        }
+        self.keep_or_not();
+        Ok(())
+    }
+
+    fn keep_or_not(&mut self) {
+        self.file.disable_cleanup(self.is_resumable && self.size >= WORTH_KEEPING);
     }
 
     /// Bytes written so far.
@@ -64,11 +103,15 @@ impl<'a> Writer<'a> {
     /// # Errors
     /// It cannot be written.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        self.file
-            .write_all(bytes)
-            .map_err(|source| StoreError::Write { path: self.file.path().to_owned(), source })?;
+        if let Err(source) = self.file.write_all(bytes) {
+            // The disk is full or broken: nothing of it stays, and what it took is free again.
+            self.is_resumable = false;
+            self.keep_or_not();
+            return Err(StoreError::Write { path: self.file.path().to_owned(), source });
+        }
         self.hasher.update(bytes);
         self.size += bytes.len() as u64;
+        self.keep_or_not();
         Ok(())
     }
 
@@ -83,6 +126,7 @@ impl<'a> Writer<'a> {
         self.hasher = Hasher::default();
         self.size = 0;
         self.pieces = 0;
+        self.keep_or_not();
         Ok(())
     }
 
@@ -92,6 +136,8 @@ impl<'a> Writer<'a> {
     /// It is not, or cannot be written; nothing is kept then.
     pub fn commit(mut self, digest: Digest, size: u64) -> Result<File, StoreError> {
         let found = std::mem::take(&mut self.hasher).finish();
+        // From here on it is what it should be, or nothing to go on with.
+        self.file.disable_cleanup(false);
         if found != digest || self.size != size {
             return Err(StoreError::Mismatch {
                 wanted: digest,

@@ -95,9 +95,29 @@ pub fn verify(message: &[u8], keyring: &Path, scratch: &Path, stop: &Stop) -> Re
     if finished.status.code().is_none() {
         return Err(finished.failure().into());
     }
-    judge(&String::from_utf8_lossy(&finished.stdout)).map_err(SignatureError::Distrusted)?;
-    let text = std::fs::read(&output).map_err(|source| failed(&output, source))?;
-    String::from_utf8(text).map_err(|_| SignatureError::Distrusted(Distrust::Unsigned))
+    let text = judge(&String::from_utf8_lossy(&finished.stdout)).and_then(|()| {
+        let text = std::fs::read(&output).ok().and_then(|text| String::from_utf8(text).ok());
+        text.filter(|text| is_whole(text, message)).ok_or(Distrust::Unsigned)
+    });
+    if text == Err(Distrust::Unsigned) {
+        // gpgv says the same where its output's disk is full, or says nothing and cuts the text off.
+        let room = scratch.join("room");
+        std::fs::write(&room, message).map_err(|source| failed(&room, source))?;
+    }
+    text.map_err(SignatureError::Distrusted)
+}
+
+/// Is the text all that is between the message's frames? Spaces at the ends of lines are not signed.
+fn is_whole(text: &str, message: &[u8]) -> bool {
+    let message = String::from_utf8_lossy(message);
+    let inner = message
+        .split_once("-----BEGIN PGP SIGNED MESSAGE-----")
+        .and_then(|(_, rest)| rest.split_once("\n-----BEGIN PGP SIGNATURE-----"));
+    let Some((inner, _)) = inner else { return false };
+    // Armor headers end with a blank line.
+    let signed = inner.lines().skip(1).skip_while(|line| !line.trim().is_empty()).skip(1);
+    let signed = signed.map(|line| line.strip_prefix("- ").unwrap_or(line).trim_end());
+    signed.eq(text.lines().map(str::trim_end))
 }
 
 /// Verifies that the detached `signature` is of `message`. `scratch` is a directory for this call alone.
@@ -244,6 +264,16 @@ mod tests {
 
     fn with(lines: &str) -> Result<(), Distrust> {
         judge(&format!("{TEXT}{lines}"))
+    }
+
+    #[test]
+    fn a_text_that_was_cut_off_is_not_whole() {
+        let message = b"-----BEGIN PGP SIGNED MESSAGE-----\r\nHash: SHA512\r\n\r\na: 1 \n- -b\n\nc\n-----BEGIN PGP SIGNATURE-----\nx";
+        assert!(is_whole("a: 1\n-b\n\nc\n", message));
+        for cut in ["", "a: 1\n-b\n\n", "a: 1\n-b\n\nc\nd\n", "a: 1\n-b"] {
+            assert!(!is_whole(cut, message), "{cut:?}");
+        }
+        assert!(!is_whole("", b"no message"));
     }
 
     #[test]

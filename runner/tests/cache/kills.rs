@@ -49,7 +49,7 @@ fn fill(directory: &Path) {
 }
 
 /// Every file in the cache whose content is not what its name says.
-fn wrong(directory: &Path) -> Vec<String> {
+pub(super) fn wrong(directory: &Path) -> Vec<String> {
     let mut wrong = Vec::new();
     for folder in std::fs::read_dir(directory.join("sha256")).unwrap() {
         for file in std::fs::read_dir(folder.unwrap().path()).unwrap() {

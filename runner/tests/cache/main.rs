@@ -4,10 +4,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod full;
 mod host_sources;
 mod kills;
 mod locked;
 mod mirrors;
+mod secure;
 mod shared;
 mod together;
 mod upstream;
@@ -20,7 +22,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use hostler_runner::cache::{Cache, FetchError, FetchOptions, Fetcher, Mirror, Proxies};
+use hostler_runner::cache::{Cache, Digest, FetchError, FetchOptions, Fetcher, Mirror, Proxies};
 use hostler_runner::debian::release::ReleaseError;
 use hostler_runner::debian::signature::{Distrust, SignatureError};
 use hostler_runner::debian::{self, SelectError, Selection};
@@ -102,6 +104,17 @@ impl World {
         (files, std::fs::read_dir(self.directory.path().join("temporary")).unwrap().count())
     }
 
+    fn content(&self, digest: Digest) -> PathBuf {
+        let name = digest.to_string();
+        self.directory.path().join("sha256").join(&name[..2]).join(name)
+    }
+
+    /// Downloads that were begun.
+    fn parts(&self) -> Vec<PathBuf> {
+        let files = std::fs::read_dir(self.directory.path().join("partial")).unwrap();
+        files.map(|file| file.unwrap().path()).collect()
+    }
+
     fn fetch_fails(&self) -> FetchError {
         let fetcher = self.fetcher();
         let selection = self.select(&fetcher).unwrap();
@@ -121,11 +134,14 @@ impl World {
     }
 
     fn mirror(&self, fetcher: &Arc<Fetcher>) -> (Mirror, u16) {
-        let selection = Arc::new(self.select(fetcher).unwrap());
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        (Mirror::start(listener, selection, Arc::clone(fetcher)).unwrap(), port)
+        serve(self.select(fetcher).unwrap(), fetcher)
     }
+}
+
+fn serve(selection: Selection, fetcher: &Arc<Fetcher>) -> (Mirror, u16) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (Mirror::start(listener, Arc::new(selection), Arc::clone(fetcher)).unwrap(), port)
 }
 
 /// One request: status, headers as text, body.
@@ -439,7 +455,7 @@ fn a_proxy_is_asked_with_the_whole_address() {
 
 /// Plays both parts: the parent starts this test once more as the one to be killed.
 #[test]
-fn a_killed_download_leaves_nothing_behind() {
+fn a_killed_download_leaves_nothing_or_what_the_next_one_goes_on_with() {
     if let Some(directory) = std::env::var_os("HOSTLER_TEST_KILLED_CACHE") {
         let url = std::env::var("HOSTLER_TEST_KILLED_URL").unwrap();
         let keyring = std::env::var_os("HOSTLER_TEST_KILLED_KEYRING").unwrap();
@@ -451,33 +467,74 @@ fn a_killed_download_leaves_nothing_behind() {
         return;
     }
     let world = World::new();
-    world.upstream.fault(BIG, Fault::Stuck(200_000));
+    let fetch = || {
+        world.upstream.heal();
+        world.upstream.take_log();
+        let fetcher = world.fetcher();
+        assert_eq!(world.kept().1, 0);
+        debian::fetch(&world.select(&fetcher).unwrap(), &fetcher, &Silent).unwrap();
+        let digest = Digest::of(&world.upstream.state.lock().unwrap().files[BIG]);
+        std::fs::remove_file(world.content(digest)).unwrap();
+        assert_eq!(world.parts().len(), 0);
+        assert_eq!(fetcher.counted().upstream_faults, 0);
+        world.upstream.take_log().into_iter().filter(|asked| asked.starts_with(BIG)).collect::<Vec<_>>()
+    };
+    // Little is not worth keeping.
+    kill_at(&world, 200_000);
+    assert_eq!(fetch(), [BIG]);
+    kill_at(&world, 1_300_000);
+    assert_eq!(fetch(), [format!("{BIG} bytes=1300000-")]);
+    // What is wrong on the disk is found when the whole is checked, and no upstream is blamed.
+    kill_at(&world, 1_300_000);
+    let part = world.parts().remove(0);
+    let mut bytes = std::fs::read(&part).unwrap();
+    bytes[7] ^= 1;
+    std::fs::write(&part, bytes).unwrap();
+    assert_eq!(fetch(), [format!("{BIG} bytes=1300000-"), BIG.to_owned()]);
+    // It was killed after the last byte.
+    let whole = world.upstream.state.lock().unwrap().files[BIG].clone();
+    std::fs::write(world.directory.path().join("partial").join(Digest::of(&whole).to_string()), whole)
+        .unwrap();
+    assert_eq!(fetch(), Vec::<String>::new());
+}
+
+/// Starts a process that downloads, and kills it when it has so many bytes.
+fn kill_at(world: &World, bytes: usize) {
+    world.upstream.fault(BIG, Fault::Stuck(bytes));
     drop(Cache::open(world.directory.path()).unwrap());
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "a_killed_download_leaves_nothing_behind"])
+        .args(["--exact", "a_killed_download_leaves_nothing_or_what_the_next_one_goes_on_with"])
         .env("HOSTLER_TEST_KILLED_CACHE", world.directory.path())
         .env("HOSTLER_TEST_KILLED_URL", world.upstream.url())
         .env("HOSTLER_TEST_KILLED_KEYRING", world.signer.keyring())
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let temporary = world.directory.path().join("temporary");
-    let half = || {
-        let files = std::fs::read_dir(&temporary).unwrap();
-        files.filter_map(|file| file.ok()?.metadata().ok()).any(|file| file.len() >= 100_000)
+    let is_there = || {
+        let sizes = world.parts().into_iter().filter_map(|path| Some(path.metadata().ok()?.len()));
+        sizes.max() == Some(bytes as u64)
     };
     let deadline = Instant::now() + Duration::from_secs(30);
-    while !half() && Instant::now() < deadline {
+    while !is_there() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(20));
     }
-    let was_half = half();
+    let was_there = is_there();
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(was_half, "the download never began");
-    assert_ne!(world.kept().1, 0, "the kill came too late to show anything");
+    assert!(was_there, "the download never came so far");
+}
 
+#[test]
+fn a_download_that_failed_for_lack_of_an_upstream_is_gone_on_with() {
+    let world = World::new();
+    world.upstream.fault(BIG, Fault::Truncated(1_500_000));
+    let fetcher = world.fetcher_with(FetchOptions { attempts: 1, ..World::options() });
+    let error = debian::fetch(&world.select(&fetcher).unwrap(), &fetcher, &Silent).unwrap_err();
+    assert!(matches!(error, FetchError::Truncated { .. }), "{error}");
     world.upstream.heal();
+    world.upstream.take_log();
     let fetcher = world.fetcher();
-    assert_eq!(world.kept().1, 0);
     debian::fetch(&world.select(&fetcher).unwrap(), &fetcher, &Silent).unwrap();
+    assert!(world.upstream.take_log().contains(&format!("{BIG} bytes=1500000-")));
+    assert_eq!(world.parts().len(), 0);
 }

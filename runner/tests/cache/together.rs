@@ -14,18 +14,36 @@ use hostler_runner::cache::{Cache, Digest, FetchOptions, Fetcher, Hasher, Mirror
 
 const BLOCK: usize = 1 << 20;
 
-/// Of how many MiB the large file is. 1 GiB: `make test-cache`.
+/// Of how many MiB the file for many is. 1 GiB: `make test-cache`.
 fn mebibytes() -> u64 {
     std::env::var("HOSTLER_TESTS_MEBIBYTES").map_or(192, |text| text.parse().unwrap())
 }
 
-/// The content that repeats, with its place in each block.
-fn block(number: u64) -> Vec<u8> {
-    let mut block = vec![0; BLOCK];
-    for (place, word) in (0_u64..).zip(block.chunks_exact_mut(8)) {
-        word.copy_from_slice(&(place.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ number).to_le_bytes());
+/// Of how many MiB the file that no memory holds is. 10.1 GiB: `make test-cache`.
+fn huge_mebibytes() -> u64 {
+    std::env::var("HOSTLER_TESTS_HUGE_MEBIBYTES").map_or(320, |text| text.parse().unwrap())
+}
+
+/// The content that repeats, with its place at both ends of each block.
+struct Block(Vec<u8>);
+
+impl Block {
+    fn new() -> Self {
+        let words = (0..BLOCK as u64 / 8).map(|place| place.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        Self(words.flat_map(u64::to_le_bytes).collect())
     }
-    block
+
+    fn number(&mut self, number: u64) -> &[u8] {
+        self.0[..8].copy_from_slice(&number.to_le_bytes());
+        self.0[BLOCK - 8..].copy_from_slice(&(!number).to_le_bytes());
+        &self.0
+    }
+}
+
+fn digest(mebibytes: u64) -> Digest {
+    let (mut hasher, mut block) = (Hasher::default(), Block::new());
+    (0..mebibytes).for_each(|number| hasher.update(block.number(number)));
+    hasher.finish()
 }
 
 struct One(Wanted);
@@ -122,7 +140,8 @@ fn upstream(mebibytes: u64) -> (SocketAddr, Arc<AtomicU64>) {
                 }
                 let size = mebibytes * BLOCK as u64;
                 write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n")?;
-                (0..mebibytes).try_for_each(|number| stream.write_all(&block(number)))
+                let mut block = Block::new();
+                (0..mebibytes).try_for_each(|number| stream.write_all(block.number(number)))
             });
         }
     });
@@ -139,10 +158,10 @@ fn client(port: u16, mebibytes: u64) {
     reader.read_line(&mut line).unwrap();
     assert!(line.starts_with("HTTP/1.1 200"), "{line}");
     while reader.read_line(&mut line).unwrap() > 2 {}
-    let mut found = vec![0; BLOCK];
+    let (mut found, mut block) = (vec![0; BLOCK], Block::new());
     for number in 0..mebibytes {
         reader.read_exact(&mut found).unwrap();
-        assert!(found == block(number), "block {number} is wrong");
+        assert!(found == block.number(number), "block {number} is wrong");
     }
     assert_eq!(reader.read(&mut found).unwrap(), 0);
 }
@@ -153,13 +172,11 @@ fn many_processes_with_many_clients_ask_upstream_once() {
         return serve(Path::new(&directory));
     }
     let mebibytes = mebibytes();
-    let mut hasher = Hasher::default();
-    (0..mebibytes).for_each(|number| hasher.update(&block(number)));
-    let digest = hasher.finish();
     let (address, requests) = upstream(mebibytes);
     let directory = tempfile::tempdir().unwrap();
+    let (size, digest) = (mebibytes * BLOCK as u64, digest(mebibytes));
     let servers: Vec<Server> =
-        (0..2).map(|_| Server::start(directory.path(), address, mebibytes * BLOCK as u64, digest)).collect();
+        (0..2).map(|_| Server::start(directory.path(), address, size, digest)).collect();
     std::thread::scope(|scope| {
         for server in &servers {
             for _ in 0..4 {
@@ -173,4 +190,18 @@ fn many_processes_with_many_clients_ask_upstream_once() {
     // Far below the file, and the same for a file of any size.
     assert!(peaks.iter().all(|peak| *peak < 64), "{peaks:?} MiB");
     servers.into_iter().for_each(Server::finish);
+}
+
+#[test]
+fn a_huge_file_goes_through_in_flat_memory() {
+    let mebibytes = huge_mebibytes();
+    let (address, requests) = upstream(mebibytes);
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path(), address, mebibytes * BLOCK as u64, digest(mebibytes));
+    client(server.port, mebibytes);
+    let peak = server.peak();
+    println!("{mebibytes} MiB through a process that had at most {peak} MiB of memory");
+    assert_eq!(requests.load(Ordering::Relaxed), 1);
+    assert!(peak < 64, "{peak} MiB");
+    server.finish();
 }

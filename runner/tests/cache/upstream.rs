@@ -2,7 +2,7 @@
 //! to misbehave.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,6 +12,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use hostler_runner::cache::Digest;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 /// How the server answers for a path.
 #[derive(Clone, Debug)]
@@ -52,6 +54,24 @@ pub(crate) struct Upstream {
 
 impl Upstream {
     pub(crate) fn start() -> Self {
+        Self::start_as(None)
+    }
+
+    /// One that is spoken to with TLS, with this chain of certificates and key, as files.
+    pub(crate) fn start_secure(certificates: &Path, key: &Path) -> Self {
+        let chain = CertificateDer::pem_file_iter(certificates).unwrap().map(Result::unwrap).collect();
+        let key = PrivateKeyDer::from_pem_file(key).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let configuration = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        Self::start_as(Some(Arc::new(configuration)))
+    }
+
+    fn start_as(secure: Option<Arc<rustls::ServerConfig>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let state: Arc<Mutex<State>> = Arc::default();
@@ -63,8 +83,15 @@ impl Upstream {
                     return;
                 }
                 let (shared, stopped) = (Arc::clone(&shared), Arc::clone(&stopped));
+                let session = secure.clone().map(|with| rustls::ServerConnection::new(with).unwrap());
                 // A client that goes away in the middle is what some tests are about.
-                std::thread::spawn(move || connection.map(|stream| answer(stream, &shared, &stopped)));
+                std::thread::spawn(move || {
+                    let stream = connection?;
+                    match session {
+                        Some(session) => answer(rustls::StreamOwned::new(session, stream), &shared, &stopped),
+                        None => answer(stream, &shared, &stopped),
+                    }
+                });
             }
         });
         Self { address, state, stop, thread: Some(thread) }
@@ -97,8 +124,8 @@ impl Drop for Upstream {
     }
 }
 
-fn answer(mut stream: TcpStream, state: &Mutex<State>, stop: &AtomicBool) -> std::io::Result<()> {
-    let mut reader = BufReader::new(stream.try_clone()?);
+fn answer(mut stream: impl Read + Write, state: &Mutex<State>, stop: &AtomicBool) -> std::io::Result<()> {
+    let mut reader = BufReader::new(&mut stream);
     let mut line = String::new();
     reader.read_line(&mut line)?;
     let address = line.split(' ').nth(1).unwrap_or("").to_owned();

@@ -1,0 +1,95 @@
+//! What addresses last answered, for revalidation: `<root>/metadata/<digest of the address>`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::digest::Digest;
+use super::store::{Cache, StoreError};
+
+/// What an address last answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Remembered {
+    /// Digest of the answer.
+    pub digest: String,
+    /// Its bytes.
+    pub size: u64,
+    /// Its `ETag`.
+    pub etag: Option<String>,
+    /// Its `Last-Modified`.
+    pub last_modified: Option<String>,
+}
+
+impl Cache {
+    /// What `address` last answered; an entry that cannot be understood is as good as none.
+    #[must_use]
+    pub fn remembered(&self, address: &str) -> Option<Remembered> {
+        let text = fs::read(self.metadata_path(address)).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// Remembers what `address` answered.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn remember(&self, address: &str, answer: &Remembered) -> Result<(), StoreError> {
+        self.write_answer(&self.metadata_path(address), answer)
+    }
+
+    fn write_answer(&self, path: &Path, answer: &Remembered) -> Result<(), StoreError> {
+        let failed = |source| StoreError::Write { path: path.to_owned(), source };
+        let mut writer = self.writer()?;
+        let text = serde_json::to_vec(answer).map_err(|error| failed(error.into()))?;
+        writer.write(&text)?;
+        writer.publish(path)
+    }
+
+    /// Remembers an answer of the address with this digest, unless there is one.
+    pub(super) fn remember_first(&self, address: Digest, answer: &Remembered) -> Result<(), StoreError> {
+        let path = self.root().join("metadata").join(address.to_string());
+        if path.exists() { Ok(()) } else { self.write_answer(&path, answer) }
+    }
+
+    /// All answers that are remembered, with the digests of their addresses.
+    pub(super) fn answers(&self) -> Result<Vec<(String, Remembered)>, StoreError> {
+        let path = self.root().join("metadata");
+        let failed = |source| StoreError::Directory { path: path.clone(), source };
+        let mut answers = Vec::new();
+        for entry in fs::read_dir(&path).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let answer = fs::read(entry.path()).ok().and_then(|text| serde_json::from_slice(&text).ok());
+            if let (Some(answer), Some(name)) = (answer, entry.file_name().to_str()) {
+                answers.push((name.to_owned(), answer));
+            }
+        }
+        answers.sort_by(|one, other| one.0.cmp(&other.0));
+        Ok(answers)
+    }
+
+    fn metadata_path(&self, address: &str) -> PathBuf {
+        self.root().join("metadata").join(Digest::of(address.as_bytes()).to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_remembered() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let cache = Cache::open(directory.path()).expect("usable");
+        let answer = Remembered {
+            digest: Digest::of(b"").to_string(),
+            size: 0,
+            etag: Some("\"x\"".to_owned()),
+            last_modified: None,
+        };
+        cache.remember("http://mirror.test/a", &answer).expect("written");
+        let again = Cache::open(directory.path()).expect("usable");
+        assert_eq!(again.remembered("http://mirror.test/a"), Some(answer));
+        assert_eq!(again.remembered("http://mirror.test/b"), None);
+    }
+}
