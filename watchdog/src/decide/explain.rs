@@ -2,7 +2,7 @@
 //!
 //! Read off a snapshot of depth [`SnapshotDepth::Holders`](crate::model::SnapshotDepth::Holders).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use hostler_protocol::text::printable;
 use hostler_protocol::why::{Held, Holder, Reason};
@@ -15,26 +15,42 @@ use crate::model::{MapKind, Mount, ResourceIdentity, Snapshot, SwapIdentity};
 /// How deep a chain of holders is followed. Real chains have fewer than ten links; text that a user
 /// controls cannot make them longer, but stacked mounts can.
 const DEPTH_LIMIT: usize = 32;
+/// How many things one answer names. Nobody reads more, and mounts that hide each other have as many ways
+/// from one to another as a user likes.
+const NAMED_LIMIT: usize = 1000;
 /// Whose a thing is that the configuration says nobody may touch.
 pub const PROTECTED: &str = "protected by [protect]";
 
+/// What somebody may learn of a thing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It is his: also what directly holds it, whoever's that is. His lease's report tells the same.
+    Own,
+    /// It is there for all to see.
+    Seen,
+    /// Nothing.
+    Hidden,
+}
+
 /// Finds what a person named: `/dev/loop3`, `loop3`, `/dev/nbd0`, `/dev/dm-0`, `/dev/mapper/NAME`, a
 /// mount point as `findmnt` shows it or as it is, a swap file, a process number; and says what holds it.
-/// `None` when nothing has that name that `may_ask` lets be asked about.
+/// `None` when nothing has that name that `access` lets be asked about. What holds it and is hidden is
+/// named by its kind alone.
 #[must_use]
 pub fn explain(
     target: &str,
     snapshot: &Snapshot,
     ownership: &Ownership,
-    may_ask: impl Fn(ResourceIdentity) -> bool,
+    access: impl Fn(ResourceIdentity) -> Access,
 ) -> Option<Held> {
     let index = Index::new(snapshot);
-    let node = find(target, &index)?;
-    if !identity_of(node, &index).is_none_or(may_ask) {
+    let asked = find(target, &index)?;
+    let access = |node| identity_of(node, &index).map_or(Access::Seen, &access);
+    if access(asked) == Access::Hidden {
         return None;
     }
     let narrator = Narrator { index: &index, ownership };
-    Some(narrator.held(node, &mut BTreeSet::new(), 0))
+    Some(Answer::about(asked, &narrator, access).held(0))
 }
 
 /// The reasons that directly hold a resource, each once, with one sentence for a person.
@@ -121,32 +137,149 @@ fn sentence_without_holder(reason: Reason) -> String {
     }
 }
 
+/// What is told, as a list that becomes a tree: what is nearest to what was asked about comes first. So a
+/// thing that holds in many ways is told of at the end of the shortest, and no long branch takes the place
+/// of what directly holds.
+struct Answer {
+    named: Vec<Named>,
+}
+
+/// One thing in an answer.
+struct Named {
+    what: String,
+    whose: String,
+    /// What holds it: how, what would end that, and its place in the answer.
+    holders: Vec<(Reason, String, usize)>,
+    /// Where what holds it is told, if not here.
+    told_at: Option<usize>,
+    /// What there was no room for.
+    left_out: Option<LeftOut>,
+}
+
+enum LeftOut {
+    /// So many more holders, the first of which holds like this.
+    More(Reason, usize),
+    /// What holds it, if anything does.
+    All,
+}
+
+impl Answer {
+    fn about(asked: Node, narrator: &Narrator<'_>, access: impl Fn(Node) -> Access) -> Self {
+        let mut answer = Self { named: vec![Named::of(asked, narrator)] };
+        let mut first = HashMap::from([(asked, 0)]);
+        // Each thing once: its place in the answer, and how far it is from what was asked about.
+        let mut queue = std::collections::VecDeque::from([(asked, 0, 0)]);
+        while let Some((node, place, depth)) = queue.pop_front() {
+            if depth == DEPTH_LIMIT || answer.named.len() >= NAMED_LIMIT {
+                // A process is never held.
+                let may_be_held = !matches!(node, Node::Process(_));
+                answer.named[place].left_out = may_be_held.then_some(LeftOut::All);
+                continue;
+            }
+            let edges = narrator.edges(node);
+            // Those of one kind that hold in one way are told together, where the first of them is.
+            let mut others: HashMap<(Reason, &str), (usize, usize)> = HashMap::new();
+            for (at, edge) in edges.iter().enumerate() {
+                let to = answer.named.len();
+                if to >= NAMED_LIMIT {
+                    answer.named[place].left_out = Some(LeftOut::More(edge.reason, edges.len() - at));
+                    break;
+                }
+                let mut remedy = narrator.remedy(node, edge);
+                let named = match edge.holder {
+                    None => Named::plain(sentence_without_holder(edge.reason)),
+                    Some(holder) if access(holder) == Access::Hidden => {
+                        if access(node) == Access::Own {
+                            Named::of(holder, narrator)
+                        } else {
+                            let (one, several) = kind_of(holder);
+                            let (first, count) = others.entry((edge.reason, one)).or_insert((to, 0));
+                            *count += 1;
+                            if *count > 1 {
+                                answer.named[*first].what = format!("{count} {several} of other users");
+                                continue;
+                            }
+                            remedy.clear();
+                            Named::plain(format!("{one} of another user's"))
+                        }
+                    }
+                    Some(holder) => {
+                        let told_at = first.get(&holder).copied();
+                        if told_at.is_none() {
+                            first.insert(holder, to);
+                            queue.push_back((holder, to, depth + 1));
+                        }
+                        Named { told_at, ..Named::of(holder, narrator) }
+                    }
+                };
+                answer.named.push(named);
+                answer.named[place].holders.push((edge.reason, remedy, to));
+            }
+        }
+        answer
+    }
+
+    fn held(&self, place: usize) -> Held {
+        let named = &self.named[place];
+        let mut what = named.what.clone();
+        if named.told_at.is_some_and(|other| self.named[other].is_held()) {
+            what.push_str(" (what holds it is told elsewhere in this answer)");
+        }
+        if matches!(named.left_out, Some(LeftOut::All)) {
+            what.push_str(" (what holds it is left out: it is too far, or too much)");
+        }
+        let mut holders: Vec<Holder> = named
+            .holders
+            .iter()
+            .map(|(reason, remedy, at)| Holder {
+                reason: *reason,
+                remedy: remedy.clone(),
+                by: self.held(*at),
+            })
+            .collect();
+        if let Some(LeftOut::More(reason, count)) = named.left_out {
+            let what = format!("{count} more, left out: an answer names {NAMED_LIMIT} things at most");
+            let by = Held { what, whose: String::new(), holders: Vec::new() };
+            holders.push(Holder { reason, remedy: String::new(), by });
+        }
+        Held { what, whose: named.whose.clone(), holders }
+    }
+}
+
+impl Named {
+    fn of(node: Node, narrator: &Narrator<'_>) -> Self {
+        Self { whose: narrator.whose(node), ..Self::plain(narrator.what(node)) }
+    }
+
+    fn plain(what: String) -> Self {
+        Self { what, whose: String::new(), holders: Vec::new(), told_at: None, left_out: None }
+    }
+
+    fn is_held(&self) -> bool {
+        !self.holders.is_empty() || self.left_out.is_some()
+    }
+}
+
+/// A thing's kind, for one and for several.
+fn kind_of(node: Node) -> (&'static str, &'static str) {
+    match node {
+        Node::Process(_) => ("a process", "processes"),
+        Node::Mount(_) => ("a mount", "mounts"),
+        Node::Swap(_) => ("a swap area", "swap areas"),
+        Node::Filesystem(_) => ("a file system", "file systems"),
+        Node::Block(Block::Loop(_)) => ("a loop device", "loop devices"),
+        Node::Block(Block::Map(_)) => ("a map", "maps"),
+        Node::Block(Block::Nbd(_)) => ("a network block device", "network block devices"),
+        Node::Partition(_) => ("a partition", "partitions"),
+    }
+}
+
 struct Narrator<'a> {
     index: &'a Index<'a>,
     ownership: &'a Ownership,
 }
 
 impl Narrator<'_> {
-    fn held(&self, node: Node, above: &mut BTreeSet<Node>, depth: usize) -> Held {
-        let mut tree = Held { what: self.what(node), whose: self.whose(node), holders: Vec::new() };
-        if depth == DEPTH_LIMIT || !above.insert(node) {
-            return tree;
-        }
-        for edge in self.edges(node) {
-            let by = match edge.holder {
-                Some(holder) => self.held(holder, above, depth + 1),
-                None => Held {
-                    what: sentence_without_holder(edge.reason),
-                    whose: String::new(),
-                    holders: Vec::new(),
-                },
-            };
-            tree.holders.push(Holder { reason: edge.reason, remedy: self.remedy(node, &edge), by });
-        }
-        above.remove(&node);
-        tree
-    }
-
     /// What holds a node, without what is of no use to a person: loop devices and swap files on the
     /// host's own file systems, seen from one of their many mounts; partitions that nothing holds.
     fn edges(&self, node: Node) -> Vec<Edge> {

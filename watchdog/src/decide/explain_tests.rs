@@ -1,13 +1,15 @@
 use hostler_protocol::why::{Held, Reason};
+use proptest::prelude::*;
 
 use super::super::attribute;
 use super::super::fixture::{
-    ROOT_DISK, host, lease, loop_device, loop_identity, loop_number, map, map_number, mount, process,
+    ROOT_DISK, any_host, host, lease, loop_device, loop_identity, loop_number, map, map_number, mount,
+    process, standing,
 };
-use super::{explain, quoted, reasons_for};
+use super::{Access, NAMED_LIMIT, explain, quoted, reasons_for};
 use crate::model::{
-    DeviceNumber, FileHold, Filesystem, LoopState, MountNamespace, Namespace, Partition, Phase, Place,
-    ResourceIdentity, Snapshot, Swap, SwapIdentity,
+    DeviceNumber, FileHold, Filesystem, LoopState, MountNamespace, MountNumber, Namespace, Partition, Phase,
+    Place, ResourceIdentity, Snapshot, Swap, SwapIdentity,
 };
 
 fn loop_3(snapshot: &Snapshot) -> (Vec<Reason>, String) {
@@ -20,7 +22,7 @@ fn reasons_of(resource: ResourceIdentity, snapshot: &Snapshot) -> (Vec<Reason>, 
 
 fn why(target: &str, snapshot: &Snapshot) -> Held {
     let ownership = attribute(snapshot, [&lease(1, Phase::Over)]);
-    explain(target, snapshot, &ownership, |_| true).expect("it is there")
+    explain(target, snapshot, &ownership, |_| Access::Own).expect("it is there")
 }
 
 fn with_loop() -> Snapshot {
@@ -151,7 +153,7 @@ fn finds_what_people_type() {
         ("/w", None),
         ("", None),
     ] {
-        let what = explain(text, &snapshot, &ownership, |_| true).map(|held| held.what);
+        let what = explain(text, &snapshot, &ownership, |_| Access::Own).map(|held| held.what);
         assert_eq!(what.as_deref(), found, "{text}");
     }
 }
@@ -230,6 +232,100 @@ fn a_command_means_the_same_bytes_to_a_shell() {
 fn what_may_not_be_asked_about_is_answered_as_if_it_were_not_there() {
     let snapshot = with_loop();
     let ownership = attribute(&snapshot, [&lease(1, Phase::Over)]);
-    assert!(explain("/dev/loop3", &snapshot, &ownership, |_| true).is_some());
-    assert!(explain("/dev/loop3", &snapshot, &ownership, |_| false).is_none());
+    assert!(explain("/dev/loop3", &snapshot, &ownership, |_| Access::Seen).is_some());
+    assert!(explain("/dev/loop3", &snapshot, &ownership, |_| Access::Hidden).is_none());
+}
+
+fn count(held: &Held) -> usize {
+    1 + held.holders.iter().map(|holder| count(&holder.by)).sum::<usize>()
+}
+
+/// Mounts on one parent, the deepest first, each of which is hidden by all that came later.
+fn hiding_each_other(depth: u64) -> Snapshot {
+    let mut snapshot = host();
+    snapshot.mounts.extend((0..depth).map(|at| {
+        let point = format!("/d{}", "/a".repeat(usize::try_from(depth - at).expect("small")));
+        mount(2 + at, 1, DeviceNumber { major: 0, minor: 60 }, &point)
+    }));
+    snapshot
+}
+
+#[test]
+fn mounts_that_hide_each_other_are_each_told_of_once() {
+    let tree = why(&format!("/d{}", "/a".repeat(30)), &hiding_each_other(30));
+    // All edges, and not all the 2^29 ways along them.
+    assert_eq!(count(&tree), 1 + 29 * 30 / 2);
+    let last = &tree.holders[28].by;
+    assert_eq!((last.what.as_str(), last.holders.len()), ("mount /d/a (ext4)", 0));
+    let second = &tree.holders[0].by.holders[0].by;
+    assert_eq!(
+        second.what,
+        format!("mount /d{} (ext4) (what holds it is told elsewhere in this answer)", "/a".repeat(28))
+    );
+    let tree = why(&format!("/d{}", "/a".repeat(200)), &hiding_each_other(200));
+    // And of each that is not told whole, one line that says so.
+    assert!((NAMED_LIMIT..NAMED_LIMIT + 40).contains(&count(&tree)), "{}", count(&tree));
+    // What is nearest is told first, and what there is no room for is said to be left out.
+    assert_eq!(tree.holders.len(), 199);
+    let cut = tree.holders.iter().find(|holder| holder.by.what.contains("is left out"));
+    assert!(cut.is_some(), "{tree:?}");
+    let more = tree.holders.iter().filter_map(|holder| holder.by.holders.last());
+    assert_eq!(more.filter(|last| last.by.what.contains("more, left out")).count(), 1);
+}
+
+proptest! {
+    #[test]
+    fn an_answer_is_bounded_and_holds_nothing_of_what_is_hidden(snapshot in any_host()) {
+        let ownership = attribute(&snapshot, [&lease(1, Phase::Over)]);
+        let is_hidden = |resource: ResourceIdentity| match resource {
+            ResourceIdentity::Process(_) => true,
+            ResourceIdentity::Mount(mount) => matches!(mount.number, MountNumber::Unique(at) if at % 2 == 0),
+            _ => false,
+        };
+        let access = |resource| if is_hidden(resource) { Access::Hidden } else { Access::Seen };
+        for device in &snapshot.loops {
+            let target = format!("/dev/loop{}", device.number);
+            let Some(tree) = explain(&target, &snapshot, &ownership, access) else { continue };
+            prop_assert!(count(&tree) <= NAMED_LIMIT + 40);
+            let mut left = vec![&tree];
+            while let Some(held) = left.pop() {
+                prop_assert!(!held.what.contains("builder"), "{}", held.what);
+                for holder in &held.holders {
+                    let is_anothers = ["of another user's", "of other users"];
+                    let is_anothers = is_anothers.iter().any(|others| holder.by.what.ends_with(others));
+                    prop_assert!(!is_anothers || holder.by.holders.is_empty() && holder.remedy.is_empty());
+                    prop_assert!(!holder.remedy.starts_with("kill"), "{}", holder.remedy);
+                    left.push(&holder.by);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_anothers_is_named_by_its_kind_unless_it_holds_ones_own() {
+    let mut snapshot = with_loop();
+    snapshot.mounts.push(mount(2, 1, loop_number(3), "/w"));
+    let others = snapshot.mounts[1].clone();
+    snapshot.processes = vec![standing(50, &others)];
+    let ownership = attribute(&snapshot, [&lease(1, Phase::Over)]);
+    let asked = |device: Access| {
+        let tree = explain("/dev/loop3", &snapshot, &ownership, |resource| match resource {
+            ResourceIdentity::Loop(_) => device,
+            _ => Access::Hidden,
+        });
+        tree.expect("it may be asked about").holders.remove(0)
+    };
+    let (seen, own) = (asked(Access::Seen), asked(Access::Own));
+    assert_eq!((seen.by.what.as_str(), seen.remedy.as_str()), ("a mount of another user's", ""));
+    assert_eq!((own.by.what.as_str(), own.remedy.as_str()), ("mount /w (ext4)", "umount /w"));
+    assert_eq!((seen.by.holders.len(), own.by.holders.len()), (0, 0));
+    snapshot.mounts.push(mount(3, 1, loop_number(3), "/x"));
+    let tree = explain("/dev/loop3", &snapshot, &ownership, |resource| match resource {
+        ResourceIdentity::Loop(_) => Access::Seen,
+        _ => Access::Hidden,
+    });
+    let holders = tree.expect("it may be asked about").holders;
+    let told: Vec<&str> = holders.iter().map(|holder| holder.by.what.as_str()).collect();
+    assert_eq!(told, ["2 mounts of other users"]);
 }

@@ -266,70 +266,15 @@ fn mount_holders(at: usize, index: &Index<'_>) -> Vec<Edge> {
 
 /// Whether one mount hides another of the same parent: it came later, on a directory above.
 fn hides(upper: &Mount, lower: &Mount) -> bool {
-    let path = |mount: &Mount| Path::new(OsStr::from_bytes(&mount.point)).to_owned();
-    upper.point != lower.point && path(lower).starts_with(path(upper)) && !is_younger(lower, upper)
+    let (above, below) = (OsStr::from_bytes(&upper.point), OsStr::from_bytes(&lower.point));
+    above != below && Path::new(below).starts_with(above) && !is_younger(lower, upper)
 }
 
 /// Overlays in the same namespace with a layer on this mount. Their options are text that the kernel
 /// kept of what was mounted: enough to leave the layer alone, and no proof of whose the overlay is.
-fn overlays_on(at: usize, index: &Index<'_>) -> Vec<Edge> {
-    let mount = index.mount(at);
-    let is_on_this = |layer: &Path| {
-        let in_namespace = |other: &usize| index.mount(*other).identity.namespace == mount.identity.namespace;
-        let is_above = |other: &usize| layer.starts_with(OsStr::from_bytes(&index.mount(*other).point));
-        let deepest = (0..index.snapshot.mounts.len())
-            .filter(in_namespace)
-            .filter(is_above)
-            .max_by_key(|other| index.mount(*other).point.len());
-        deepest == Some(at)
-    };
-    let overlays = index.snapshot.mounts.iter().enumerate();
-    overlays
-        .filter(|(other, overlay)| {
-            *other != at
-                && overlay.filesystem == "overlay"
-                && overlay.identity.namespace == mount.identity.namespace
-        })
-        .filter(|(_, overlay)| layers(&overlay.layers).iter().any(|layer| is_on_this(layer)))
-        .map(|(other, _)| sure(Reason::OverlayLower, Node::Mount(std::cmp::Reverse(other))))
-        .collect()
-}
-
-/// The directories that an overlay's options name. A colon or comma in a name is escaped by a backslash.
-fn layers(options: &[u8]) -> Vec<std::path::PathBuf> {
-    let mut found = Vec::new();
-    for option in split_unescaped(options, b',') {
-        let names = [b"lowerdir=".as_slice(), b"lowerdir+=", b"datadir+=", b"upperdir=", b"workdir="];
-        let Some(value) = names.iter().find_map(|name| option.strip_prefix(*name)) else { continue };
-        for layer in split_unescaped(value, b':').into_iter().filter(|layer| !layer.is_empty()) {
-            let mut plain = Vec::with_capacity(layer.len());
-            let mut bytes = layer.iter();
-            while let Some(byte) = bytes.next() {
-                plain.push(if *byte == b'\\' { *bytes.next().unwrap_or(byte) } else { *byte });
-            }
-            found.push(Path::new(OsStr::from_bytes(&plain)).to_owned());
-        }
-    }
-    found
-}
-
-fn split_unescaped(bytes: &[u8], separator: u8) -> Vec<&[u8]> {
-    let mut parts = Vec::new();
-    let mut start = 0;
-    let mut at = 0;
-    while at < bytes.len() {
-        if bytes[at] == b'\\' {
-            at += 2;
-            continue;
-        }
-        if bytes[at] == separator {
-            parts.push(&bytes[start..at]);
-            start = at + 1;
-        }
-        at += 1;
-    }
-    parts.push(&bytes[start..]);
-    parts
+fn overlays_on(at: usize, index: &Index<'_>) -> impl Iterator<Item = Edge> {
+    let overlays = index.overlays_on(at).iter();
+    overlays.map(|overlay| sure(Reason::OverlayLower, Node::Mount(std::cmp::Reverse(*overlay))))
 }
 
 /// What keeps a mount in its own way: hints, for `why`.
@@ -376,18 +321,4 @@ fn keepers(mount: &Mount, snapshot: &Snapshot) -> Vec<Edge> {
         files.map(|(at, _)| hint(Reason::ForeignNamespace, Some(Node::Mount(std::cmp::Reverse(at))))),
     );
     found
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn layers_are_found_whatever_their_names_hold() {
-        let found = layers(b"rw,relatime,lowerdir=/a\\:b:/c\\,d,upperdir=/u,workdir=/w,uuid=on");
-        assert_eq!(found, ["/a:b", "/c,d", "/u", "/w"].map(Path::new));
-        let found = layers(b"rw,lowerdir+=/l1,lowerdir+=/l2,datadir+=/d");
-        assert_eq!(found, ["/l1", "/l2", "/d"].map(Path::new));
-        assert!(layers(b"").is_empty());
-    }
 }

@@ -1,7 +1,9 @@
 //! A snapshot with its cross-references, so that a decision about one thing need not go through all.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 
+use super::overlays;
 use crate::model::{
     DeviceNumber, Filesystem, LoopState, Map, Mount, MountNamespace, Nbd, Partition, ResourceIdentity,
     Snapshot,
@@ -32,6 +34,8 @@ pub(super) struct Index<'a> {
     lies_on: HashMap<DeviceNumber, Vec<DeviceNumber>>,
     backed_by: HashMap<DeviceNumber, Vec<usize>>,
     built_on: HashMap<DeviceNumber, Vec<usize>>,
+    /// Read from their options once somebody asks.
+    overlays: OnceCell<HashMap<usize, Vec<usize>>>,
 }
 
 impl<'a> Index<'a> {
@@ -47,6 +51,7 @@ impl<'a> Index<'a> {
             lies_on: HashMap::new(),
             backed_by: HashMap::new(),
             built_on: HashMap::new(),
+            overlays: OnceCell::new(),
         };
         index.refer_to_mounts();
         index.refer_to_blocks();
@@ -128,6 +133,12 @@ impl<'a> Index<'a> {
     /// The mounts that show this number as their file system's.
     pub(super) fn mounts_of(&self, device: DeviceNumber) -> &[usize] {
         self.by_device.get(&device).map_or(&[], Vec::as_slice)
+    }
+
+    /// The overlays with a layer on a mount.
+    pub(super) fn overlays_on(&self, at: usize) -> &[usize] {
+        let overlays = self.overlays.get_or_init(|| overlays::by_mount(self.snapshot));
+        overlays.get(&at).map_or(&[], Vec::as_slice)
     }
 
     pub(super) fn in_peer_group(&self, group: u64) -> &[usize] {

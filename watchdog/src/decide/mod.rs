@@ -16,6 +16,7 @@ mod fake_kernel;
 mod fixture;
 mod graph;
 mod index;
+mod overlays;
 mod plan;
 pub mod policy;
 mod propagation;
@@ -25,7 +26,7 @@ mod settled;
 mod verify;
 
 pub use attribute::{Ownership, attribute};
-pub use explain::{PROTECTED, explain, reasons_for};
+pub use explain::{Access, PROTECTED, explain, reasons_for};
 pub use plan::{PlanSettings, plan, stuck};
 pub use protect::strangers_below;
 pub use requested::{NotTaken, requested};

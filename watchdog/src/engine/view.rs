@@ -16,7 +16,7 @@ use super::sweep::Sweeps;
 use super::{Engine, now_ms};
 use crate::causes::chain;
 use crate::decide::policy::Stage;
-use crate::decide::{Ownership, PROTECTED, everything_of, explain};
+use crate::decide::{Access, Ownership, PROTECTED, everything_of, explain};
 use crate::kernel::{loops, processes};
 use crate::metrics::LEASE_STATES;
 use crate::model::{Gap, Lease, LoopState, ResourceIdentity, Snapshot, SnapshotDepth};
@@ -56,13 +56,14 @@ impl Engine {
         })
     }
 
-    /// What could not be read, but of others' leases.
+    /// What could not be read, but of others' leases; and of the rules, which are root's, to root only.
     fn gaps_for(&self, caller: Caller, snapshot: &Snapshot) -> Vec<String> {
         let state = self.shared.state.borrow();
         let is_callers = |gap: &&Gap| match gap {
             Gap::Claim(lease, _) | Gap::Cgroup(lease, _) => {
                 state.get(*lease).is_some_and(|record| caller.may_use(record.lease.uid))
             }
+            Gap::Criterion(_) => caller.is_root(),
             Gap::Loops(_)
             | Gap::Loop(..)
             | Gap::Mounts(_)
@@ -70,25 +71,27 @@ impl Engine {
             | Gap::Namespaces(_)
             | Gap::Blocks(_)
             | Gap::Processes(_)
-            | Gap::Process(..)
-            | Gap::Criterion(_) => true,
+            | Gap::Process(..) => true,
         };
         snapshot.gaps.iter().filter(is_callers).map(Gap::sentence).collect()
     }
 
-    /// Whether a caller may learn what holds something: root may, and whoever's lease has it, and of what no
-    /// lease has all, but for processes, who may look at them anyway.
-    fn may_ask_about(&self, caller: Caller, resource: ResourceIdentity, look: &Look) -> bool {
+    /// What a caller may learn of something: root all, whoever's lease has it all, and of what no lease has
+    /// everybody that it is there, but of processes only whose they are.
+    fn access(&self, caller: Caller, resource: ResourceIdentity, look: &Look) -> Access {
+        if caller.is_root() {
+            return Access::Own;
+        }
         let owner = look.ownership.owners.get(&resource);
         let state = self.shared.state.borrow();
-        let of_lease = owner.map(|lease| state.get(*lease).is_some_and(|it| caller.may_use(it.lease.uid)));
-        match (of_lease, resource) {
-            (Some(may), _) => may,
+        let is_own = match (owner, resource) {
+            (Some(lease), _) => state.get(*lease).is_some_and(|it| caller.may_use(it.lease.uid)),
             (None, ResourceIdentity::Process(process)) => {
-                caller.is_root() || processes::real_user(process.pid).is_ok_and(|user| user == caller.uid)
+                processes::real_user(process.pid).is_ok_and(|user| user == caller.uid)
             }
-            (None, _) => true,
-        }
+            (None, _) => return Access::Seen,
+        };
+        if is_own { Access::Own } else { Access::Hidden }
     }
 
     /// Why something is still there.
@@ -98,8 +101,8 @@ impl Engine {
     pub async fn why(&self, caller: Caller, target: &str) -> Result<Explanation, CallError> {
         let look = self.look(SnapshotDepth::Holders).await.map_err(unavailable)?;
         let Look { snapshot, ownership } = &*look;
-        let may_ask = |resource| self.may_ask_about(caller, resource, &look);
-        match explain(target, snapshot, ownership, may_ask) {
+        let access = |resource| self.access(caller, resource, &look);
+        match explain(target, snapshot, ownership, access) {
             Some(tree) => Ok(Explanation { tree, gaps: self.gaps_for(caller, snapshot) }),
             None => Err(CallError::NoSuchTarget { target: printable(target.as_bytes()) }),
         }

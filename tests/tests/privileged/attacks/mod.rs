@@ -3,6 +3,7 @@
 mod boundary;
 mod floods;
 mod lies;
+mod looks;
 mod others;
 mod own;
 mod trees;

@@ -118,6 +118,17 @@ fn what_is_others_cannot_be_taken_back_planned_or_listed() {
             let error = client.call("Why", &json!({ "target": target }), &[]).expect_err("another's");
             assert_eq!(error.name, "org.hostler.Watchdog.NoSuchTarget", "{target}: {error}");
         }
+        // Nor by way of what is there for all to see, and which the other's things hold.
+        for target in ["/", "/proc"] {
+            let tree = client.call("Why", &json!({ "target": target }), &[]).or_fail("an explanation");
+            let text = tree["tree"].to_string();
+            for theirs in [&*claim.to_string_lossy(), &format!("{device} ("), &format!("kill {}", shell.pid)]
+            {
+                assert!(!text.contains(theirs), "{theirs} in {text}");
+            }
+        }
+        let whole = daemon.ask(&["why", "/", "--json"]).succeeded();
+        assert!(whole.contains(&*claim.join("mnt").to_string_lossy()), "{whole}");
         for what in [json!({ "lease": lease }), json!({ "target": device }), json!({ "target": free.node() })]
         {
             let _ = refusal(client.call("Reclaim", &what, &[]));
@@ -132,6 +143,24 @@ fn what_is_others_cannot_be_taken_back_planned_or_listed() {
         assert!(daemon.ask(&["why", &device]).succeeded().contains(&device));
         daemon.ask(&["reclaim", "--lease", &lease.to_string()]).succeeded();
         assert!(!shell.runs());
+    });
+}
+
+#[test]
+fn what_rules_are_about_is_told_to_root_alone() {
+    scenario::privileged("rules", |place| {
+        let secret = place.path("secret");
+        // What it leads to is not what the administrator named.
+        symlink("/usr", &secret).or_fail("making a link");
+        let more = format!("[protect]\nmounted_under = [{secret:?}]\n");
+        let daemon = Daemon::start(place, &Settings { more, ..Settings::default() });
+        let is_told = |gaps: &[String]| gaps.iter().any(|gap| gap.contains("secret"));
+        assert!(is_told(&daemon.status().gaps), "{:?}", daemon.status().gaps);
+        let mut client = Client::connect_as(USER, &daemon.socket());
+        for (method, parameters) in [("Status", json!({})), ("Why", json!({ "target": "/" }))] {
+            let answer = client.call(method, &parameters, &[]).or_fail(method);
+            assert!(!answer["gaps"].to_string().contains("secret"), "{answer}");
+        }
     });
 }
 
