@@ -65,7 +65,8 @@ if [ "$what" = test ]; then
     need createrepo_c createrepo-c
     need rpmbuild rpm
     need dnf dnf
-    need mksquashfs squashfs-tools
+    need sqfstar squashfs-tools
+    need xorriso xorriso
     # The Python client of Varlink goes into a virtual environment of the test's own.
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 fi

@@ -30,6 +30,8 @@ pub enum Stage {
     Guest,
     /// What a throwaway machine left is taken out of its disk.
     Collect,
+    /// A guest looks into an image that was made elsewhere.
+    Inspect,
     /// Conversion to the format that was asked for.
     Convert,
     /// The finished image boots.
@@ -63,6 +65,7 @@ impl Stage {
             Self::Prepare => "prepare",
             Self::Guest => "guest",
             Self::Collect => "collect",
+            Self::Inspect => "inspect",
             Self::Convert => "convert",
             Self::Verify => "verify",
         }

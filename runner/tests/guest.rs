@@ -161,6 +161,7 @@ impl<'a> Guest<'a> {
             viewers: None,
             holds: false,
             installer_log: None,
+            power_off: Duration::from_secs(15),
             picture: None,
             cancel: self.cancel,
             sink: &Silent,

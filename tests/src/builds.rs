@@ -82,6 +82,13 @@ pub fn stand_ins(place: &Place, programs: &[(&str, &str)]) -> PathBuf {
         fs::write(&path, text).or_fail("writing a stand-in");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).or_fail("making it a program");
     }
+    // What a guest tells of an image that has no packages.
+    let told = ["os-release", "dpkg-status", "rpm-packages"];
+    for name in told {
+        fs::write(folder.join(name), "").or_fail("writing what a guest tells");
+    }
+    let mut tar = Command::new("tar");
+    program::finish(tar.args(["--create", "--file=told.tar"]).args(told).current_dir(&folder)).succeeded();
     folder
 }
 
@@ -89,11 +96,14 @@ pub fn stand_ins(place: &Place, programs: &[(&str, &str)]) -> PathBuf {
 /// that the stages after the guest are reached in seconds. When a finished disk is booted, it hangs.
 pub const PLAYED_QEMU: &str = r#"#!/bin/bash
 if [ "$1" = --version ]; then qemu-img --version | sed 's/^qemu-img/QEMU emulator/'; exit; fi
-last= initrd= disk=
+last= initrd= disk= told=
 for argument; do
     case $last in
     -initrd) initrd=$argument ;;
-    -drive) disk=$argument ;;
+    -drive)
+        disk=$argument
+        case $argument in *id=disk1,*) told=${argument##*file.filename=} ;; esac
+        ;;
     esac
     last=$argument
 done
@@ -102,6 +112,7 @@ nonce=$(grep -aoP 'nonce\x00+\K[0-9a-f]{32}' "$initrd")
 if [ -z "$disk" ]; then
     echo "hostler-canary $nonce" >&100
 else
+    if [ -n "$told" ]; then cat "${0%/*}/told.tar" 1<>"$told"; fi
     echo "stage played" >&101
     echo "done $nonce" >&101
 fi

@@ -10,6 +10,7 @@ use crate::class::Class;
 use crate::debian::SelectError;
 use crate::disk::{ComposeError, ToolsError};
 use crate::event::Stage;
+use crate::installer::Rejected;
 use crate::lock::LockError;
 use crate::vm::canary::{CanaryError, Verdicts};
 use crate::vm::outcome::Failure;
@@ -19,6 +20,7 @@ use super::delivery::DeliveryError;
 use super::finish::FinishError;
 use super::image::ImageError;
 use super::machines::Logs;
+use super::medium::MediumError;
 use super::preflight::{Finding, Fitness};
 use super::scratch::ScratchError;
 use super::workspace::WorkspaceError;
@@ -107,6 +109,26 @@ pub enum BuildError {
     /// Something beside the recipe could not be opened.
     #[error(transparent)]
     Beside(#[from] BesideError),
+    /// An installer's answers would be rejected.
+    #[error("{}: the installer would reject these answers", path.display())]
+    Answers {
+        /// The answers.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Rejected,
+    },
+    /// An installation medium is of no use.
+    #[error(transparent)]
+    Medium(#[from] MediumError),
+    /// A cloud image is larger than the image is to be.
+    #[error("the cloud image's disk has {has} bytes, and the recipe's only {wanted}: raise image.size")]
+    TooSmallForImage {
+        /// Bytes that it has.
+        has: u64,
+        /// Bytes that the recipe wants.
+        wanted: u64,
+    },
     /// Files could not be moved into a guest or out of it.
     #[error(transparent)]
     Exchange(#[from] WorkspaceError),
@@ -188,7 +210,8 @@ impl BuildError {
                 Class::MachineFailed
             }
             Self::Guest(guest) => guest.failure.class(),
-            Self::Beside(_) => Class::RecipeFiles,
+            Self::Answers { .. } => Class::AnswersRejected,
+            Self::Beside(_) | Self::Medium(_) | Self::TooSmallForImage { .. } => Class::RecipeFiles,
             Self::Exchange(WorkspaceError::Missing { .. } | WorkspaceError::Archive(_)) => Class::NoProof,
             Self::Exchange(_) => Class::HostFiles,
             Self::Image(_) => Class::ImageFailed,

@@ -52,6 +52,9 @@ pub struct GuestPrograms<'a> {
     pub modules: &'a Path,
 }
 
+/// Further ones for a disk that was made elsewhere.
+const FOREIGN_MODULES: [&str; 2] = ["xfs", "btrfs"];
+
 /// What is to be done in the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Work<'a> {
@@ -67,9 +70,27 @@ pub struct Work<'a> {
     pub task: Task<'a>,
 }
 
+/// What a guest tells of an image, and on which disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tell<'a> {
+    /// The disk that takes the list of packages.
+    pub results: &'a str,
+    /// The disk that takes the root file system as an archive.
+    pub root: Option<&'a str>,
+    /// Whether kernel and initramfs come along.
+    pub kernel: bool,
+}
+
 /// What a guest is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task<'a> {
+    /// Looks into an image that was made elsewhere; `/dev/vda` is a throwaway copy of it.
+    Inspect {
+        /// What to tell.
+        tell: Tell<'a>,
+        /// Whether the copy gets the unit that proves its boot.
+        verify: bool,
+    },
     /// Finishes an image.
     Finish {
         /// Packages whose preinst scripts are to run, as dpkg's info files name them, in order.
@@ -78,6 +99,8 @@ pub enum Task<'a> {
         run: &'a [String],
         /// Whether the image gets the unit that proves its boot.
         verify: bool,
+        /// What to tell of it.
+        tell: Option<Tell<'a>>,
     },
     /// Makes a throwaway machine's disk ready.
     Prepare {
@@ -116,6 +139,17 @@ pub fn initramfs(programs: GuestPrograms<'_>, work: &Work<'_>) -> Result<Initram
         order.push_str(&format!("{}.ko\n", module.name));
         initramfs.file(&format!("modules/{}.ko", module.name), 0o644, module.bytes);
     }
+    if let Task::Inspect { .. } = work.task {
+        let mut more = String::new();
+        for module in modules::load_ordered(programs.modules, &FOREIGN_MODULES)? {
+            let name = format!("{}.ko", module.name);
+            if !order.lines().any(|there| there == name) {
+                more.push_str(&format!("{name}\n"));
+                initramfs.file(&format!("modules/{name}"), 0o644, module.bytes);
+            }
+        }
+        initramfs.file("modules/more", 0o644, more);
+    }
     initramfs.file("modules/order", 0o644, order);
     add_work(&mut initramfs, work);
     Ok(initramfs)
@@ -145,8 +179,9 @@ fn add_work(initramfs: &mut Initramfs, work: &Work<'_>) {
                 put("has-workspace", 0o400, b"");
             }
         }
+        Task::Inspect { .. } => {}
     }
-    if let Task::Finish { verify: true, .. } = work.task {
+    if let Task::Finish { verify: true, .. } | Task::Inspect { verify: true, .. } = work.task {
         put("verify-boot", 0o755, include_bytes!("guest/verify-boot"));
         put("hostler-verify.service", 0o644, include_bytes!("guest/hostler-verify.service"));
         put("hostler-verify.rules", 0o644, include_bytes!("guest/hostler-verify.rules"));
@@ -156,14 +191,30 @@ fn add_work(initramfs: &mut Initramfs, work: &Work<'_>) {
 fn settings(work: &Work<'_>) -> String {
     let mirror = if work.sources.is_some() { mirror_base() } else { String::new() };
     let (throwaway, results) = match work.task {
-        Task::Finish { .. } | Task::Prepare { .. } => ("", ""),
+        Task::Finish { tell, .. } => ("", tell.map_or("", |tell| tell.results)),
+        Task::Inspect { tell, .. } => ("", tell.results),
+        Task::Prepare { .. } => ("", ""),
         Task::Use { results, .. } => ("yes", results),
     };
+    let tell = match work.task {
+        Task::Finish { tell, .. } => tell,
+        Task::Inspect { tell, .. } => Some(tell),
+        Task::Prepare { .. } | Task::Use { .. } => None,
+    };
+    let foreign = match work.task {
+        Task::Inspect { verify: true, .. } => "rw",
+        // Even so, a journal is replayed; the disk is a copy.
+        Task::Inspect { verify: false, .. } => "ro",
+        _ => "",
+    };
+    let root_device =
+        if foreign.is_empty() { format!("/dev/vda{}", work.root_partition) } else { String::new() };
     format!(
-        "disk_device=/dev/vda\nroot_device=/dev/vda{}\nroot_uuid={}\nfile_system=ext4\nmirror={}\nthrowaway={throwaway}\nresults={results}\n",
-        work.root_partition,
+        "disk_device=/dev/vda\nroot_device={root_device}\nroot_uuid={}\nfile_system=ext4\nmirror={}\nthrowaway={throwaway}\nforeign={foreign}\nresults={results}\nroot_archive={}\nwants_kernel={}\n",
         quoted(work.root_uuid),
-        quoted(&mirror)
+        quoted(&mirror),
+        tell.and_then(|tell| tell.root).unwrap_or(""),
+        if tell.is_some_and(|tell| tell.kernel) { "yes" } else { "" },
     )
 }
 
@@ -174,7 +225,14 @@ fn steps(work: &Work<'_>) -> Vec<(String, String)> {
     let configure = step("configure", include_str!("guest/configure.sh"));
     let cleanup = step("cleanup", include_str!("guest/cleanup.sh"));
     match work.task {
-        Task::Finish { run, verify, .. } => {
+        Task::Inspect { verify, .. } => {
+            let mut steps = vec![step("report", include_str!("guest/report.sh"))];
+            if verify {
+                steps.push(step("plant-verify", include_str!("guest/plant-verify.sh")));
+            }
+            steps
+        }
+        Task::Finish { run, verify, tell, .. } => {
             let mut steps = vec![preinst, configure];
             // Before the initramfs is made, because what they install may belong into it.
             steps.extend(commands(run, include_str!("guest/run.sh")));
@@ -183,6 +241,9 @@ fn steps(work: &Work<'_>) -> Vec<(String, String)> {
             }
             steps.push(step("boot", include_str!("guest/boot.sh")));
             steps.push(cleanup);
+            if tell.is_some() {
+                steps.push(step("report", include_str!("guest/report.sh")));
+            }
             steps
         }
         Task::Prepare { .. } => {
@@ -220,7 +281,7 @@ mod tests {
     }
 
     fn finish(verify: bool) -> Work<'static> {
-        work(Task::Finish { preinst: &[], run: &[], verify })
+        work(Task::Finish { preinst: &[], run: &[], verify, tell: None })
     }
 
     fn names(work: &Work<'_>) -> Vec<String> {
@@ -230,10 +291,12 @@ mod tests {
     #[test]
     fn the_recipes_commands_come_before_the_initramfs_is_made() {
         let run = ["apt-get install -y less".to_owned(), "true".to_owned()];
-        let work = Work { task: Task::Finish { preinst: &[], run: &run, verify: true }, ..finish(true) };
+        let tell = Tell { results: "/dev/vdb", root: None, kernel: false };
+        let task = Task::Finish { preinst: &[], run: &run, verify: true, tell: Some(tell) };
+        let work = Work { task, ..finish(true) };
         assert_eq!(
             names(&work),
-            ["preinst", "configure", "run-1", "run-2", "install-verify", "boot", "cleanup"]
+            ["preinst", "configure", "run-1", "run-2", "install-verify", "boot", "cleanup", "report"]
         );
         assert!(steps(&work)[2].1.ends_with("\napt-get install -y less\n"));
     }
@@ -245,7 +308,20 @@ mod tests {
         let task = Task::Use { run: &run, workspace: true, artifacts: &artifacts, results: "/dev/vdc" };
         let work = Work { task, ..finish(false) };
         assert_eq!(names(&work), ["workspace", "run-1", "artifacts"]);
-        assert!(settings(&work).ends_with("\nthrowaway=yes\nresults=/dev/vdc\n"));
+        assert!(settings(&work).contains("\nthrowaway=yes\nforeign=\nresults=/dev/vdc\n"));
+    }
+
+    #[test]
+    fn an_image_that_is_only_looked_into_is_mounted_read_only() {
+        let tell = Tell { results: "/dev/vdb", root: Some("/dev/vdc"), kernel: true };
+        let look = work(Task::Inspect { tell, verify: false });
+        let told = settings(&look);
+        assert!(told.contains("\nroot_device=\n") && told.contains("\nforeign=ro\n"), "{told}");
+        assert!(told.ends_with("\nroot_archive=/dev/vdc\nwants_kernel=yes\n"), "{told}");
+        assert_eq!(names(&look), ["report"]);
+        let plant = work(Task::Inspect { tell, verify: true });
+        assert_eq!(names(&plant), ["report", "plant-verify"]);
+        assert!(settings(&plant).contains("\nforeign=rw\n"));
     }
 
     #[test]

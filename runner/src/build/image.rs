@@ -2,8 +2,9 @@
 //!
 //! `qemu-img` reads a disk that a guest wrote, so it never guesses a format and has a deadline. Deliberately absent: any look into the file system of an image.
 
+use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Seek as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::child::{Finished, Tool, ToolError};
 use crate::stop::{Stop, Stopped};
+use crate::vm::argv::DiskFormat;
 
 /// How long `qemu-img` may take; it writes a few gigabytes.
 const CONVERT_DEADLINE: Duration = Duration::from_secs(20 * 60);
@@ -74,10 +76,73 @@ pub fn convert(
         tool = tool.arguments(["-c", "-o", "compression_type=zstd"]);
     }
     let tool = tool
-        .arguments(["-W", "-m", "4", "-t", "unsafe", "-T", "unsafe", "--"])
+        .arguments(["-m", "4", "-t", "unsafe", "-T", "unsafe", "--"])
         .argument(named(source))
         .argument(named(target));
     run("convert", &tool, stop)
+}
+
+/// Converts the raw disk `source` to another program's format, in its variant.
+///
+/// # Errors
+/// As above.
+pub fn convert_to(
+    qemu_img: &Path,
+    source: &Path,
+    target: &Path,
+    (format, variant): (&OsStr, &str),
+    stop: &Stop,
+) -> Result<(), ImageError> {
+    let tool = Tool::at(qemu_img.to_owned())
+        .arguments(["convert", "-q", "-f", "raw", "-O"])
+        .argument(format)
+        .argument("-o")
+        .argument(format!("subformat={variant}"))
+        .arguments(["-t", "unsafe", "-T", "unsafe", "--"])
+        .argument(named(source))
+        .argument(named(target));
+    run("convert", &tool, stop)
+}
+
+/// Makes the raw disk `target` of a disk in another layout.
+///
+/// # Errors
+/// As above.
+pub fn to_raw(
+    qemu_img: &Path,
+    source: &Path,
+    format: DiskFormat,
+    target: &Path,
+    stop: &Stop,
+) -> Result<(), ImageError> {
+    let tool = Tool::at(qemu_img.to_owned())
+        .arguments(["convert", "-q", "-f", format.name(), "-O", "raw", "-t", "unsafe", "-T", "unsafe", "--"])
+        .argument(named(source))
+        .argument(named(target));
+    run("unpack", &tool, stop)
+}
+
+/// Copies what `from` has, and its holes as holes.
+///
+/// # Errors
+/// When reading or writing fails.
+pub fn copy_with_holes(mut from: &File, mut to: &File) -> io::Result<()> {
+    let size = from.metadata()?.len();
+    let mut at = 0;
+    while at < size {
+        let start = match rustix::fs::seek(from, rustix::fs::SeekFrom::Data(at)) {
+            Ok(start) => start,
+            // Nothing but a hole is left.
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let end = rustix::fs::seek(from, rustix::fs::SeekFrom::Hole(start))?.min(size);
+        from.seek(io::SeekFrom::Start(start))?;
+        to.seek(io::SeekFrom::Start(start))?;
+        io::copy(&mut from.take(end - start), &mut to)?;
+        at = end.max(at + 1);
+    }
+    to.set_len(size)
 }
 
 /// Makes `target` a qcow2 file that shows `base` and takes the writes in its stead. Both lie in the
@@ -85,11 +150,17 @@ pub fn convert(
 ///
 /// # Errors
 /// When `qemu-img` fails, takes too long or is to stop.
-pub fn overlay(qemu_img: &Path, base: &Path, target: &Path, stop: &Stop) -> Result<(), ImageError> {
+pub fn overlay(
+    qemu_img: &Path,
+    base: &Path,
+    format: DiskFormat,
+    target: &Path,
+    stop: &Stop,
+) -> Result<(), ImageError> {
     // The name of the base is looked up from the folder of the overlay.
     let base = Path::new(base.file_name().unwrap_or(base.as_os_str()));
     let tool = Tool::at(qemu_img.to_owned())
-        .arguments(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"])
+        .arguments(["create", "-q", "-f", "qcow2", "-F", format.name(), "-b"])
         .argument(named(base))
         .argument("--")
         .argument(named(target));
@@ -104,6 +175,16 @@ fn run(action: &'static str, tool: &Tool, stop: &Stop) -> Result<(), ImageError>
 /// A path that qemu does not take for a protocol (`nbd:…`).
 fn named(path: &Path) -> PathBuf {
     if path.is_absolute() { path.to_owned() } else { Path::new(".").join(path) }
+}
+
+/// The SHA-256 digest of bytes in hexadecimal.
+#[must_use]
+pub fn digest_of_bytes(bytes: &[u8]) -> String {
+    hexadecimal(Sha256::digest(bytes).as_slice())
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A file's SHA-256 digest in hexadecimal.
@@ -121,7 +202,7 @@ pub fn digest(file: &Path, stop: &Stop) -> Result<String, ImageError> {
             length => hasher.update(&buffer[..length]),
         }
     }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hexadecimal(hasher.finalize().as_slice()))
 }
 
 #[cfg(test)]
@@ -142,6 +223,24 @@ mod tests {
     }
 
     #[test]
+    fn holes_stay_holes() {
+        use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+        let folder = tempfile::tempdir().unwrap();
+        let from = File::create_new(folder.path().join("from")).unwrap();
+        from.set_len(100 << 20).unwrap();
+        from.write_all_at(b"data", 50 << 20).unwrap();
+        let to =
+            File::options().read(true).write(true).create_new(true).open(folder.path().join("to")).unwrap();
+        copy_with_holes(&File::open(folder.path().join("from")).unwrap(), &to).unwrap();
+        let data = to.metadata().unwrap();
+        assert_eq!(data.len(), 100 << 20);
+        assert!(data.blocks() * 512 < 1 << 20, "{} blocks", data.blocks());
+        let mut read = [0; 4];
+        to.read_exact_at(&mut read, 50 << 20).unwrap();
+        assert_eq!(&read, b"data");
+    }
+
+    #[test]
     fn neither_tool_nor_digest_outlasts_the_builds_time() {
         use std::os::unix::fs::PermissionsExt as _;
         use std::time::Instant;
@@ -156,7 +255,7 @@ mod tests {
         let target = folder.path().join("image.qcow2");
         for error in [
             convert(&slow, &disk, &target, Packing::Compressed, &stop).unwrap_err(),
-            overlay(&slow, &disk, &target, &stop).unwrap_err(),
+            overlay(&slow, &disk, DiskFormat::Qcow2, &target, &stop).unwrap_err(),
             digest(&disk, &stop).unwrap_err(),
         ] {
             assert_eq!(Stopped::cause_of(&error), Some(Stopped::Late), "{error}");

@@ -1,31 +1,34 @@
 //! The stages that boot a machine: the builder guest, and the finished image.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, BufWriter};
-use std::net::TcpListener;
+use std::fs::{self, File};
+use std::io::BufWriter;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::PoisonError;
+use std::time::Duration;
 
-use crate::cache::{Failure, Mirror};
 use crate::class::Class;
+use crate::contents::provenance::Artifact;
 use crate::disk::{self, ComposedDisk};
 use crate::event::{Event, Stage};
 use crate::lock::LockedMachine;
+use crate::recipe::{Kind, Verify};
 use crate::vm::NO_TIMER_CHECK;
 use crate::vm::argv::{
     Accelerator, Boot, CONTROL_PORT, Disk, DiskFormat, Network, PROOF_PORT, VmSpec, arguments,
 };
 use crate::vm::confinement::Enforced;
 use crate::vm::nonce::nonce;
-use crate::vm::outcome::{self, Outcome, Refused};
-use crate::vm::run::{Downloads, Report, Run, run};
+use crate::vm::outcome::{self, Outcome};
+use crate::vm::run::{Report, Run, run};
 use crate::vm::viewers::Viewers;
 use crate::vm::watch::Limits;
 
 use super::error::{BuildError, GuestError};
 use super::finish::{GuestPrograms, Task, Work, initramfs, mirror_base};
+use super::guest_mirror::GuestMirror;
 use super::image;
+use super::inside::Contents;
 use super::preflight::Host;
 use super::session::{Packages, Session};
 
@@ -45,6 +48,15 @@ pub(super) struct Guest<'a> {
     pub(super) log: &'a str,
 }
 
+/// What a guest of Hostler's own came to.
+pub(super) struct Worked {
+    pub(super) report: Report,
+    /// Its console's log.
+    pub(super) log: PathBuf,
+    /// What it fetched from the mirror.
+    pub(super) fetched: Vec<Artifact>,
+}
+
 impl Session<'_> {
     /// The builder guest finishes the disk.
     pub(super) fn guest(
@@ -53,18 +65,27 @@ impl Session<'_> {
         packages: &Packages,
         disk: &ComposedDisk,
         accelerator: Accelerator,
-    ) -> Result<(Report, PathBuf), BuildError> {
+    ) -> Result<(Worked, Contents), BuildError> {
         let recipe = &self.request.recipe;
         let preinst = preinst_lines(disk);
+        let telling = self.telling(recipe.image.size)?;
+        let mut disks = vec![Disk::new(disk.image.clone(), DiskFormat::Raw)];
+        disks.extend(telling.disks());
         let guest = Guest {
-            task: Task::Finish { preinst: &preinst, run: &recipe.guest.run, verify: recipe.verify.boot },
+            task: Task::Finish {
+                preinst: &preinst,
+                run: &recipe.guest.run,
+                verify: recipe.verify.boot,
+                tell: Some(telling.tell()),
+            },
             root: (disk.partition.number, &disk.root_uuid),
-            disks: vec![Disk { path: disk.image.clone(), format: DiskFormat::Raw }],
+            disks,
             is_networked: !recipe.guest.run.is_empty(),
             stage: Stage::Guest,
             log: "console.log",
         };
-        self.work_in_guest(host, packages, accelerator, &guest)
+        let worked = self.work_in_guest(host, packages, accelerator, &guest)?;
+        Ok((worked, self.told(telling)?))
     }
 
     /// Boots a guest of Hostler's own, and demands its proof.
@@ -74,7 +95,7 @@ impl Session<'_> {
         packages: &Packages,
         accelerator: Accelerator,
         guest: &Guest<'_>,
-    ) -> Result<(Report, PathBuf), BuildError> {
+    ) -> Result<Worked, BuildError> {
         let recipe = &self.request.recipe;
         let nonce = nonce().map_err(BuildError::Nonce)?;
         let sources = packages.selection.guest_sources(&mirror_base());
@@ -111,34 +132,19 @@ impl Session<'_> {
             log_port: None,
             smbios_serial: None,
         };
-        let mirror = Mutex::new(None);
-        let serve = |listener: TcpListener| {
-            let selection = Arc::clone(&packages.selection);
-            let fetcher = Arc::clone(&packages.fetcher);
-            let started = Mirror::start(listener, selection, fetcher).map_err(io::Error::other)?;
-            *mirror.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
-            Ok(())
-        };
-        let downloads = || {
-            let mirror = mirror.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(mirror) = mirror.as_ref() else { return Downloads::default() };
-            let report = mirror.report();
-            // What upstream sends counts as well: a file is served once all of it is there.
-            let counted = packages.fetcher.counted();
-            let bytes = report.served_bytes + counted.upstream_bytes + counted.metadata_bytes;
-            Downloads { bytes, refused: report.failures.into_iter().map(refused).collect() }
-        };
+        let mirror = GuestMirror::new(packages, None);
         let log = self.scratch.path().join(format!("{}.{}", recipe.image.name, guest.log));
-        let report = self.boot(host, &spec, &nonce, guest.stage, &log, (&serve, &downloads))?;
-        drop(mirror);
-        accept(report, guest.stage, log, &spec.disks)
+        let report = self.boot(host, &spec, &nonce, guest.stage, &log, Some(&mirror))?;
+        let fetched = mirror.stop();
+        let (report, log) = accept(report, guest.stage, log, &spec.disks)?;
+        Ok(Worked { report, log, fetched })
     }
 
     /// The finished image boots from a scratch copy of itself.
     pub(super) fn verify(
         &self,
         host: &Host,
-        qcow2: &Path,
+        (image, format): (&Path, DiskFormat),
         accelerator: Accelerator,
     ) -> Result<PathBuf, BuildError> {
         let recipe = &self.request.recipe;
@@ -147,7 +153,7 @@ impl Session<'_> {
         let mut boots = 0;
         loop {
             boots += 1;
-            image::overlay(&host.qemu_img, qcow2, &overlay, &self.stop)?;
+            image::overlay(&host.qemu_img, image, format, &overlay, &self.stop)?;
             let report = self.boot_image(host, &overlay, &log, accelerator)?;
             if boots < MOST_BOOTS && was_starved(&report.outcome) {
                 let told = "this host gave the booting image no processor time when it checked its clock; booting it again";
@@ -167,28 +173,36 @@ impl Session<'_> {
     ) -> Result<Report, BuildError> {
         let recipe = &self.request.recipe;
         let nonce = nonce().map_err(BuildError::Nonce)?;
+        let mut disks = vec![Disk::new(overlay.to_owned(), DiskFormat::Qcow2)];
+        if recipe.verify.target.is_some() || !recipe.verify.commands.is_empty() {
+            let path = self.scratch.path().join("checks");
+            fs::write(&path, checks(&recipe.verify))
+                .map_err(|source| BuildError::Write { path: path.clone(), source })?;
+            let serial = Some("hostler-checks");
+            disks.push(Disk { serial, ..Disk::new(path, DiskFormat::Raw) });
+        }
         let spec = VmSpec {
             accelerator,
             processors: recipe.guest.cpus,
             memory_mib: recipe.guest.memory / (1024 * 1024),
             boot: Boot::Disk,
-            disks: vec![Disk { path: overlay.to_owned(), format: DiskFormat::Qcow2 }],
+            disks,
             network: Network::None,
             port_name: PROOF_PORT,
             log_port: None,
             smbios_serial: Some(nonce.clone()),
         };
-        self.boot(host, &spec, &nonce, Stage::Verify, log, (&|_| Ok(()), &Downloads::default))
+        self.boot(host, &spec, &nonce, Stage::Verify, log, None)
     }
 
-    fn boot(
+    pub(super) fn boot(
         &self,
         host: &Host,
         spec: &VmSpec,
         nonce: &str,
         stage: Stage,
         log: &Path,
-        (serve, downloads): (&dyn Fn(TcpListener) -> io::Result<()>, &dyn Fn() -> Downloads),
+        mirror: Option<&GuestMirror>,
     ) -> Result<Report, BuildError> {
         self.note_machine(spec, nonce, stage);
         let logs = Logs::beside(log);
@@ -212,6 +226,13 @@ impl Session<'_> {
             let told = format!("look at the machine's console with: hostler attach {}", place.display());
             self.environment.sink.event(Event::Note(told));
         }
+        let power_off = match (stage, &self.request.recipe.kind) {
+            // A throwaway copy.
+            (Stage::Verify, _) => Duration::ZERO,
+            // Some installers prove that they are done before they unmount.
+            (Stage::Guest, Kind::Installer(_)) => Duration::from_secs(120),
+            _ => Duration::from_secs(15),
+        };
         let mut asked = Run {
             programs: &host.programs,
             spec,
@@ -222,11 +243,12 @@ impl Session<'_> {
                 no_progress: self.request.recipe.limits.no_progress.saturating_mul(self.slowness),
             },
             register: &|process| self.environment.registrar.adopt(process),
-            serve,
-            downloads,
+            serve: &|listener| mirror.map_or(Ok(()), |mirror| mirror.start(listener)),
+            downloads: &|| mirror.map(GuestMirror::downloads).unwrap_or_default(),
             viewers,
             holds: self.request.debugging.holds,
             installer_log,
+            power_off,
             picture: Some(&logs.picture),
             cancel: &self.environment.cancel,
             sink: self.environment.sink.as_ref(),
@@ -263,7 +285,7 @@ pub(super) struct Logs {
 
 impl Logs {
     /// Those beside a console's log.
-    fn beside(console: &Path) -> Self {
+    pub(super) fn beside(console: &Path) -> Self {
         let beside = |ending: &str| {
             let mut name = console.as_os_str().to_owned();
             name.push(ending);
@@ -274,7 +296,7 @@ impl Logs {
 }
 
 /// A guest's success, or its failure with all that is known of it.
-fn accept(
+pub(super) fn accept(
     report: Report,
     stage: Stage,
     log: PathBuf,
@@ -293,6 +315,17 @@ fn accept(
     })))
 }
 
+/// What `guest/verify-boot` reads: as many bytes as make whole sectors.
+fn checks(verify: &Verify) -> Vec<u8> {
+    let mut text = format!("{}\n", verify.target.as_deref().unwrap_or(""));
+    for command in &verify.commands {
+        text.push_str(&format!("{command}\n"));
+    }
+    let mut bytes = text.into_bytes();
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+    bytes
+}
+
 /// What `guest/preinst.sh` reads, line by line.
 pub(super) fn preinst_lines(disk: &ComposedDisk) -> Vec<String> {
     disk.preinst.iter().map(preinst_line).collect()
@@ -300,11 +333,6 @@ pub(super) fn preinst_lines(disk: &ComposedDisk) -> Vec<String> {
 
 fn preinst_line(preinst: &disk::Preinst) -> String {
     format!("{} {} {} {}", preinst.package, preinst.architecture, preinst.version, preinst.script)
-}
-
-/// The mirror's record of a file that it could not give, for the judge of the run.
-fn refused(failure: Failure) -> Refused {
-    Refused { path: failure.path, status: failure.upstream_status, reason: failure.reason }
 }
 
 /// Whether a kernel gave up because its clock stood still when it tried it: it looks for a tick within
@@ -322,6 +350,15 @@ fn was_starved(outcome: &Outcome) -> bool {
 mod tests {
     use super::*;
     use crate::signs::{Place, Rules};
+
+    #[test]
+    fn checks_are_lines_on_whole_sectors() {
+        let verify =
+            Verify { boot: true, target: None, commands: vec!["true".to_owned(), "id -u".to_owned()] };
+        let bytes = checks(&verify);
+        assert_eq!(bytes.len(), 512);
+        assert!(bytes.starts_with(b"\ntrue\nid -u\n\0"));
+    }
 
     #[test]
     fn only_a_clock_that_stood_still_is_the_hosts_fault() {

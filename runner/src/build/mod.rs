@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! preflight ─► select ─► fetch ─► canary ─► compose ─► guest ─► convert ─► verify ─► deliver
-//!                                           prepare ─► guest ─► collect                         (kind builder)
+//!                                           prepare ─► guest ─► collect ─► inspect ─┘      (kind builder)
+//!                                           compose ─► guest ─► inspect ─┘               (kind installer)
 //! ```
 //!
 //! All files are made in one private scratch directory inside the output directory. The image moves
@@ -13,17 +14,26 @@
 pub mod bundle;
 pub mod checkpoint;
 pub mod delivery;
+mod documents;
 mod error;
 pub mod finish;
+mod guest_mirror;
 pub mod image;
+mod inside;
+mod installation;
 mod machines;
+pub mod medium;
+pub mod outputs;
 pub mod preflight;
 mod product;
 pub mod registrar;
+mod request;
+mod results;
 pub mod scratch;
 mod session;
 mod throwaway;
 pub mod workspace;
 
 pub use error::{BuildError, Failed, GuestError};
-pub use session::{Built, BuiltFile, Debugging, Environment, Request, build, fetch_options};
+pub use request::{Built, BuiltFile, Debugging, Environment, Request};
+pub use session::{build, fetch_options};

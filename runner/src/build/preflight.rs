@@ -19,6 +19,10 @@ use crate::vm::qemu::version;
 /// What qemu itself takes beside the guest's memory, in bytes.
 const QEMU_OVERHEAD: u64 = 640 * 1024 * 1024;
 
+/// What every build runs.
+const TOOLS: [(&str, &str); 4] =
+    [("mke2fs", "e2fsprogs"), ("debugfs", "e2fsprogs"), ("e2fsck", "e2fsprogs"), ("gpgv", "gpgv")];
+
 /// How something is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -103,6 +107,8 @@ pub struct Needs {
     pub memory: u64,
     /// Space in the workspace in bytes.
     pub space: u64,
+    /// Programs beside those that every build runs, and their packages.
+    pub tools: &'static [(&'static str, &'static str)],
 }
 
 /// The directory in which a build makes its scratch directory.
@@ -126,9 +132,7 @@ pub fn examine(
 ) -> (Vec<Finding>, Option<Host>) {
     let (finding, host) = qemu(shim, stop);
     let mut findings = vec![finding];
-    for (program, package) in
-        [("mke2fs", "e2fsprogs"), ("debugfs", "e2fsprogs"), ("e2fsck", "e2fsprogs"), ("gpgv", "gpgv")]
-    {
+    for (program, package) in TOOLS.iter().chain(needs.tools) {
         findings.push(tool(program, package));
     }
     findings.extend(confinement(shim));

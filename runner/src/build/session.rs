@@ -2,118 +2,34 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::beside::Beside;
-use crate::cache::{self, Cache, Counted, Digest, FetchOptions, Fetcher, Proxies, Remote, Supply};
-use crate::cancel::Cancel;
+use crate::cache::{self, Cache, FetchOptions, Fetcher, Proxies, Remote};
 use crate::causes::in_one_line;
 use crate::debian::{self, Selection};
 use crate::disk::{self, BuilderTools, ComposedDisk};
-use crate::event::{Event, Sink, Stage};
-use crate::lock::{Lock, LockedMachine, LockedRecipe, LockedTool};
+use crate::event::{Event, Stage};
+use crate::lock::LockedMachine;
 use crate::recipe::{Kind, Recipe};
 use crate::stop::{Stop, Stopped};
 use crate::vm::argv::Accelerator;
 use crate::vm::canary::Canary;
 
 use super::bundle::{self, Bundle};
-use super::delivery::Delivery;
 use super::error::{BuildError, Failed};
-use super::image::{self, Packing};
+use super::outputs;
 use super::preflight::{Fitness, Host, Needs, Workspace, examine};
 use super::product::Product;
-use super::registrar::{Ending, Registrar};
+use super::registrar::Ending;
+use super::request::{Built, Environment, Request};
 use super::scratch::{Scratch, sweep};
-
-/// How long the shared store may take to be given what it lacked, after a build.
-const SETTLE_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long stages that notice late that they are to stop are waited for.
 const STOP_PATIENCE: Duration = Duration::from_secs(3);
-
-/// What to build, and where.
-#[derive(Clone, Debug)]
-pub struct Request {
-    /// The recipe.
-    pub recipe: Recipe,
-    /// Where the scratch directory is made.
-    pub workspace: Workspace,
-    /// The folder of the recipe.
-    pub beside: Beside,
-    /// The download cache.
-    pub cache: PathBuf,
-    /// The root of the file system whose apt sources count.
-    pub apt_root: PathBuf,
-    /// What is done for a person who looks for the cause of a failure.
-    pub debugging: Debugging,
-    /// What the build may use.
-    pub supply: Supply,
-    /// Whether it delivers its lock.
-    pub locks: bool,
-}
-
-/// What is done for a person who looks for the cause of a failure.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Debugging {
-    /// Keep the disks of a guest that failed beside what is known of it.
-    pub keeps: bool,
-    /// Keep a guest that failed running, with a shell on its console where it can have one.
-    pub holds: bool,
-}
-
-/// What a build has around it.
-#[derive(Clone)]
-pub struct Environment {
-    /// The `hostler` program, for `hostler __vm`.
-    pub shim: PathBuf,
-    /// The watchdog.
-    pub registrar: Arc<dyn Registrar>,
-    /// The wish to stop.
-    pub cancel: Arc<Cancel>,
-    /// Takes the progress.
-    pub sink: Arc<dyn Sink>,
-    /// Takes the finished files.
-    pub delivery: Arc<dyn Delivery>,
-}
-
-/// A file that a build made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BuiltFile {
-    /// Where it is.
-    pub path: PathBuf,
-    /// Its size in bytes.
-    pub bytes: u64,
-    /// Its SHA-256 digest in hexadecimal.
-    pub sha256: String,
-}
-
-/// A finished build.
-#[derive(Clone, Debug)]
-pub struct Built {
-    /// What was asked for; the image comes first, where there is one.
-    pub files: Vec<BuiltFile>,
-    /// What went in, if that was asked for.
-    pub lock: Option<PathBuf>,
-    /// The guests' consoles, the verified image's last.
-    pub logs: Vec<PathBuf>,
-    /// What executed the guests.
-    pub accelerator: Accelerator,
-    /// How long each stage took.
-    pub stages: Vec<(Stage, Duration)>,
-    /// When each of the builder guest's steps began, counted from its start.
-    pub steps: Vec<(String, Duration)>,
-    /// What was downloaded.
-    pub counted: Counted,
-    /// How many packages were chosen.
-    pub packages: usize,
-    /// How long it took as a whole.
-    pub took: Duration,
-}
 
 /// Builds an image.
 ///
@@ -140,7 +56,7 @@ pub(super) struct Session<'a> {
     pub(super) started: Instant,
     pub(super) stop: Stop,
     pub(super) scratch: Scratch,
-    stages: Vec<(Stage, Duration)>,
+    pub(super) stages: Vec<(Stage, Duration)>,
     /// What machines were told, as a lock has it.
     pub(super) machines: Mutex<Vec<LockedMachine>>,
     /// By how much limits on silence are stretched.
@@ -256,6 +172,7 @@ impl<'a> Session<'a> {
         let product = match &self.request.recipe.kind {
             Kind::Debian => self.make_of_packages(host)?,
             Kind::Builder(builder) => self.make_in_throwaway(host, builder)?,
+            Kind::Installer(installer) => self.make_by_installer(host, installer)?,
         };
         self.deliver(host, product)
     }
@@ -266,92 +183,18 @@ impl<'a> Session<'a> {
         let packages = self.fetch(chosen, true)?;
         let accelerator = self.stage(Stage::Canary, |session| session.canary(host, &packages))?;
         let disk = self.stage(Stage::Compose, |session| session.compose(&packages, None))?;
-        let (report, log) =
+        let (worked, contents) =
             self.stage(Stage::Guest, |session| session.guest(host, &packages, &disk, accelerator))?;
         Ok(Product {
             disk: Some(disk.image),
+            contents: Some(contents),
             artifacts: Vec::new(),
-            logs: vec![log],
+            logs: vec![worked.log],
             accelerator,
-            steps: report.stages,
+            steps: worked.report.stages,
             packages,
+            materials: worked.fetched,
         })
-    }
-
-    /// Makes the files that were asked for, proves the image, and hands all over.
-    fn deliver(&mut self, host: &Host, product: Product) -> Result<Built, BuildError> {
-        let Product { disk, artifacts, mut logs, accelerator, steps, packages } = product;
-        let name = &self.request.recipe.image.name;
-        let mut files = Vec::new();
-        if let Some(disk) = &disk {
-            let qcow2 = self.scratch.path().join(format!("{name}.qcow2"));
-            self.stage(Stage::Convert, |session| {
-                image::convert(&host.qemu_img, disk, &qcow2, Packing::Compressed, &session.stop)?;
-                files.push(finished(&qcow2, None, session)?);
-                Ok(())
-            })?;
-            if self.request.recipe.verify.boot {
-                logs.push(self.stage(Stage::Verify, |session| session.verify(host, &qcow2, accelerator))?);
-            }
-        }
-        let folder = format!("{name}.artifacts");
-        for artifact in &artifacts {
-            files.push(finished(artifact, Some(&folder), self)?);
-        }
-        let sums = self.scratch.path().join(format!("{name}.sha256"));
-        let text: String = files.iter().map(|file| format!("{}  {}\n", file.sha256, file.name())).collect();
-        fs::write(&sums, text).map_err(|source| BuildError::Write { path: sums.clone(), source })?;
-        let delivery = &self.environment.delivery;
-        let logs = logs.iter().map(|log| delivery.deliver(log, None)).collect::<Result<_, _>>()?;
-        delivery.deliver(&sums, None)?;
-        let mut built = Vec::new();
-        for file in &files {
-            let path = delivery.deliver(&file.path, file.folder.as_deref())?;
-            built.push(BuiltFile { path, bytes: file.bytes, sha256: file.sha256.clone() });
-        }
-        let lock = self.lock(host, &packages)?;
-        packages.fetcher.settle(SETTLE_LIMIT);
-        Ok(Built {
-            files: built,
-            lock,
-            logs,
-            accelerator,
-            stages: self.stages.clone(),
-            steps,
-            counted: packages.fetcher.counted(),
-            packages: packages.selection.packages.len(),
-            took: self.started.elapsed(),
-        })
-    }
-
-    /// Delivers what went in, if that is wanted; and tells how it differs from what a lock has.
-    fn lock(&self, host: &Host, packages: &Packages) -> Result<Option<PathBuf>, BuildError> {
-        let Packages { selection, fetcher, .. } = packages;
-        let recipe = &self.request.recipe;
-        let lock = Lock {
-            recipe: LockedRecipe { name: recipe.image.name.clone(), sha256: recipe.digest },
-            tools: vec![LockedTool { name: "qemu".to_owned(), version: host.qemu_version.clone() }],
-            machines: self.machines.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            suites: selection.locked_suites(),
-            files: fetcher.brought(),
-            ..Lock::new()
-        };
-        if let Some(kept) = fetcher.lock() {
-            for difference in kept.differences(&lock) {
-                self.environment.sink.event(Event::Warning(difference));
-            }
-        }
-        let needed = fetcher.lock().or(self.request.locks.then_some(&lock));
-        if let Some(needed) = needed {
-            let name = Digest::of(needed.text()?.as_bytes());
-            fetcher.cache().need(name, &needed.digests())?;
-        }
-        if !self.request.locks {
-            return Ok(None);
-        }
-        let path = self.scratch.path().join(format!("{}.lock", recipe.image.name));
-        fs::write(&path, lock.text()?).map_err(|source| BuildError::Write { path: path.clone(), source })?;
-        Ok(Some(self.environment.delivery.deliver(&path, None)?))
     }
 
     /// Runs one stage, unless someone wants to stop or the time is over; the one place where giving up
@@ -495,33 +338,6 @@ impl<'a> Session<'a> {
     }
 }
 
-/// A file that is ready to be delivered.
-struct Finished {
-    path: PathBuf,
-    /// The folder that it goes to, where it is not the output directory itself.
-    folder: Option<String>,
-    bytes: u64,
-    sha256: String,
-}
-
-impl Finished {
-    /// How the list of digests names it.
-    fn name(&self) -> String {
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        match &self.folder {
-            Some(folder) => format!("{folder}/{name}"),
-            None => name.into_owned(),
-        }
-    }
-}
-
-fn finished(path: &Path, folder: Option<&str>, session: &Session<'_>) -> Result<Finished, BuildError> {
-    let sha256 = image::digest(path, &session.stop)?;
-    let bytes =
-        fs::metadata(path).map_err(|source| BuildError::Write { path: path.to_owned(), source })?.len();
-    Ok(Finished { path: path.to_owned(), folder: folder.map(str::to_owned), bytes, sha256 })
-}
-
 /// The build's ending, when it was given up.
 fn ending(request: &Request, stage: Stage, stopped: Stopped) -> BuildError {
     match stopped {
@@ -540,15 +356,8 @@ fn given_up(request: &Request, stage: Stage, error: BuildError) -> BuildError {
 
 fn preflight_host(request: &Request, environment: &Environment, stop: &Stop) -> Result<Host, BuildError> {
     let recipe = &request.recipe;
-    let needs = Needs {
-        memory: recipe.guest.memory,
-        // The raw disk, the compressed image, and the unpacked tree beside them; of a throwaway machine its
-        // disk, what it hands over, and that unpacked.
-        space: recipe.image.size.saturating_mul(match recipe.kind {
-            Kind::Debian => 2,
-            Kind::Builder(_) => 3,
-        }),
-    };
+    let needs =
+        Needs { memory: recipe.guest.memory, space: space(recipe), tools: outputs::tools(&recipe.output) };
     let (findings, host) = examine(&environment.shim, &request.workspace, needs, stop);
     stop.check().map_err(|stopped| ending(request, Stage::Preflight, stopped))?;
     let unfit = findings.iter().any(|finding| finding.fitness == Fitness::Unfit);
@@ -556,6 +365,19 @@ fn preflight_host(request: &Request, environment: &Environment, stop: &Stop) -> 
         Some(host) if !unfit => Ok(host),
         _ => Err(BuildError::Unfit(findings)),
     }
+}
+
+/// The most that a build of this recipe has on its disk at once, in bytes.
+fn space(recipe: &Recipe) -> u64 {
+    let disks = match recipe.kind {
+        // The raw disk, and the unpacked tree beside it or the file that is made of it.
+        Kind::Debian => 2,
+        // The machine's disk, what it hands over, and that unpacked or converted.
+        Kind::Builder(_) | Kind::Installer(_) => 3,
+    };
+    // Each further format may be as large as the disk.
+    let further = recipe.output.formats.len().saturating_sub(1);
+    recipe.image.size.saturating_mul(disks + further as u64)
 }
 
 /// Downloads through the proxy that the environment or apt's configuration names, first from the mirrors that
@@ -577,7 +399,10 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::beside::Beside;
     use crate::build::image::ImageError;
+    use crate::build::request::Debugging;
+    use crate::cache::Supply;
 
     fn request() -> Request {
         let recipe = include_str!("../../examples/debian-12.toml");
@@ -590,6 +415,7 @@ mod tests {
             debugging: Debugging::default(),
             supply: Supply::default(),
             locks: false,
+            time: None,
         }
     }
 

@@ -7,18 +7,19 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use crate::contents::provenance::Artifact;
 use crate::debian::Package;
 use crate::disk;
 use crate::event::{Event, Stage};
 use crate::recipe::Builder;
 use crate::vm::argv::{Accelerator, Disk, DiskFormat};
-use crate::vm::run::Report;
 
 use super::checkpoint;
+use super::documents::address;
 use super::error::BuildError;
 use super::finish::Task;
 use super::image;
-use super::machines::{Guest, preinst_lines};
+use super::machines::{Guest, Worked, preinst_lines};
 use super::preflight::Host;
 use super::product::Product;
 use super::session::{Chosen, Packages, Session};
@@ -55,8 +56,15 @@ impl Session<'_> {
         let mut checkpoint = checkpoint;
         checkpoint::place(&mut checkpoint, &base)
             .map_err(|source| BuildError::Write { path: base.clone(), source })?;
-        let (report, log, results) = self
-            .stage(Stage::Guest, |session| session.command(host, &packages, &base, accelerator, builder))?;
+        let mut materials = Vec::new();
+        let (worked, results) = self.stage(Stage::Guest, |session| {
+            session.command(host, &packages, (&base, accelerator), builder, &mut materials)
+        })?;
+        materials.extend(worked.fetched);
+        materials.push(Artifact {
+            name: address(&kernel.name, &kernel.version, &packages.selection.architecture),
+            sha256: kernel.file.digest.to_string(),
+        });
         let wanted = wanted(builder);
         let folder = self.scratch.path().join("artifacts");
         let mut files = self.stage(Stage::Collect, |session| {
@@ -66,7 +74,16 @@ impl Session<'_> {
             Ok(files)
         })?;
         let disk = builder.disk.as_ref().and_then(|_| files.pop());
-        Ok(Product { disk, artifacts: files, logs: vec![log], accelerator, steps: report.stages, packages })
+        Ok(Product {
+            disk,
+            contents: None,
+            artifacts: files,
+            logs: vec![worked.log],
+            accelerator,
+            steps: worked.report.stages,
+            packages,
+            materials,
+        })
     }
 
     fn found(&self, chosen: &Chosen, key: &str) -> Result<Option<File>, BuildError> {
@@ -98,7 +115,7 @@ impl Session<'_> {
             let guest = Guest {
                 task: Task::Prepare { preinst: &preinst },
                 root: (disk.partition.number, &disk.root_uuid),
-                disks: vec![Disk { path: disk.image.clone(), format: DiskFormat::Raw }],
+                disks: vec![Disk::new(disk.image.clone(), DiskFormat::Raw)],
                 is_networked: false,
                 stage: Stage::Prepare,
                 log: "prepare.log",
@@ -116,27 +133,29 @@ impl Session<'_> {
         &self,
         host: &Host,
         packages: &Packages,
-        base: &Path,
-        accelerator: Accelerator,
+        (base, accelerator): (&Path, Accelerator),
         builder: &Builder,
-    ) -> Result<(Report, PathBuf, PathBuf), BuildError> {
+        materials: &mut Vec<Artifact>,
+    ) -> Result<(Worked, PathBuf), BuildError> {
         let recipe = &self.request.recipe;
         let overlay = self.scratch.path().join("overlay.qcow2");
-        image::overlay(&host.qemu_img, base, &overlay, &self.stop)?;
-        let mut disks = vec![Disk { path: overlay.clone(), format: DiskFormat::Qcow2 }];
+        image::overlay(&host.qemu_img, base, DiskFormat::Qcow2, &overlay, &self.stop)?;
+        let mut disks = vec![Disk::new(overlay.clone(), DiskFormat::Qcow2)];
         if let Some(path) = &builder.workspace {
             let folder = self.request.beside.folder(path)?;
             let target = self.scratch.path().join("workspace.tar");
             workspace::pack(&folder.path(), &self.request.beside.shown(path), &target, &self.stop)?;
+            let name = format!("workspace:{}", path.display());
+            materials.push(Artifact { name, sha256: image::digest(&target, &self.stop)? });
             pad(&target).map_err(|source| BuildError::Write { path: target.clone(), source })?;
-            disks.push(Disk { path: target, format: DiskFormat::Raw });
+            disks.push(Disk::new(target, DiskFormat::Raw));
         }
         let results = self.scratch.path().join("results.tar");
         // As large as all that fits on the machine's disk, and what an archive has beside it.
         File::create_new(&results)
             .and_then(|file| file.set_len(recipe.image.size + (64 << 20)))
             .map_err(|source| BuildError::Write { path: results.clone(), source })?;
-        disks.push(Disk { path: results.clone(), format: DiskFormat::Raw });
+        disks.push(Disk::new(results.clone(), DiskFormat::Raw));
         let wanted = wanted(builder);
         let guest = Guest {
             task: Task::Use {
@@ -151,9 +170,9 @@ impl Session<'_> {
             stage: Stage::Guest,
             log: "console.log",
         };
-        let (report, log) = self.work_in_guest(host, packages, accelerator, &guest)?;
+        let worked = self.work_in_guest(host, packages, accelerator, &guest)?;
         fs::remove_file(&overlay).map_err(|source| BuildError::Write { path: overlay, source })?;
-        Ok((report, log, results))
+        Ok((worked, results))
     }
 }
 

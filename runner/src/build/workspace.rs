@@ -149,6 +149,32 @@ pub fn take(
     }
 }
 
+/// Cuts the archive at the start of a disk off at its end.
+///
+/// # Errors
+/// It is no archive, or cannot be cut.
+pub fn cut(disk: &Path) -> Result<(), WorkspaceError> {
+    let unreadable = |source| WorkspaceError::Read { path: disk.to_owned(), source };
+    let mut file = File::options().read(true).write(true).open(disk).map_err(unreadable)?;
+    let end = {
+        let mut archive = tar::Archive::new(&mut file);
+        let mut end = 0;
+        for entry in archive.entries_with_seek().map_err(WorkspaceError::Archive)?.raw(true) {
+            let entry = entry.map_err(WorkspaceError::Archive)?;
+            // What an entry says is its writer's word.
+            end = entry.raw_file_position().saturating_add(entry.size()).saturating_add(511) / 512 * 512;
+        }
+        end
+    };
+    let size = file.metadata().map_err(unreadable)?.len();
+    if end == 0 || end > size {
+        return Err(WorkspaceError::Archive(io::ErrorKind::UnexpectedEof.into()));
+    }
+    // Two blocks of zeros end an archive, and tar writes twenty at a time.
+    let end = (end + 1024).next_multiple_of(20 * 512).min(size);
+    file.set_len(end).map_err(|source| WorkspaceError::Write { path: disk.to_owned(), source })
+}
+
 fn copy_with_holes(input: &mut dyn Read, target: &Path, stop: &Stop) -> Result<(), WorkspaceError> {
     let failed = |source| WorkspaceError::Write { path: target.to_owned(), source };
     let mut output = File::create_new(target).map_err(failed)?;
@@ -268,6 +294,25 @@ mod tests {
         assert_eq!(fs::read_dir(&into).unwrap().count(), 1);
         let error = take(&archive, &names(&["b.img"]), &into, &Stop::default()).unwrap_err();
         assert_eq!(error.to_string(), "the guest handed over no file b.img");
+    }
+
+    #[test]
+    fn an_archive_is_cut_where_it_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_ustar();
+        header.set_size(700);
+        builder.append_data(&mut header, "a", &[1; 700][..]).unwrap();
+        let bytes = builder.into_inner().unwrap();
+        let disk = folder.path().join("disk");
+        fs::write(&disk, &bytes).unwrap();
+        File::options().write(true).open(&disk).unwrap().set_len(1 << 20).unwrap();
+        cut(&disk).unwrap();
+        let left = fs::read(&disk).unwrap();
+        assert_eq!(left.len(), 10_240);
+        assert!(left.starts_with(&bytes));
+        fs::write(&disk, [0; 4096]).unwrap();
+        assert!(cut(&disk).is_err(), "an empty disk");
     }
 
     #[test]

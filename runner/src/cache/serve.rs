@@ -6,7 +6,7 @@
 //! network namespace. Deliberately absent: TLS and authentication (the only client is the guest, over a
 //! link of its own), and a limit on connections.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -74,6 +74,8 @@ pub struct MirrorReport {
     pub served_bytes: u64,
     /// The first requests that failed.
     pub failures: Vec<Failure>,
+    /// What was handed out, by its path.
+    pub served: BTreeMap<String, Digest>,
 }
 
 /// A running mirror. Dropped, it stops at once.
@@ -90,6 +92,8 @@ struct Shared {
     requests: AtomicU64,
     served: AtomicU64,
     failures: Mutex<Vec<Failure>>,
+    /// Bounded by what is offered.
+    handed: Mutex<BTreeMap<String, Digest>>,
     /// What upstream refused lately, so that it is asked once.
     refused: Mutex<HashMap<Digest, Refused>>,
 }
@@ -135,6 +139,7 @@ impl Mirror {
             requests: AtomicU64::new(0),
             served: AtomicU64::new(0),
             failures: Mutex::default(),
+            handed: Mutex::default(),
             refused: Mutex::default(),
         });
         let runtime = fetcher.handle().ok_or(MirrorError::Stopped)?;
@@ -166,6 +171,7 @@ impl Mirror {
             requests: self.shared.requests.load(Ordering::Relaxed),
             served_bytes: self.shared.served.load(Ordering::Relaxed),
             failures: self.shared.failures().clone(),
+            served: self.shared.handed().clone(),
         }
     }
 
@@ -199,6 +205,10 @@ impl Shared {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn handed(&self) -> MutexGuard<'_, BTreeMap<String, Digest>> {
+        self.handed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn refused(&self) -> MutexGuard<'_, HashMap<Digest, Refused>> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -223,7 +233,10 @@ impl Shared {
             return Err(StatusCode::BAD_GATEWAY);
         }
         match self.core.obtain(&wanted).await {
-            Ok(file) => Ok(Opened { file, digest: wanted.digest, modified }),
+            Ok(file) => {
+                self.handed().insert(path.to_owned(), wanted.digest);
+                Ok(Opened { file, digest: wanted.digest, modified })
+            }
             Err(error) => {
                 let reason = in_one_line(&error);
                 if let Some(status) = error.status().filter(|status| *status < 500) {

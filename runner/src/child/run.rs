@@ -29,7 +29,6 @@ pub(super) fn run(
     stop.check().map_err(|source| ToolError::Stopped { tool: program.to_owned(), source })?;
     let until = Instant::now() + limit;
     command
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         // The terminal's ^C is for the runner, which ends its tools in order.

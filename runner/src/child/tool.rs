@@ -1,9 +1,10 @@
 //! A program of the host, what it is given, and what it leaves.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use crate::stop::{Stop, Stopped};
@@ -103,13 +104,14 @@ pub struct Tool {
     program: PathBuf,
     arguments: Vec<OsString>,
     variables: Vec<(&'static str, OsString)>,
+    input: Option<PathBuf>,
 }
 
 impl Tool {
     /// The program at a path.
     #[must_use]
     pub fn at(program: PathBuf) -> Self {
-        Self { program, arguments: Vec::new(), variables: Vec::new() }
+        Self { program, arguments: Vec::new(), variables: Vec::new(), input: None }
     }
 
     /// Adds an argument.
@@ -133,6 +135,13 @@ impl Tool {
         self
     }
 
+    /// Gives it a file to read as its standard input, which is empty otherwise.
+    #[must_use]
+    pub fn input(mut self, path: impl Into<PathBuf>) -> Self {
+        self.input = Some(path.into());
+        self
+    }
+
     /// Runs it to its end, in this process' working directory. An exit status other than 0 is no
     /// error here.
     ///
@@ -146,6 +155,14 @@ impl Tool {
             .env("LC_ALL", "C.UTF-8")
             .env("PATH", DIRECTORIES)
             .envs(self.variables.iter().map(|(name, value)| (name, value)));
+        let input = match &self.input {
+            Some(path) => {
+                let opened = File::open(path);
+                opened.map_err(|source| ToolError::Start { tool: self.program.clone(), source })?.into()
+            }
+            None => Stdio::null(),
+        };
+        command.stdin(input);
         run::run(&self.program, command, limit, stop)
     }
 

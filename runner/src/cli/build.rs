@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use hostler_protocol::text::without_controls;
 use hostler_runner::beside::Beside;
@@ -172,6 +173,10 @@ pub(crate) fn run(global: &Global, recipe: Recipe, around: Around) -> (Exit, Opt
         return (confinement::explain(global, &recipe, &workspace, cancel), None);
     }
     // What is only used after the downloads is to be right before them.
+    let time = match source_date() {
+        Ok(time) => time,
+        Err(error) => return (fail(&error, Exit::Usage), None),
+    };
     if let Err(error) = limit(|name| std::env::var_os(name)) {
         return (fail(&error, Exit::Usage), None);
     }
@@ -179,7 +184,7 @@ pub(crate) fn run(global: &Global, recipe: Recipe, around: Around) -> (Exit, Opt
         return (fail(&error, Exit::Usage), None);
     }
     if let Some(lock) = &supply.lock
-        && lock.recipe.sha256.is_some_and(|digest| Some(digest) != recipe.digest)
+        && lock.recipe.sha256.is_some_and(|digest| digest != recipe.digest())
     {
         tell("hostler: the recipe is not the one that the lock was made of: make a new lock with --lock");
         return (Exit::Usage, None);
@@ -209,7 +214,7 @@ pub(crate) fn run(global: &Global, recipe: Recipe, around: Around) -> (Exit, Opt
         delivery,
     };
     let request =
-        Request { recipe, workspace, beside, cache, apt_root: "/".into(), debugging, supply, locks };
+        Request { recipe, workspace, beside, cache, apt_root: "/".into(), debugging, supply, locks, time };
     let result = build(&request, &environment);
     drop(environment);
     sink.event(match &result {
@@ -235,9 +240,23 @@ pub(crate) fn run(global: &Global, recipe: Recipe, around: Around) -> (Exit, Opt
     }
 }
 
+/// The time that `SOURCE_DATE_EPOCH` gives, if it is set.
+fn source_date() -> Result<Option<SystemTime>, std::io::Error> {
+    let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH") else {
+        return Ok(None);
+    };
+    let seconds: Option<u64> = text.to_str().and_then(|text| text.parse().ok());
+    match seconds.filter(|seconds| *seconds <= u64::from(u32::MAX)) {
+        Some(seconds) => Ok(Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))),
+        None => Err(std::io::Error::other(format!(
+            "SOURCE_DATE_EPOCH is {text:?}: it has to be a number of seconds since 1970"
+        ))),
+    }
+}
+
 fn show(global: &Global, built: &Built) -> Exit {
     if global.json {
-        let seconds = |duration: &std::time::Duration| duration.as_secs_f64();
+        let seconds = |duration: &Duration| duration.as_secs_f64();
         let stages: serde_json::Map<_, _> = built
             .stages
             .iter()

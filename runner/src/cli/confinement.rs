@@ -18,7 +18,7 @@ use super::exit::Exit;
 /// Tries it, and says it. What does not hold is not fit.
 pub(crate) fn explain(global: &Global, recipe: &Recipe, workspace: &Workspace, cancel: Arc<Cancel>) -> Exit {
     let stop = Stop::new(cancel);
-    let needs = Needs { memory: recipe.guest.memory, space: 0 };
+    let needs = Needs { memory: recipe.guest.memory, space: 0, tools: &[] };
     let (findings, host) = examine(Path::new("/proc/self/exe"), workspace, needs, &stop);
     let Some(host) = host else {
         for finding in findings.iter().filter(|finding| finding.fitness == Fitness::Unfit) {

@@ -24,7 +24,7 @@ use super::exit::Exit;
 use super::signals;
 
 /// What the example recipe needs.
-const NEEDS: Needs = Needs { memory: 1 << 30, space: 4 << 30 };
+const NEEDS: Needs = Needs { memory: 1 << 30, space: 4 << 30, tools: &[] };
 
 /// The recipe whose archive gives the canary's kernel.
 const RECIPE: &str = include_str!("../../examples/debian-12.toml");

@@ -197,6 +197,15 @@ impl Catalogue {
         self.by_name.get(name).map_or(&[], Vec::as_slice)
     }
 
+    /// The package with this name, version and architecture.
+    #[must_use]
+    pub fn find(&self, name: &str, version: &str, architecture: &str) -> Option<PackageId> {
+        self.by_name.get(name)?.iter().copied().find(|package| {
+            self.version(*package) == version
+                && self.stanza(*package).get("Architecture") == Some(architecture)
+        })
+    }
+
     /// Who provides `name`, virtual or real, beside packages called so.
     #[must_use]
     pub fn providers(&self, name: &str) -> &[Provider] {

@@ -10,6 +10,7 @@ pub mod catalogue;
 pub mod control;
 pub mod deb;
 mod index;
+mod installer;
 pub mod relation;
 pub mod release;
 pub mod resolve;
@@ -20,6 +21,7 @@ pub mod sources;
 pub mod version;
 
 pub(crate) use index::{LIMIT as INDEX_LIMIT, decompress};
+pub use installer::InstallerArchives;
 pub use select::{SelectError, fetch, select};
 pub(crate) use select::{archives, describe};
 pub use selection::{Package, Repository, Selection, Suite};

@@ -87,6 +87,12 @@ pub enum SelectError {
         /// The component.
         component: String,
     },
+    /// A package that the archive does not have.
+    #[error("the archive has no package {package}: check its name and the suite")]
+    NoPackage {
+        /// The package.
+        package: String,
+    },
     /// An index cannot be decompressed.
     #[error("cannot decompress {name}: the archive is damaged, tell its maintainers")]
     Decompress {
@@ -123,6 +129,7 @@ impl SelectError {
             | Self::Store(_)
             | Self::NotDebian { .. }
             | Self::NoIndex { .. }
+            | Self::NoPackage { .. }
             | Self::Decompress { .. }
             | Self::Catalogue { .. }
             | Self::Resolve(_) => false,

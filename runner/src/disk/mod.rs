@@ -18,4 +18,4 @@ pub use layout::{Attributes, Kind, Layout, Node, Refusal};
 pub use partition::Partition;
 pub use tools::{BuilderTools, ToolsError, builder_tools, kernel_package};
 pub use tree::{Tree, TreeError};
-pub use unpack::{Failed, UnpackError};
+pub use unpack::{Failed, UnpackError, unpack_some};

@@ -20,6 +20,7 @@ use crate::stop::{Stop, Stopped};
 
 use super::database::{self, Conffile};
 use super::layout::{Admitted, Attributes, Kind, Node};
+use super::tools::ToolsError;
 use super::tree::{Tree, TreeError};
 
 /// Why a package cannot be unpacked.
@@ -81,6 +82,24 @@ pub struct Failed {
     pub package: String,
     /// Why.
     pub error: UnpackError,
+}
+
+/// Unpacks what `filter` admits of one package.
+///
+/// # Errors
+/// It fails.
+pub fn unpack_some(
+    selection: &Selection,
+    package: &Package,
+    cache: &Cache,
+    tree: &Tree,
+    filter: Filter<'_>,
+    (stop, sink): (&Stop, &dyn Sink),
+) -> Result<(), ToolsError> {
+    let packages = std::slice::from_ref(package);
+    unpack(selection, packages, cache, tree, filter, (stop, sink))
+        .map(drop)
+        .map_err(|failed| ToolsError::Unpack { package: failed.package, source: failed.error })
 }
 
 /// Which paths of a package are unpacked; all but for the builder's own tools.

@@ -7,6 +7,8 @@
 //! read is found out by the stage that needs it.
 
 mod builder;
+mod installer;
+mod output;
 mod refusal;
 mod written;
 
@@ -15,7 +17,8 @@ use std::time::Duration;
 
 use crate::cache::Digest;
 pub use builder::Builder;
-
+pub use installer::{Family, Installer, Medium};
+pub use output::{Format, Output};
 use refusal::{Refusal, locate};
 use written::Written;
 
@@ -58,12 +61,14 @@ pub struct Recipe {
     pub debian: Debian,
     /// The builder guest.
     pub guest: Guest,
+    /// What the image's disk is made into.
+    pub output: Output,
     /// How long it may take.
     pub limits: Limits,
     /// What is checked at the end.
     pub verify: Verify,
-    /// Of its text.
-    pub digest: Option<Digest>,
+    /// The recipe itself.
+    pub text: String,
 }
 
 /// How a build comes to its result.
@@ -73,6 +78,8 @@ pub enum Kind {
     Debian,
     /// A command runs in a throwaway machine made of Debian packages, and leaves files.
     Builder(Builder),
+    /// A distribution's installer runs by itself, or cloud-init does in a cloud image.
+    Installer(Installer),
 }
 
 /// The image itself.
@@ -112,6 +119,20 @@ pub struct Debian {
     pub packages: Vec<String>,
 }
 
+impl Debian {
+    /// Where the builder's own kernel and tools come from, where a recipe does not say so.
+    fn tools() -> Self {
+        Self {
+            source: PackageSource::HostApt,
+            suite: "bookworm".to_owned(),
+            architecture: "amd64".to_owned(),
+            components: vec!["main".to_owned()],
+            keyring: None,
+            packages: Vec::new(),
+        }
+    }
+}
+
 /// The guest that finishes the image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guest {
@@ -137,9 +158,19 @@ pub struct Limits {
 pub struct Verify {
     /// Boot the finished image and wait for its proof.
     pub boot: bool,
+    /// The unit that has to be active then, instead of all that the system starts.
+    pub target: Option<String>,
+    /// Shell commands that have to succeed in it.
+    pub commands: Vec<String>,
 }
 
 impl Recipe {
+    /// The digest of its text.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        Digest::of(self.text.as_bytes())
+    }
+
     /// Reads and checks the recipe at `path`.
     ///
     /// # Errors
@@ -158,7 +189,7 @@ impl Recipe {
         let refuse = |refusal: Refusal| locate(text, path, refusal);
         let written: Written = toml::from_str(text)
             .map_err(|error| refuse(Refusal { span: error.span(), message: error.message().to_owned() }))?;
-        Ok(Self { digest: Some(Digest::of(text.as_bytes())), ..written.check().map_err(refuse)? })
+        written.check(text).map_err(refuse)
     }
 }
 
@@ -244,6 +275,7 @@ mod tests {
         assert_eq!(builder.artifacts, ["a.iso"]);
         assert_eq!(recipe.debian.packages, ["kmod"]);
         assert!(!recipe.verify.boot);
+        assert_eq!(recipe.output.formats, [Format::Qcow2]);
     }
 
     #[test]
@@ -265,9 +297,29 @@ mod tests {
             ("run = [\"make\"]", "", "r.toml:1:8: a builder needs a command"),
             ("[\"a.iso\"]", "[\"a.iso\", \"a.iso\"]", "r.toml:12:23: \"a.iso\" is named twice"),
             ("\"a.iso\"", "\"../a.iso\"", "r.toml:12:14: \"../a.iso\" becomes a file name"),
+            ("[builder]", "[output]\nformats = []\n[builder]", "r.toml:10:1: output is made of a disk"),
+            ("[guest]", "[verify]\nboot = true\n[guest]", "r.toml:14:8: verify.boot needs a disk"),
+            ("[guest]", "[verify]\ntarget = \"a.target\"\n[guest]", "r.toml:14:10: verify.target needs"),
             ("kind = \"builder\"", "kind = \"debian\"", "r.toml:10:1: the table [builder] is for kind"),
         ] {
             let text = refusal(&BUILDER.replace(from, to));
+            assert!(text.starts_with(told), "{text}");
+        }
+    }
+
+    #[test]
+    fn formats_and_checks_are_named_one_by_one() {
+        let more = "[output]\nformats = [\"ova\", \"squashfs\"]\n[verify]\ntarget = \"multi-user.target\"\ncommands = [\"true\"]\n";
+        let recipe = Recipe::parse(&format!("{SMALL}{more}"), Path::new("r.toml")).expect("valid");
+        assert_eq!(recipe.output.formats, [Format::Ova, Format::Squashfs]);
+        assert_eq!(recipe.verify.target.as_deref(), Some("multi-user.target"));
+        for (from, to, told) in [
+            ("\"ova\"", "\"iso\"", "r.toml:11:12: unknown variant `iso`, expected one of `qcow2`"),
+            ("\"ova\"", "\"squashfs\"", "r.toml:11:24: this format is named twice"),
+            ("multi-user.target", "../x", "r.toml:13:10: \"../x\" is not a systemd unit"),
+            ("\"true\"", "\"a\\nb\"", "r.toml:14:13: \"a\\nb\" is not a command"),
+        ] {
+            let text = refusal(&format!("{SMALL}{}", more.replace(from, to)));
             assert!(text.starts_with(told), "{text}");
         }
     }

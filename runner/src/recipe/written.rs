@@ -7,9 +7,11 @@ use bytesize::ByteSize;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::builder::WrittenBuilder;
+use super::builder::{Builder, WrittenBuilder};
+use super::installer::WrittenInstaller;
+use super::output::WrittenOutput;
 use super::refusal::Refusal;
-use super::{Debian, Guest, Image, Kind, Limits, PackageSource, Recipe, Verify};
+use super::{Debian, Family, Guest, Image, Installer, Kind, Limits, PackageSource, Recipe, Verify};
 
 const MEBIBYTE: u64 = 1 << 20;
 const GIBIBYTE: u64 = 1 << 30;
@@ -19,10 +21,12 @@ const GIBIBYTE: u64 = 1 << 30;
 pub(super) struct Written {
     kind: Spanned<WrittenKind>,
     image: WrittenImage,
-    debian: WrittenDebian,
+    debian: Option<WrittenDebian>,
+    installer: Option<Spanned<WrittenInstaller>>,
     builder: Option<Spanned<WrittenBuilder>>,
     #[serde(default)]
     guest: WrittenGuest,
+    output: Option<Spanned<WrittenOutput>>,
     #[serde(default)]
     limits: WrittenLimits,
     #[serde(default)]
@@ -34,6 +38,7 @@ pub(super) struct Written {
 enum WrittenKind {
     Debian,
     Builder,
+    Installer,
 }
 
 #[derive(Deserialize)]
@@ -52,6 +57,7 @@ struct WrittenDebian {
     architecture: Spanned<String>,
     components: Option<Vec<Spanned<String>>>,
     keyring: Option<Spanned<PathBuf>>,
+    #[serde(default)]
     packages: Vec<Spanned<String>>,
 }
 
@@ -75,47 +81,74 @@ struct WrittenLimits {
 #[serde(deny_unknown_fields)]
 struct WrittenVerify {
     boot: Option<Spanned<bool>>,
+    target: Option<Spanned<String>>,
+    #[serde(default)]
+    commands: Vec<Spanned<String>>,
 }
 
 impl Written {
     /// The recipe that is meant, with what was left out filled in.
-    pub(super) fn check(self) -> Result<Recipe, Refusal> {
+    pub(super) fn check(self, text: &str) -> Result<Recipe, Refusal> {
         let guest = self.guest.check()?;
-        let kind = match (self.kind.get_ref(), self.builder) {
-            (WrittenKind::Debian, None) => Kind::Debian,
-            (WrittenKind::Builder, Some(builder)) => {
+        let place = self.kind.span();
+        let refuse = |message: &str| Refusal { span: Some(place.clone()), message: message.to_owned() };
+        let kind = match (self.kind.get_ref(), self.builder, self.installer) {
+            (WrittenKind::Debian, None, None) => Kind::Debian,
+            (WrittenKind::Builder, Some(builder), None) => {
                 if guest.run.is_empty() {
-                    return Err(Refusal::at(
-                        &self.kind,
-                        "a builder needs a command: give it guest.run".to_owned(),
-                    ));
+                    return Err(refuse("a builder needs a command: give it guest.run"));
                 }
                 Kind::Builder(WrittenBuilder::check(builder)?)
             }
-            (WrittenKind::Builder, None) => {
-                let message =
-                    "a builder needs a table [builder] that says which files it leaves: disk or artifacts";
-                return Err(Refusal::at(&self.kind, message.to_owned()));
+            (WrittenKind::Installer, None, Some(installer)) => {
+                if !guest.run.is_empty() {
+                    return Err(refuse(
+                        "an installer runs what its answers say, not guest.run: put it there",
+                    ));
+                }
+                Kind::Installer(installer.into_inner().check()?)
             }
-            (_, Some(builder)) => {
+            (WrittenKind::Builder, None, _) => {
+                return Err(refuse(
+                    "a builder needs a table [builder] that says which files it leaves: disk or artifacts",
+                ));
+            }
+            (WrittenKind::Installer, _, None) => {
+                return Err(refuse(
+                    "an installer needs a table [installer] that says which one, and its answers",
+                ));
+            }
+            (_, Some(builder), _) => {
                 let message = "the table [builder] is for kind = \"builder\"";
                 return Err(Refusal::at(&builder, message.to_owned()));
             }
-        };
-        let boot = match &self.verify.boot {
-            Some(boot) if *boot.get_ref() && kind != Kind::Debian => {
-                let message =
-                    "verify.boot is for kind = \"debian\": only its images get the unit that proves it";
-                return Err(Refusal::at(boot, message.to_owned()));
+            (_, _, Some(installer)) => {
+                let message = "the table [installer] is for kind = \"installer\"";
+                return Err(Refusal::at(&installer, message.to_owned()));
             }
-            Some(boot) => *boot.get_ref(),
-            None => kind == Kind::Debian,
         };
+        let has_disk = !matches!(&kind, Kind::Builder(Builder { disk: None, .. }));
+        let output = match self.output {
+            Some(output) if !has_disk => {
+                let message = "output is made of a disk: name it as builder.disk";
+                return Err(Refusal::at(&output, message.to_owned()));
+            }
+            Some(output) => output.into_inner().check()?,
+            None => WrittenOutput::default().check()?,
+        };
+        let verify = self.verify.check(has_disk)?;
         let limits = Limits {
             total: duration(self.limits.total, "total", Duration::from_secs(30 * 60))?,
             no_progress: duration(self.limits.no_progress, "no_progress", Duration::from_secs(5 * 60))?,
         };
-        let mut debian = self.debian.check()?;
+        let mut debian = match (self.debian, &kind) {
+            (Some(debian), _) => debian.check()?,
+            // Only the builder's own tools come from there, whatever is installed.
+            (None, Kind::Installer(Installer { family, .. })) if *family != Family::DebianInstaller => {
+                Debian::tools()
+            }
+            (None, _) => return Err(refuse("a table [debian] is needed: it says where packages come from")),
+        };
         if let Kind::Builder(_) = kind {
             // For modprobe, in a machine whose kernel is not one of its packages.
             debian.packages.push("kmod".to_owned());
@@ -125,9 +158,10 @@ impl Written {
             image: self.image.check()?,
             debian,
             guest,
+            output,
             limits,
-            verify: Verify { boot },
-            digest: None,
+            verify,
+            text: text.to_owned(),
         })
     }
 }
@@ -244,6 +278,32 @@ impl WrittenGuest {
     }
 }
 
+impl WrittenVerify {
+    fn check(self, has_disk: bool) -> Result<Verify, Refusal> {
+        let boot = match &self.boot {
+            Some(boot) if *boot.get_ref() && !has_disk => {
+                let message = "verify.boot needs a disk to boot: name it as builder.disk";
+                return Err(Refusal::at(boot, message.to_owned()));
+            }
+            Some(boot) => *boot.get_ref(),
+            None => has_disk,
+        };
+        let unproven = "needs verify.boot: it is looked at in the booted image";
+        if let Some(target) = self.target.as_ref().filter(|_| !boot) {
+            return Err(Refusal::at(target, format!("verify.target {unproven}")));
+        }
+        if let Some(command) = self.commands.first().filter(|_| !boot) {
+            return Err(Refusal::at(command, format!("verify.commands {unproven}")));
+        }
+        let rule = "is not a systemd unit: write e.g. \"multi-user.target\" or \"ssh.service\"";
+        let target = self.target.map(|target| checked(&target, is_unit, rule)).transpose()?;
+        let one_line = |line: &str| !line.trim().is_empty() && !line.contains(['\0', '\n']);
+        let rule = "is not a command: write one line for the shell";
+        let commands = self.commands.iter().map(|line| checked(line, one_line, rule));
+        Ok(Verify { boot, target, commands: commands.collect::<Result<_, _>>()? })
+    }
+}
+
 pub(super) fn checked(
     value: &Spanned<String>,
     accept: impl Fn(&str) -> bool,
@@ -311,6 +371,14 @@ pub(super) fn is_beside(path: &str) -> bool {
     !path.is_empty() && !path.contains('\0') && components.all(|one| matches!(one, Component::Normal(_)))
 }
 
+/// Whether this is the name of a systemd unit; systemd.unit(5).
+fn is_unit(name: &str) -> bool {
+    name.len() <= 255
+        && !name.starts_with(['.', '-'])
+        && name.contains('.')
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b":-_.\\@".contains(&byte))
+}
+
 fn is_hostname(name: &str) -> bool {
     name.len() <= 64
         && name.split('.').all(|label| {
@@ -329,7 +397,7 @@ fn is_archive_word(word: &str) -> bool {
 }
 
 /// Debian Policy 5.6.1.
-fn is_package_name(name: &str) -> bool {
+pub(super) fn is_package_name(name: &str) -> bool {
     name.len() >= 2
         && name.starts_with(|first: char| first.is_ascii_lowercase() || first.is_ascii_digit())
         && name

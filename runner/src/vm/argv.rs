@@ -89,6 +89,33 @@ pub struct Disk {
     pub path: PathBuf,
     /// Its layout.
     pub format: DiskFormat,
+    /// What the guest reads as its serial number, up to 20 letters.
+    pub serial: Option<&'static str>,
+    /// How it is attached.
+    pub attachment: Attachment,
+}
+
+/// How a disk is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attachment {
+    /// As a virtio disk.
+    Virtio,
+    /// As a disc in a drive, which cannot be written to.
+    Disc,
+}
+
+impl Disk {
+    /// A disk without a serial number.
+    #[must_use]
+    pub fn new(path: PathBuf, format: DiskFormat) -> Self {
+        Self { path, format, serial: None, attachment: Attachment::Virtio }
+    }
+
+    /// An ISO image in a drive.
+    #[must_use]
+    pub fn disc(path: PathBuf) -> Self {
+        Self { attachment: Attachment::Disc, ..Self::new(path, DiskFormat::Raw) }
+    }
 }
 
 /// Where the guest's first instructions come from.
@@ -177,7 +204,16 @@ pub fn arguments(spec: &VmSpec) -> Vec<OsString> {
         arguments.pair("-drive", drive(number, disk));
         // The machine stops where the host's disk is full, so that the runner can tell it from a
         // fault of the guest's.
-        arguments.pair("-device", format!("virtio-blk-pci,drive=disk{number},werror=stop,rerror=stop"));
+        let serial = disk.serial.map_or(String::new(), |serial| format!(",serial={}", escaped(serial)));
+        arguments.pair(
+            "-device",
+            match disk.attachment {
+                Attachment::Virtio => {
+                    format!("virtio-blk-pci,drive=disk{number},werror=stop,rerror=stop{serial}")
+                }
+                Attachment::Disc => format!("ide-cd,drive=disk{number},bus=ide.0"),
+            },
+        );
     }
     // For pictures of the screen: what boots from a disk shows its first words nowhere else.
     arguments.pair("-device", "VGA,vgamem_mb=4");
@@ -203,6 +239,13 @@ pub fn arguments(spec: &VmSpec) -> Vec<OsString> {
 }
 
 fn drive(number: usize, disk: &Disk) -> OsString {
+    if disk.attachment == Attachment::Disc {
+        let mut text = OsString::from(format!(
+            "if=none,id=disk{number},format=raw,readonly=on,media=cdrom,file.driver=file,file.filename="
+        ));
+        text.push(escaped_path(&disk.path));
+        return text;
+    }
     let mut text = OsString::from(format!(
         "if=none,id=disk{number},format={},cache=unsafe,discard=unmap,detect-zeroes=unmap,file.driver=file,file.filename=",
         disk.format.name()
@@ -259,7 +302,7 @@ mod tests {
                 initramfs: "a,b.cpio".into(),
                 command_line: "console=ttyS0 x=a,b".into(),
             },
-            disks: vec![Disk { path: "work/x,y.raw".into(), format: DiskFormat::Raw }],
+            disks: vec![Disk::new("work/x,y.raw".into(), DiskFormat::Raw)],
             network: Network::Mirror,
             port_name: CONTROL_PORT,
             log_port: None,
@@ -318,12 +361,31 @@ mod tests {
         let arguments = arguments(&VmSpec {
             boot: Boot::Disk,
             smbios_serial: Some("a,b".into()),
-            disks: vec![Disk { path: "/x.qcow2".into(), format: DiskFormat::Qcow2 }],
+            disks: vec![Disk::new("/x.qcow2".into(), DiskFormat::Qcow2)],
             ..spec()
         });
         assert!(values(&arguments, "-kernel").is_empty());
         assert_eq!(values(&arguments, "-smbios"), ["type=1,serial=a,,b"]);
         assert!(values(&arguments, "-drive")[0].contains("format=qcow2"));
+    }
+
+    #[test]
+    fn a_disc_is_in_a_drive_and_cannot_be_written_to() {
+        let arguments = arguments(&VmSpec {
+            disks: vec![
+                Disk::new("/x.raw".into(), DiskFormat::Raw),
+                Disk { serial: Some("a,b"), ..Disk::new("/y.raw".into(), DiskFormat::Raw) },
+                Disk::disc("/z,1.iso".into()),
+            ],
+            ..spec()
+        });
+        assert_eq!(
+            values(&arguments, "-drive")[2],
+            "if=none,id=disk2,format=raw,readonly=on,media=cdrom,file.driver=file,file.filename=/z,,1.iso"
+        );
+        let devices = values(&arguments, "-device");
+        assert!(devices.contains(&"ide-cd,drive=disk2,bus=ide.0"), "{devices:?}");
+        assert!(devices.contains(&"virtio-blk-pci,drive=disk1,werror=stop,rerror=stop,serial=a,,b"));
     }
 
     #[test]

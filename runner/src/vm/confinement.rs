@@ -22,7 +22,7 @@ use landlock::{
 use rustix::process::{Resource, Rlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
-use super::argv::{Boot, Disk, DiskFormat, MIRROR_PORT, Network, VmSpec};
+use super::argv::{Attachment, Boot, Disk, DiskFormat, MIRROR_PORT, Network, VmSpec};
 
 /// What is asked of Landlock: what Linux 6.15 can. Older kernels enforce less of it, and say so.
 const WANTED: ABI = ABI::V7;
@@ -106,15 +106,18 @@ impl Confinement {
         if let Boot::Kernel { kernel, initramfs, .. } = &spec.boot {
             reads.extend([Name::from(kernel.as_path()), Name::from(initramfs.as_path())]);
         }
+        let is_disc = |disk: &&Disk| disk.attachment == Attachment::Disc;
+        let (discs, disks): (Vec<&Disk>, Vec<&Disk>) = spec.disks.iter().partition(is_disc);
+        reads.extend(discs.iter().map(|disc| Name::from(disc.path.as_path())));
         let mut longest = 0;
-        for disk in &spec.disks {
+        for disk in &disks {
             let (size, below) = look(disk);
             longest = longest.max(size);
             reads.extend(below.iter().map(|path| Name::from(path.as_path())));
         }
         Self {
             reads,
-            writes: spec.disks.iter().map(|disk| Name::from(disk.path.as_path())).collect(),
+            writes: disks.iter().map(|disk| Name::from(disk.path.as_path())).collect(),
             devices: DEVICES.iter().map(|path| Name::from(Path::new(path))).collect(),
             connects: (spec.network == Network::Mirror).then_some(MIRROR_PORT),
             file_size: longest.saturating_add(FILE_SURPLUS),
@@ -273,10 +276,11 @@ mod tests {
         std::fs::write(at("top.qcow2"), qcow2(7 << 20, "cache/middle.qcow2")).unwrap();
         std::fs::write(at("cache/middle.qcow2"), qcow2(7 << 20, "base.raw")).unwrap();
         std::fs::write(at("cache/base.raw"), "raw").unwrap();
-        let disk = Disk { path: at("top.qcow2"), format: DiskFormat::Qcow2 };
-        let confinement = Confinement::of(&spec(vec![disk], Network::None), Path::new("/usr/bin/true"));
+        let disk = Disk::new(at("top.qcow2"), DiskFormat::Qcow2);
+        let disc = Disk::disc(at("disc.iso"));
+        let confinement = Confinement::of(&spec(vec![disk, disc], Network::None), Path::new("/usr/bin/true"));
         assert_eq!(confinement.writes().collect::<Vec<_>>(), [at("top.qcow2")]);
-        for name in ["cache/middle.qcow2", "cache/base.raw"] {
+        for name in ["cache/middle.qcow2", "cache/base.raw", "disc.iso"] {
             assert!(confinement.reads.contains(&Name::from(at(name).as_path())), "{name}");
         }
         assert_eq!(confinement.file_size, (7 << 20) + FILE_SURPLUS);

@@ -108,7 +108,7 @@ pub fn examine(programs: &Programs, memory_mib: u64, scratch: &Path) -> Result<V
         processors: 1,
         memory_mib,
         boot: Boot::Disk,
-        disks: vec![Disk { path: disk.clone(), format: DiskFormat::Raw }],
+        disks: vec![Disk::new(disk.clone(), DiskFormat::Raw)],
         network: Network::Mirror,
         port_name: CONTROL_PORT,
         log_port: None,

@@ -38,8 +38,6 @@ const LOG_LIMIT: u64 = 64 * 1024 * 1024;
 const BEAT: Duration = Duration::from_secs(2);
 /// How long qemu may leave a question unanswered, whatever the guest does.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(90);
-/// How long a guest that gave its proof may take to switch itself off.
-const POWER_OFF_DEADLINE: Duration = Duration::from_secs(15);
 /// For how long a machine that failed is kept for a person.
 const HOLD: Duration = Duration::from_secs(3600);
 /// How long qemu may take for a picture of the screen.
@@ -75,6 +73,8 @@ pub struct Run<'a> {
     /// Where the installer's own log goes, if there is one to expect: what comes on the log port and as
     /// syslog.
     pub installer_log: Option<File>,
+    /// How long a guest that gave its proof may take to switch itself off.
+    pub power_off: Duration,
     /// Where a picture of the screen goes when the run fails, as a PNG file.
     pub picture: Option<&'a Path>,
     /// Those who may look at the console, and type.
@@ -192,9 +192,9 @@ pub fn run(run: &mut Run<'_>, console_log: File) -> Result<Report, RunError> {
     }
     let pid = machine.pid();
     if outcome == Outcome::Proven {
-        // The guest has synced and unmounted; letting it switch itself off leaves a clean end in
-        // the console's log.
-        let _ = machine.wait(POWER_OFF_DEADLINE);
+        // Letting the guest switch itself off leaves a clean end in the console's log, and an installer's
+        // file systems unmounted.
+        let _ = machine.wait(run.power_off);
     }
     let _ = session.drain(&mut machine);
     let has_picture = match (&outcome, run.picture) {

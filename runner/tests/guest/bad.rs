@@ -43,6 +43,7 @@ fn run_one(folder: &Path, programs: &Programs, disks: &[Disk], no_progress: Dura
         viewers: None,
         holds: false,
         installer_log: None,
+        power_off: Duration::from_secs(15),
         picture: Some(&picture),
         cancel: &Cancel::new().unwrap(),
         sink: &Silent,
@@ -108,7 +109,7 @@ fn a_machine_without_anything_to_boot_is_known_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("empty.raw");
     File::create(&path).unwrap().set_len(1 << 20).unwrap();
-    let disk = Disk { path, format: DiskFormat::Raw };
+    let disk = Disk::new(path, DiskFormat::Raw);
     let (report, _) = run_one(folder.path(), &programs(), &[disk], Duration::from_secs(60));
     let failure = failure(&report);
     assert_eq!(failure.class(), Class::BootFailed, "{failure}");

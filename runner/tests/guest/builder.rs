@@ -103,7 +103,7 @@ fn boot(
         root_partition: 1,
         root_uuid: "1-2",
         sources: None,
-        task: Task::Finish { preinst: &[], run: commands, verify: false },
+        task: Task::Finish { preinst: &[], run: commands, verify: false, tell: None },
     };
     let path = folder.path().join("builder.cpio");
     let guest = GuestPrograms { busybox: &tools().busybox, modules: &tools().modules };
@@ -117,7 +117,7 @@ fn boot(
             initramfs: path,
             command_line: format!("console=ttyS0 panic=-1 mitigations=off {NO_TIMER_CHECK} {options}"),
         },
-        disks: vec![Disk { path: image, format: DiskFormat::Raw }],
+        disks: vec![Disk::new(image, DiskFormat::Raw)],
         network: Network::None,
         port_name: CONTROL_PORT,
         log_port: None,
@@ -134,6 +134,7 @@ fn boot(
         holds: viewers.is_some(),
         viewers,
         installer_log: None,
+        power_off: Duration::from_secs(15),
         picture: None,
         cancel,
         sink: &Silent,

@@ -126,6 +126,7 @@ fn install(
         viewers: None,
         holds: false,
         installer_log: Some(File::create(folder.path().join("installer.log")).unwrap()),
+        power_off: Duration::from_secs(15),
         picture: Some(&picture),
         cancel: &Cancel::new().unwrap(),
         sink: &Silent,

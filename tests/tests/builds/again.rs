@@ -102,7 +102,7 @@ fn roots_lock_goes_where_root_says_and_is_kept_to() {
         assert_eq!(code, Some(0), "{said}");
         assert_eq!(fs::metadata(&lock).or_fail("the lock").uid(), 0);
         let names = fs::read_dir(place.path("out")).or_fail("the output").count();
-        assert_eq!(names, 3, "image, digest and log, and no lock");
+        assert_eq!(names, 6, "image, its documents, digests and log, and no lock");
         let (code, said) = run(&["--locked", "--offline", "--lock", path]);
         assert_eq!(code, Some(0), "{said}");
     });

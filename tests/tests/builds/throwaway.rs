@@ -57,7 +57,9 @@ fn commands_use_loops_and_mounts_and_leave_them_behind_in_the_machine() {
         ];
         run(place, &commands, 0);
         let out = place.path("out");
-        assert_eq!(names(&out), ["throwaway.artifacts", "throwaway.console.log", "throwaway.sha256"]);
+        let made =
+            ["throwaway.artifacts", "throwaway.console.log", "throwaway.provenance.json", "throwaway.sha256"];
+        assert_eq!(names(&out), made);
         let mut check = Command::new("sha256sum");
         program::finish(check.args(["--check", "throwaway.sha256"]).current_dir(&out)).succeeded();
         let artifacts = out.join("throwaway.artifacts");

@@ -115,10 +115,7 @@ fn boot_in(
                 arguments.append
             ),
         },
-        disks: vec![
-            Disk { path: overlay, format: DiskFormat::Qcow2 },
-            Disk { path: payload, format: DiskFormat::Raw },
-        ],
+        disks: vec![Disk::new(overlay, DiskFormat::Qcow2), Disk::new(payload, DiskFormat::Raw)],
         network: Network::None,
         port_name: CONTROL_PORT,
         log_port: None,
@@ -141,6 +138,7 @@ fn boot_in(
             viewers: None,
             holds: false,
             installer_log: None,
+            power_off: Duration::from_secs(15),
             picture: None,
             cancel,
             sink: &Silent,

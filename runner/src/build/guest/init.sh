@@ -74,18 +74,43 @@ if [ -z "$port" ]; then
 fi
 exec 3>"$port"
 
-# disk_device, root_device, root_uuid, file_system, mirror, results (a disk that takes a tar archive), and
-# throwaway: whether the root file system is of no use to anyone afterwards.
+# disk_device, root_device, root_uuid, file_system, mirror; results and root_archive: disks that take tar
+# archives; wants_kernel; throwaway: whether the root file system is of no use to anyone afterwards;
+# foreign: whether it is that of an image made elsewhere, which has to be found first, and how it is mounted.
 . /hostler/settings
+
+# Mounts the first file system of the disk that is a system's root.
+find_root() {
+    for module in $(cat /modules/more); do
+        insmod "/modules/$module" || echo "hostler: module $module did not load"
+    done
+    for device in "$disk_device" "$disk_device"?*; do
+        for file_system in ext4 xfs btrfs; do
+            mount -t "$file_system" -o "$foreign" "$device" /target 2>/dev/null || continue
+            if [ -e /target/etc/os-release ] || [ -L /target/etc/os-release ]; then
+                echo "hostler: the root file system is $device, $file_system"
+                root_device=$device
+                return 0
+            fi
+            umount /target
+        done
+    done
+    echo "hostler: no partition of the disk has a root file system (ext4, xfs, btrfs) with /etc/os-release"
+    return 1
+}
 
 stage mount
 tries=0
-while [ ! -b "$root_device" ] && [ "$tries" -lt 100 ]; do
+while [ ! -b "${root_device:-$disk_device}" ] && [ "$tries" -lt 100 ]; do
     sleep 0.1
     tries=$((tries + 1))
 done
-# A crash throws the disk away as a whole, so its barriers protect nothing.
-mount -t "$file_system" -o noatime,nobarrier,data=writeback "$root_device" /target || fail mount $?
+if [ -n "$foreign" ]; then
+    find_root || fail find-root 1
+else
+    # A crash throws the disk away as a whole, so its barriers protect nothing.
+    mount -t "$file_system" -o noatime,nobarrier,data=writeback "$root_device" /target || fail mount $?
+fi
 
 mount -t proc proc /target/proc &&
     mount -t sysfs sysfs /target/sys &&
@@ -99,6 +124,12 @@ mount -t proc proc /target/proc &&
 mkdir -p /target/run/hostler /target/run/lock
 chmod 0700 /target/run/hostler
 cp -R /hostler/files/. /target/run/hostler/ || fail stage-files $?
+
+if [ -n "$root_archive" ]; then
+    # The root file system alone, without what is mounted on it.
+    mkdir -p /target/run/hostler/root
+    mount -o bind /target /target/run/hostler/root || fail mount $?
+fi
 
 if [ -n "$mirror" ]; then
     stage network
@@ -138,6 +169,7 @@ for script in /hostler/steps/*; do
         DEBIAN_FRONTEND=noninteractive DEBCONF_NONINTERACTIVE_SEEN=true \
         DEBCONF_NOWARNINGS=yes HOSTLER_DISK="$disk_device" HOSTLER_ROOT="$root_device" HOSTLER_ROOT_UUID="$root_uuid" \
         HOSTLER_MIRROR="$mirror" HOSTLER_RESULTS="$results" \
+        HOSTLER_ROOT_ARCHIVE="$root_archive" HOSTLER_WANTS_KERNEL="$wants_kernel" \
         /bin/sh -e /run/hostler/step </dev/null 3>&-
     status=$?
     [ "$status" -eq 0 ] || fail "$name" "$status"
@@ -159,6 +191,7 @@ for link in /proc/[0-9]*/root; do
         kill -9 "${process%/root}"
     fi
 done
+[ -z "$root_archive" ] || umount /target/run/hostler/root || fail unmount $?
 for mountpoint in dev/shm dev/pts dev tmp run sys proc; do
     tries=0
     until umount "/target/$mountpoint"; do
@@ -167,8 +200,13 @@ for mountpoint in dev/shm dev/pts dev tmp run sys proc; do
         sleep 0.1
     done
 done
-fstrim /target || echo "hostler: this disk takes no trim"
+[ -n "$foreign" ] || fstrim /target || echo "hostler: this disk takes no trim"
 umount /target || fail unmount $?
+if [ -n "$foreign" ]; then
+    sync
+    echo "done $nonce" >&3
+    finish
+fi
 mount -t "$file_system" -o ro "$root_device" /target || fail remount $?
 [ -e /target/etc/os-release ] || fail remount 1
 umount /target || fail remount $?

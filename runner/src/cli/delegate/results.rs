@@ -6,10 +6,11 @@
 //! around it cannot send root somewhere else in the meantime; in there, no name is followed.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _, Seek as _};
+use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
+use hostler_runner::build::image::copy_with_holes;
 use hostler_runner::vm::nonce::nonce;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, fchmod, fsync, linkat, mkdirat, openat, renameat, unlinkat};
 use rustix::io::Errno;
@@ -43,7 +44,7 @@ impl Results {
     }
 
     /// Copies a file of the build's, into the folder of this name where there is one; its path.
-    pub(super) fn take(&self, name: &str, folder: Option<&str>, file: File) -> io::Result<PathBuf> {
+    pub(super) fn take(&self, name: &str, folder: Option<&str>, file: &File) -> io::Result<PathBuf> {
         let refused = || io::Error::other("a build makes no file of such a name");
         if let (None, Some(lock)) = (folder, &self.lock)
             && is_plain(name)
@@ -70,27 +71,22 @@ impl Results {
         Ok(Self { directory: directory.into(), path: self.path.join(name), lock: None })
     }
 
-    fn copy(&self, name: &str, mut file: File) -> io::Result<PathBuf> {
-        let size = match file.metadata()? {
-            data if data.is_file() => data.len(),
-            _ => return Err(io::Error::other("it is not a plain file")),
-        };
-        file.rewind()?;
-        let copy = self.nameless()?;
-        // Not more than it has now: a file that grows as it is read would never end.
-        let mut original = file.take(size);
-        match copy {
-            Some(mut copy) => {
-                io::copy(&mut original, &mut copy)?;
+    fn copy(&self, name: &str, file: &File) -> io::Result<PathBuf> {
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("it is not a plain file"));
+        }
+        match self.nameless()? {
+            Some(copy) => {
+                copy_with_holes(file, &copy)?;
                 self.publish(&copy, name, |beside| {
                     let descriptor = format!("/proc/self/fd/{}", copy.as_raw_fd());
                     linkat(CWD, descriptor, &self.directory, beside, AtFlags::SYMLINK_FOLLOW)
                 })
             }
             None => {
-                let (mut copy, beside) = self.named()?;
+                let (copy, beside) = self.named()?;
                 let copied =
-                    io::copy(&mut original, &mut copy).and_then(|_| self.publish_named(&copy, name, &beside));
+                    copy_with_holes(file, &copy).and_then(|()| self.publish_named(&copy, name, &beside));
                 if copied.is_err() {
                     // The copy may be in its place already.
                     let _ = unlinkat(&self.directory, &beside, AtFlags::empty());
@@ -156,8 +152,27 @@ fn seal(copy: &File) -> io::Result<()> {
 /// Whether a build makes a file of this name: nothing else of what a subverted one hands over comes
 /// near root's own files.
 fn is_a_result(name: &str) -> bool {
-    let ends = [".console.log", ".prepare.log", ".verify.log", ".qcow2", ".sha256"];
-    is_plain(name) && ends.iter().any(|end| name.ends_with(end))
+    const ENDS: [&str; 18] = [
+        ".console.log",
+        ".installer.log",
+        ".prepare.log",
+        ".inspect.log",
+        ".verify.log",
+        ".qcow2",
+        ".raw",
+        ".vmdk",
+        ".vhdx",
+        ".ova",
+        ".tar",
+        ".squashfs",
+        ".vmlinuz",
+        ".initrd",
+        ".packages.json",
+        ".spdx.json",
+        ".provenance.json",
+        ".sha256",
+    ];
+    is_plain(name) && ENDS.iter().any(|end| name.ends_with(end))
 }
 
 /// Whether a build makes a folder of this name; what is in it may have any plain name.
@@ -197,12 +212,12 @@ mod tests {
         let builders = tempfile::tempdir().unwrap();
         let output = tempfile::tempdir().unwrap();
         let results = Results::open(&output.path().join("new")).unwrap();
-        let taken = results.take("x.qcow2", None, file(builders.path(), "image")).unwrap();
+        let taken = results.take("x.qcow2", None, &file(builders.path(), "image")).unwrap();
         fs::write(builders.path().join("original"), "other").unwrap();
         assert_eq!(fs::read_to_string(&taken).unwrap(), "image");
         assert_eq!(fs::metadata(&taken).unwrap().mode() & 0o7777, 0o644);
         // Another build of the same name takes its place; nothing else is left.
-        results.take("x.qcow2", None, file(builders.path(), "newer")).unwrap();
+        results.take("x.qcow2", None, &file(builders.path(), "newer")).unwrap();
         assert_eq!(fs::read_to_string(&taken).unwrap(), "newer");
         assert_eq!(fs::read_dir(output.path().join("new")).unwrap().count(), 1);
     }
@@ -224,16 +239,16 @@ mod tests {
         let builders = tempfile::tempdir().unwrap();
         let output = tempfile::tempdir().unwrap();
         let results = Results::open(output.path()).unwrap();
-        let taken = results.take("Makefile", Some("x.artifacts"), file(builders.path(), "a")).unwrap();
+        let taken = results.take("Makefile", Some("x.artifacts"), &file(builders.path(), "a")).unwrap();
         assert_eq!(taken, output.path().join("x.artifacts/Makefile"));
         for (name, folder) in
             [("a", "x"), ("a", "../x.artifacts"), ("../a", "x.artifacts"), ("", "x.artifacts")]
         {
-            let taken = results.take(name, Some(folder), file(builders.path(), "a"));
+            let taken = results.take(name, Some(folder), &file(builders.path(), "a"));
             assert!(taken.is_err(), "{folder}/{name}");
         }
         symlink(builders.path(), output.path().join("y.artifacts")).unwrap();
-        assert!(results.take("a", Some("y.artifacts"), file(builders.path(), "a")).is_err());
+        assert!(results.take("a", Some("y.artifacts"), &file(builders.path(), "a")).is_err());
         assert!(!builders.path().join("a").exists());
     }
 
@@ -245,7 +260,7 @@ mod tests {
         fs::write(&precious, "precious").unwrap();
         symlink(&precious, output.path().join("x.qcow2")).unwrap();
         let results = Results::open(output.path()).unwrap();
-        results.take("x.qcow2", None, file(builders.path(), "image")).unwrap();
+        results.take("x.qcow2", None, &file(builders.path(), "image")).unwrap();
         assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
         assert!(fs::symlink_metadata(output.path().join("x.qcow2")).unwrap().is_file());
     }
@@ -259,7 +274,7 @@ mod tests {
         fs::rename(&output, folder.path().join("moved")).unwrap();
         fs::create_dir(folder.path().join("roots-own")).unwrap();
         symlink(folder.path().join("roots-own"), &output).unwrap();
-        results.take("x.qcow2", None, file(builders.path(), "image")).unwrap();
+        results.take("x.qcow2", None, &file(builders.path(), "image")).unwrap();
         assert!(folder.path().join("moved/x.qcow2").exists());
         assert!(!folder.path().join("roots-own/x.qcow2").exists());
     }
@@ -268,8 +283,8 @@ mod tests {
     fn what_is_no_plain_file_is_not_read() {
         let output = tempfile::tempdir().unwrap();
         let results = Results::open(output.path()).unwrap();
-        assert!(results.take("x.qcow2", None, File::open("/dev/zero").unwrap()).is_err());
-        assert!(results.take("x.qcow2", None, File::open("/").unwrap()).is_err());
+        assert!(results.take("x.qcow2", None, &File::open("/dev/zero").unwrap()).is_err());
+        assert!(results.take("x.qcow2", None, &File::open("/").unwrap()).is_err());
         assert_eq!(fs::read_dir(output.path()).unwrap().count(), 0);
     }
 }

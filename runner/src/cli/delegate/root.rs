@@ -33,7 +33,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the building process may see of root's environment: what it is told by, how it reaches the
 /// network, and how it shows things.
-const VARIABLES: [&str; 21] = [
+const VARIABLES: &[&str] = &[
     "PATH",
     "LANG",
     "LC_ALL",
@@ -55,6 +55,7 @@ const VARIABLES: [&str; 21] = [
     "NO_PROXY",
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
+    "SOURCE_DATE_EPOCH",
 ];
 
 pub(super) fn supervise(global: &Global, wanted: &Delegated<'_>) -> Result<Exit, DelegateError> {
@@ -277,7 +278,7 @@ fn answer(socket: impl AsFd, results: Option<&Results>) -> io::Result<bool> {
         return Ok(false);
     };
     let taken = match (results, file) {
-        (Some(results), Some(file)) => results.take(&name, folder.as_deref(), file.into()),
+        (Some(results), Some(file)) => results.take(&name, folder.as_deref(), &file.into()),
         _ => Err(io::Error::other("no file was expected, or none came")),
     };
     let answer = match taken {

@@ -1,0 +1,74 @@
+//! The mirror that one guest sees, from the moment its machine has a socket to the last look at what it gave.
+
+use std::io;
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::cache::{Failure, Fetcher, Mirror};
+use crate::contents::provenance::Artifact;
+use crate::debian::{InstallerArchives, Selection};
+use crate::vm::outcome::Refused;
+use crate::vm::run::Downloads;
+
+use super::session::Packages;
+
+/// A mirror that is started with its guest.
+pub(super) struct GuestMirror {
+    selection: Arc<Selection>,
+    fetcher: Arc<Fetcher>,
+    /// What debian-installer may ask for beside that, until the mirror has it.
+    archives: Mutex<Option<InstallerArchives>>,
+    running: Mutex<Option<Mirror>>,
+}
+
+impl GuestMirror {
+    /// One that has what was chosen, and what an installer needs beside it.
+    pub(super) fn new(packages: &Packages, archives: Option<InstallerArchives>) -> Self {
+        Self {
+            selection: Arc::clone(&packages.selection),
+            fetcher: Arc::clone(&packages.fetcher),
+            archives: Mutex::new(archives),
+            running: Mutex::default(),
+        }
+    }
+
+    /// Serves on this socket from now on.
+    pub(super) fn start(&self, listener: TcpListener) -> io::Result<()> {
+        let fetcher = Arc::clone(&self.fetcher);
+        let archives = self.archives.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let started = match archives {
+            Some(archives) => Mirror::offering(listener, archives, fetcher),
+            None => Mirror::start(listener, Arc::clone(&self.selection), fetcher),
+        };
+        let started = started.map_err(io::Error::other)?;
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
+        Ok(())
+    }
+
+    /// What the guest downloaded so far.
+    pub(super) fn downloads(&self) -> Downloads {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(mirror) = running.as_ref() else { return Downloads::default() };
+        let report = mirror.report();
+        // What upstream sends counts as well: a file is served once all of it is there.
+        let counted = self.fetcher.counted();
+        let bytes = report.served_bytes + counted.upstream_bytes + counted.metadata_bytes;
+        Downloads { bytes, refused: report.failures.into_iter().map(refused).collect() }
+    }
+
+    /// Stops; what the guest was given.
+    pub(super) fn stop(self) -> Vec<Artifact> {
+        let running = self.running.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let served = running.map(|mirror| mirror.stop().served).unwrap_or_default();
+        let artifact = |(path, digest): (String, crate::cache::Digest)| Artifact {
+            name: path.trim_start_matches('/').to_owned(),
+            sha256: digest.to_string(),
+        };
+        served.into_iter().map(artifact).collect()
+    }
+}
+
+/// The mirror's record of a file that it could not give, for the judge of the run.
+fn refused(failure: Failure) -> Refused {
+    Refused { path: failure.path, status: failure.upstream_status, reason: failure.reason }
+}

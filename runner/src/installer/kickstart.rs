@@ -1,0 +1,124 @@
+//! anaconda: kickstart files.
+
+use super::{Rejected, find_port};
+use crate::vm::argv::CONTROL_PORT;
+
+/// The name of the virtio port on which anaconda writes its log, if there is one of that name.
+pub const LOG_PORT: &str = "org.fedoraproject.anaconda.log.0";
+
+/// Where the installer's own files and the packages come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source<'a> {
+    /// A volume with this label.
+    Label(&'a str),
+    /// What the answers say themselves.
+    Answers,
+}
+
+/// Looks for what anaconda would reject at once: sections that do not end, and ends without a section.
+///
+/// # Errors
+/// The first of them.
+pub fn check(text: &str) -> Result<(), Rejected> {
+    const SECTIONS: [&str; 8] =
+        ["%pre", "%pre-install", "%post", "%packages", "%addon", "%anaconda", "%onerror", "%traceback"];
+    let mut open: Option<(usize, &str)> = None;
+    for (number, line) in (1..).zip(text.lines()) {
+        let word = line.split_whitespace().next().unwrap_or("");
+        if let Some((_, section)) = open {
+            if word == "%end" {
+                open = None;
+            } else if SECTIONS.contains(&word) {
+                return Err(Rejected::at(
+                    number,
+                    format!("{word} begins before {section} ended: write %end"),
+                ));
+            }
+            continue;
+        }
+        match word {
+            "%end" => return Err(Rejected::at(number, "%end ends no section")),
+            "%include" | "%ksappend" => {}
+            _ if SECTIONS.contains(&word) => open = Some((number, word)),
+            _ if word.starts_with('%') => {
+                let message = format!("{word} is no section: allowed are {}, %include", SECTIONS.join(", "));
+                return Err(Rejected::at(number, message));
+            }
+            _ => {}
+        }
+    }
+    match open {
+        Some((number, section)) => {
+            Err(Rejected::at(number, format!("{section} does not end: write %end after it")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The answers with the build's own: an end without a question, and the proof as the last of all scripts,
+/// after the installed system's files were written to the disk.
+#[must_use]
+pub fn complete(answers: &str, nonce: &str) -> String {
+    let mut text = answers.trim_end().to_owned();
+    text.push_str("\n\n# The build's own: an end without a question, and the proof.\n");
+    let ends = |word: &str| matches!(word, "poweroff" | "shutdown" | "reboot" | "halt");
+    if !answers.lines().any(|line| line.split_whitespace().next().is_some_and(ends)) {
+        text.push_str("poweroff\n");
+    }
+    text.push_str(&format!(
+        "%post --nochroot --erroronfail\nsync\n{}\n[ -c \"$port\" ] || exit 1\necho 'stage proof' >\"$port\"\necho 'done {nonce}' >\"$port\"\n%end\n",
+        find_port(CONTROL_PORT)
+    ));
+    text
+}
+
+/// Arguments for the kernel: the answers are in the initial file system.
+#[must_use]
+pub fn arguments(source: Source<'_>) -> Vec<String> {
+    let mut arguments: Vec<String> =
+        ["inst.ks=file:/ks.cfg", "inst.text", "inst.sshd=0", "console=ttyS0", "panic=-1"]
+            .into_iter()
+            .map(str::to_owned)
+            .collect();
+    if let Source::Label(label) = source {
+        // As dracut writes what a label must not have.
+        let label = label.replace(' ', "\\x20");
+        arguments.push(format!("inst.stage2=hd:LABEL={label}"));
+        arguments.push(format!("inst.repo=hd:LABEL={label}"));
+    }
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sections_have_to_end() {
+        assert_eq!(check("lang C\n%packages\n@core\n%end\n%post\n# %x\n%end\n%include /tmp/x\n"), Ok(()));
+        for (text, told) in [
+            ("lang C\n%packages\n@core\n", "line 2: %packages does not end"),
+            ("%post\n%packages\n%end\n", "line 2: %packages begins before %post ended"),
+            ("%end\n", "line 1: %end ends no section"),
+            ("%pakages\n%end\n", "line 1: %pakages is no section: allowed are %pre"),
+        ] {
+            let error = check(text).unwrap_err().to_string();
+            assert!(error.starts_with(told), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_proof_is_the_last_script_and_the_end_is_the_users_if_he_wants_one() {
+        let text = complete("%post\ntrue\n%end\n", "5fe7");
+        assert_eq!(check(&text), Ok(()));
+        assert!(text.contains("\npoweroff\n"));
+        assert!(text.trim_end().ends_with("echo 'done 5fe7' >\"$port\"\n%end"));
+        assert!(!complete("reboot --eject\n", "5fe7").contains("poweroff"));
+    }
+
+    #[test]
+    fn a_label_with_a_space_is_written_as_dracut_reads_it() {
+        let arguments = arguments(Source::Label("Fedora S 40"));
+        assert!(arguments.contains(&r"inst.stage2=hd:LABEL=Fedora\x20S\x2040".to_owned()));
+    }
+}
