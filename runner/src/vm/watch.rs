@@ -5,10 +5,8 @@
 //! by itself, with whatever status, has failed. Deliberately absent: every descriptor, the clock,
 //! and what to do about an ending.
 //!
-//! Progress is what the console prints, what the disks do, what the cache moves, and what the guest
-//! says on its control port. Without any of it a guest may be idle for the limit, and compute for
-//! [`BUSY_SHARE`] times as long. A guest that shows a question and does nothing at all has not stalled
-//! but waits, and that is known much sooner.
+//! What progress is, `progress` says. A guest that shows a question and does nothing at all has not
+//! stalled but waits, and that is known much sooner.
 
 use std::time::Duration;
 
@@ -17,15 +15,12 @@ use crate::signs::{Finding, Weight};
 
 use super::control::Message;
 use super::outcome::{Activity, Because, Failure, Outcome, Refused};
+use super::progress::Progress;
 use super::qmp::BlockTotals;
 
 /// How long a machine that asked for its own end may take to be gone, and for how long after a
 /// step failed its last words are waited for.
 const GRACE: Duration = Duration::from_secs(20);
-/// How much longer a guest may compute without a sign of progress than do nothing at all.
-const BUSY_SHARE: u32 = 4;
-/// The share of one processor above which a guest computes, as one part of this many.
-const BUSY_PART: u32 = 4;
 /// For how long a screen that a rule knows as a question has to stay with nothing moving.
 const QUESTION_PATIENCE: Duration = Duration::from_secs(20);
 /// The same for a line that only looks like a question.
@@ -93,8 +88,8 @@ pub enum Seen {
 /// A look at the screen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ScreenSeen {
-    /// Whether it is another one than at the last look.
-    pub changed: bool,
+    /// Whether it shows what it did not show before; a clock that ran on is nothing new.
+    pub is_new: bool,
     /// The rule that it matches.
     pub finding: Option<Finding>,
     /// The line before the cursor, when it looks like a question.
@@ -106,16 +101,8 @@ pub struct ScreenSeen {
 pub struct Watch {
     nonce: String,
     limits: Limits,
-    /// When there was progress.
-    progressed: Duration,
-    /// When the processors were found busy.
-    computed: Duration,
-    /// When the screen, a disk or the cache was found to have moved, or the processors to be busy.
-    moved: Duration,
-    processors: Option<(Duration, Duration)>,
+    progress: Progress,
     console_bytes: u64,
-    cache_bytes: u64,
-    blocks: BlockTotals,
     stage: Option<String>,
     screen: ScreenSeen,
     explanations: Vec<Finding>,
@@ -133,13 +120,8 @@ impl Watch {
         Self {
             nonce,
             limits,
-            progressed: Duration::ZERO,
-            computed: Duration::ZERO,
-            moved: Duration::ZERO,
-            processors: None,
+            progress: Progress::default(),
             console_bytes: 0,
-            cache_bytes: 0,
-            blocks: BlockTotals::default(),
             stage: None,
             screen: ScreenSeen::default(),
             explanations: Vec::new(),
@@ -165,7 +147,7 @@ impl Watch {
     /// Disk totals, as last seen.
     #[must_use]
     pub fn blocks(&self) -> BlockTotals {
-        self.blocks
+        self.progress.blocks()
     }
 
     /// When to look at the clock again at the latest.
@@ -211,29 +193,26 @@ impl Watch {
         self.over.clone()
     }
 
-    /// When this is a stall, if nothing is seen until then.
     fn stalls(&self) -> Duration {
-        let limit = self.limits.no_progress;
-        let idle = self.progressed.max(self.computed).saturating_add(limit);
-        idle.min(self.progressed.saturating_add(limit.saturating_mul(BUSY_SHARE)))
+        self.progress.stalls(self.limits.no_progress)
     }
 
     fn stalled(&self, now: Duration) -> Failure {
-        let limit = now.saturating_sub(self.progressed);
+        let limit = self.progress.without(now);
         // What is told is the limit, not by how much the look was late.
         let limit = Duration::from_secs(limit.as_secs());
         let has_spoken = self.console_bytes > FIRMWARE_BYTES || self.stage.is_some();
         if !has_spoken {
             return Failure::NeverBooted { limit };
         }
-        let idle = now.saturating_sub(self.computed) >= self.limits.no_progress;
-        let activity = if idle { Activity::Idle } else { Activity::Busy };
+        let is_busy = self.progress.is_busy(now, self.limits.no_progress);
+        let activity = if is_busy { Activity::Busy } else { Activity::Idle };
         Failure::Stalled { limit, stage: self.stage.clone(), activity }
     }
 
     /// Whether the guest waits for somebody: it shows a question, and nothing moves.
     fn waiting(&self, now: Duration) -> Option<Failure> {
-        let still = now.saturating_sub(self.moved);
+        let still = self.progress.still(now);
         match (&self.screen.finding, &self.screen.prompt) {
             (Some(finding), _) if finding.weight == Weight::Stays && still >= QUESTION_PATIENCE => {
                 Some(Failure::Recognised { finding: Box::new(finding.clone()), because: self.because() })
@@ -249,33 +228,22 @@ impl Watch {
     fn judge(&mut self, now: Duration, seen: Seen) -> Option<Option<Failure>> {
         let ending = match seen {
             Seen::ConsoleBytes(bytes) => {
-                if bytes > self.console_bytes {
-                    self.console_bytes = bytes;
-                    self.progressed = now;
-                }
+                self.console_bytes = self.console_bytes.max(bytes);
                 if bytes <= MOST_CONSOLE_BYTES {
                     return None;
                 }
                 Failure::ConsoleFlood { bytes }
             }
             Seen::CacheBytes(bytes) => {
-                if bytes > self.cache_bytes {
-                    self.cache_bytes = bytes;
-                    self.progressed = now;
-                    self.moved = now;
-                }
+                self.progress.see_cache(now, bytes);
                 return None;
             }
             Seen::Blocks(blocks) => {
-                if blocks != self.blocks {
-                    self.blocks = blocks;
-                    self.progressed = now;
-                    self.moved = now;
-                }
+                self.progress.see_blocks(now, blocks);
                 return None;
             }
             Seen::Processors(spent) => {
-                self.judge_processors(now, spent);
+                self.progress.see_processors(now, spent);
                 return None;
             }
             Seen::Refused(refused) => {
@@ -307,20 +275,9 @@ impl Watch {
         Some(Some(ending))
     }
 
-    fn judge_processors(&mut self, now: Duration, spent: Duration) {
-        if let Some((then, before)) = self.processors {
-            let wall = now.saturating_sub(then);
-            if spent.saturating_sub(before) * BUSY_PART >= wall && !wall.is_zero() {
-                self.computed = now;
-                self.moved = now;
-            }
-        }
-        self.processors = Some((now, spent));
-    }
-
     fn judge_screen(&mut self, now: Duration, screen: ScreenSeen) -> Option<Failure> {
-        if screen.changed {
-            self.moved = now;
+        if screen.is_new {
+            self.progress.told(now);
         }
         self.screen = screen;
         let finding = self.screen.finding.clone()?;
@@ -353,8 +310,7 @@ impl Watch {
     }
 
     fn judge_message(&mut self, now: Duration, message: Message) -> Option<Option<Failure>> {
-        self.progressed = now;
-        self.moved = now;
+        self.progress.told(now);
         match message {
             Message::Stage(stage) => {
                 self.stage = Some(stage);
@@ -393,6 +349,7 @@ mod tests {
 
     use super::*;
     use crate::signs::{Place, Rules, prompt};
+    use crate::vm::console::Console;
 
     const LIMITS: Limits = Limits {
         total: Duration::from_secs(160),
@@ -437,9 +394,9 @@ mod tests {
     }
 
     /// A look at a screen that shows this, with the cursor behind it.
-    fn screen(changed: bool, text: &str) -> Seen {
+    fn screen(is_new: bool, text: &str) -> Seen {
         let finding = Rules::builtin().find(Place::Screen, text);
-        Seen::Screen(ScreenSeen { changed, finding, prompt: prompt(text).map(str::to_owned) })
+        Seen::Screen(ScreenSeen { is_new, finding, prompt: prompt(text).map(str::to_owned) })
     }
 
     #[test]
@@ -506,7 +463,7 @@ mod tests {
     #[test]
     fn every_source_of_progress_moves_the_deadline() {
         let sources = [
-            Seen::ConsoleBytes(1),
+            screen(true, "Setting up less"),
             Seen::CacheBytes(1),
             Seen::Blocks(BlockTotals { operations: 1, ..BlockTotals::default() }),
             Seen::Control(Message::Stage("x".into())),
@@ -517,7 +474,7 @@ mod tests {
             watch.see(at(9), seen.clone());
             assert_eq!(watch.deadline(), at(19), "{seen:?}");
             // The same total again is no progress.
-            if !matches!(seen, Seen::Control(_)) {
+            if !matches!(seen, Seen::Control(_) | Seen::Screen(_)) {
                 watch.see(at(12), seen.clone());
                 assert_eq!(watch.deadline(), at(19), "{seen:?}");
             }
@@ -539,6 +496,7 @@ mod tests {
         let mut chatty = watch();
         for second in 1..100 {
             assert_eq!(chatty.see(at(second), Seen::ConsoleBytes(second)), None);
+            assert_eq!(chatty.see(at(second), screen(true, "more")), None);
             assert_eq!(chatty.look(at(second)), None);
         }
         // The message names the limit that the recipe has, not what was left of it.
@@ -595,6 +553,49 @@ mod tests {
             }
             assert_eq!(class(watch.look(at(known + 2))), "waiting_for_input", "{text}");
         }
+    }
+
+    /// What an installer showed for 55 minutes: a question, and below a clock that is drawn anew each minute.
+    #[test]
+    fn a_question_below_a_clock_is_known_within_a_minute() {
+        let bytes = include_bytes!("../../tests/waiting/debian-installer.console.log");
+        let redraw = b"\x1b[H\x1b[7m";
+        let redraws: Vec<usize> = memchr::memmem::find_iter(bytes, redraw).skip(1).collect();
+        let (question, clocks) = bytes.split_at(redraws[0]);
+        let limits = Limits { no_progress: at(1000), total: at(3600), used: at(0) };
+        // As it was, and as it would be with a clock that tells seconds.
+        for seconds_between in [60, 1] {
+            let mut console = Console::new(std::io::sink(), 0);
+            let mut watch = Watch::new("5fe7".into(), limits);
+            console.push(question).unwrap();
+            let mut clock = clocks.split_inclusive(|byte| *byte == b'B').cycle();
+            let known = (0..120).find(|second| {
+                if second % seconds_between == 0 {
+                    console.push(clock.next().unwrap()).unwrap();
+                }
+                watch.see(at(*second), Seen::ConsoleBytes(console.bytes()));
+                watch.see(at(*second), Seen::Screen(console.look()));
+                watch.look(at(*second)).is_some()
+            });
+            assert!(known.is_some_and(|second| second <= 60), "{known:?}");
+            let outcome = watch.look(at(120));
+            let Some(Outcome::Failed(failure)) = &outcome else { panic!("{outcome:?}") };
+            assert_eq!(failure.class().name(), "waiting_for_input");
+            assert!(failure.to_string().contains("Select your location"), "{failure}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_runs_is_no_progress() {
+        let mut console = Console::new(std::io::sink(), 0);
+        let mut watch = Watch::new("5fe7".into(), LIMITS);
+        watch.see(at(0), Seen::Control(Message::Stage("x".into())));
+        for second in 0..12 {
+            console.push(format!("\rwaiting ({second}s / no limit)").as_bytes()).unwrap();
+            watch.see(at(second), Seen::ConsoleBytes(console.bytes()));
+            watch.see(at(second), Seen::Screen(console.look()));
+        }
+        assert_eq!(class(watch.look(at(12))), "stalled");
     }
 
     #[test]
