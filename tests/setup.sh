@@ -67,6 +67,7 @@ if [ "$what" = test ]; then
     need dnf dnf
     need sqfstar squashfs-tools
     need xorriso xorriso
+    need xmllint libxml2-utils
     # The Python client of Varlink goes into a virtual environment of the test's own.
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 fi

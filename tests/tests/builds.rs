@@ -14,6 +14,8 @@ mod limits;
 mod mirror;
 #[path = "builds/of_root.rs"]
 mod of_root;
+#[path = "builds/outputs.rs"]
+mod outputs;
 #[path = "builds/rpm_mirror.rs"]
 mod rpm_mirror;
 #[path = "builds/stopped.rs"]

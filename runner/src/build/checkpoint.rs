@@ -18,6 +18,8 @@ use crate::cache::{Cache, Hasher, Remembered, StoreError};
 use crate::debian::{Package, Selection};
 use crate::stop::Stop;
 
+use super::image::copy_with_holes;
+
 /// The scripts that make a checkpoint; a change of theirs makes other checkpoints.
 const MADE_BY: [&str; 6] = [
     include_str!("guest/init.sh"),
@@ -98,13 +100,13 @@ pub fn keep(cache: &Cache, key: &str, path: &Path, stop: &Stop) -> Result<(), St
 ///
 /// # Errors
 /// When neither works.
-pub fn place(checkpoint: &mut File, target: &Path) -> io::Result<()> {
+pub fn place(checkpoint: &File, target: &Path) -> io::Result<()> {
     let opened = format!("/proc/self/fd/{}", checkpoint.as_raw_fd());
     match linkat(CWD, opened, CWD, target, AtFlags::SYMLINK_FOLLOW) {
         Ok(()) => Ok(()),
         // Another file system; or one without links; or the cache has just thrown it away.
         Err(Errno::XDEV | Errno::PERM | Errno::OPNOTSUPP | Errno::NOENT | Errno::MLINK) => {
-            io::copy(checkpoint, &mut File::create_new(target)?).map(drop)
+            copy_with_holes(checkpoint, &File::create_new(target)?)
         }
         Err(error) => Err(error.into()),
     }
@@ -124,9 +126,9 @@ mod tests {
         fs::write(&disk, "a disk").unwrap();
         assert!(find(&cache, "k").unwrap().is_none());
         keep(&cache, "k", &disk, &Stop::default()).unwrap();
-        let mut found = find(&cache, "k").unwrap().unwrap();
+        let found = find(&cache, "k").unwrap().unwrap();
         let placed = folder.path().join("base.qcow2");
-        place(&mut found, &placed).unwrap();
+        place(&found, &placed).unwrap();
         assert_eq!(fs::read(&placed).unwrap(), b"a disk");
         assert!(find(&cache, "other").unwrap().is_none());
         // Kernels before 6.13 count change times in ticks of up to 10 ms.

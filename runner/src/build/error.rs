@@ -12,6 +12,7 @@ use crate::disk::{ComposeError, ToolsError};
 use crate::event::Stage;
 use crate::installer::Rejected;
 use crate::lock::LockError;
+use crate::vm::argv::{Boot, Disk};
 use crate::vm::canary::{CanaryError, Verdicts};
 use crate::vm::outcome::Failure;
 use crate::vm::run::{Report, RunError};
@@ -167,7 +168,9 @@ pub struct GuestError {
     /// Its logs, in the scratch directory.
     pub(super) logs: Logs,
     /// Its disks, in the scratch directory.
-    pub(super) disks: Vec<PathBuf>,
+    pub(super) disks: Vec<Disk>,
+    /// What it was booted from.
+    pub(super) boot: Boot,
 }
 
 /// A build that came to nothing.

@@ -122,6 +122,18 @@ pub fn to_raw(
     run("unpack", &tool, stop)
 }
 
+/// Makes `target` a qcow2 file of its own that shows what the overlay `source` shows.
+///
+/// # Errors
+/// As above.
+pub fn to_whole(qemu_img: &Path, source: &Path, target: &Path, stop: &Stop) -> Result<(), ImageError> {
+    let tool = Tool::at(qemu_img.to_owned())
+        .arguments(["convert", "-q", "-f", "qcow2", "-O", "qcow2", "-t", "unsafe", "-T", "unsafe", "--"])
+        .argument(named(source))
+        .argument(named(target));
+    run("make whole", &tool, stop)
+}
+
 /// Copies what `from` has, and its holes as holes.
 ///
 /// # Errors

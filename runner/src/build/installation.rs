@@ -214,7 +214,7 @@ impl Session<'_> {
     /// Makes the raw disk of a cloud image, as large as the recipe wants it.
     fn cloud_image(&self, host: &Host, path: &Path, disk: &Path) -> Result<Artifact, BuildError> {
         let source = self.scratch.path().join("cloud-image");
-        place(&mut open(&self.request.beside, path)?, &source)?;
+        place(&open(&self.request.beside, path)?, &source)?;
         let layout = boot::disk(&start(&source)?)
             .map_err(|source| MediumError::NotBootable { path: path.to_owned(), source })?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -261,7 +261,7 @@ impl Session<'_> {
         let log = self.scratch.path().join(format!("{name}.console.log"));
         let report = self.boot(host, &spec, nonce, Stage::Guest, &log, Some(&mirror))?;
         let fetched = mirror.stop();
-        let (report, log) = accept(report, Stage::Guest, log, &spec.disks)?;
+        let (report, log) = accept(report, Stage::Guest, log, &spec)?;
         let installer_log = self.scratch.path().join(format!("{name}.installer.log"));
         let has_log = report.installer_log_bytes > 0;
         if has_log {

@@ -136,7 +136,7 @@ impl Session<'_> {
         let log = self.scratch.path().join(format!("{}.{}", recipe.image.name, guest.log));
         let report = self.boot(host, &spec, &nonce, guest.stage, &log, Some(&mirror))?;
         let fetched = mirror.stop();
-        let (report, log) = accept(report, guest.stage, log, &spec.disks)?;
+        let (report, log) = accept(report, guest.stage, log, &spec)?;
         Ok(Worked { report, log, fetched })
     }
 
@@ -154,13 +154,13 @@ impl Session<'_> {
         loop {
             boots += 1;
             image::overlay(&host.qemu_img, image, format, &overlay, &self.stop)?;
-            let report = self.boot_image(host, &overlay, &log, accelerator)?;
+            let (report, spec) = self.boot_image(host, &overlay, &log, accelerator)?;
             if boots < MOST_BOOTS && was_starved(&report.outcome) {
                 let told = "this host gave the booting image no processor time when it checked its clock; booting it again";
                 self.environment.sink.event(Event::Warning(told.to_owned()));
                 continue;
             }
-            return accept(report, Stage::Verify, log, &[]).map(|(_, log)| log);
+            return accept(report, Stage::Verify, log, &spec).map(|(_, log)| log);
         }
     }
 
@@ -170,7 +170,7 @@ impl Session<'_> {
         overlay: &Path,
         log: &Path,
         accelerator: Accelerator,
-    ) -> Result<Report, BuildError> {
+    ) -> Result<(Report, VmSpec), BuildError> {
         let recipe = &self.request.recipe;
         let nonce = nonce().map_err(BuildError::Nonce)?;
         let mut disks = vec![Disk::new(overlay.to_owned(), DiskFormat::Qcow2)];
@@ -192,7 +192,8 @@ impl Session<'_> {
             log_port: None,
             smbios_serial: Some(nonce.clone()),
         };
-        self.boot(host, &spec, &nonce, Stage::Verify, log, None)
+        let report = self.boot(host, &spec, &nonce, Stage::Verify, log, None)?;
+        Ok((report, spec))
     }
 
     pub(super) fn boot(
@@ -300,7 +301,7 @@ pub(super) fn accept(
     report: Report,
     stage: Stage,
     log: PathBuf,
-    disks: &[Disk],
+    spec: &VmSpec,
 ) -> Result<(Report, PathBuf), BuildError> {
     let Outcome::Failed(failure) = &report.outcome else {
         return Ok((report, log));
@@ -311,7 +312,8 @@ pub(super) fn accept(
         failure,
         report,
         logs: Logs::beside(&log),
-        disks: disks.iter().map(|disk| disk.path.clone()).collect(),
+        disks: spec.disks.clone(),
+        boot: spec.boot.clone(),
     })))
 }
 

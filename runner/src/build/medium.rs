@@ -154,8 +154,8 @@ impl Session<'_> {
             }
             Medium::Iso(path) => {
                 let target = self.scratch.path().join("medium.iso");
-                let mut file = open(beside, path)?;
-                place(&mut file, &target)?;
+                let file = open(beside, path)?;
+                place(&file, &target)?;
                 let wrong = |source| MediumError::Iso { path: path.clone(), source };
                 let mut iso = Iso::open(file).map_err(wrong)?;
                 let looked = places(family);
@@ -293,7 +293,7 @@ fn copy(input: &mut dyn Read, target: &Path) -> Result<(), MediumError> {
 }
 
 /// Gives an open file a name where the machine may read it: by a link where it can be, else as a copy.
-pub(super) fn place(file: &mut File, target: &Path) -> Result<(), MediumError> {
+pub(super) fn place(file: &File, target: &Path) -> Result<(), MediumError> {
     super::checkpoint::place(file, target)
         .map_err(|source| MediumError::Write { path: target.to_owned(), source })
 }

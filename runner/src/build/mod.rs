@@ -21,6 +21,7 @@ mod guest_mirror;
 pub mod image;
 mod inside;
 mod installation;
+mod keep;
 mod machines;
 pub mod medium;
 pub mod outputs;

@@ -9,7 +9,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::cache::{self, Cache, FetchOptions, Fetcher, Proxies, Remote};
-use crate::causes::in_one_line;
 use crate::debian::{self, Selection};
 use crate::disk::{self, BuilderTools, ComposedDisk};
 use crate::event::{Event, Stage};
@@ -19,7 +18,6 @@ use crate::stop::{Stop, Stopped};
 use crate::vm::argv::Accelerator;
 use crate::vm::canary::Canary;
 
-use super::bundle::{self, Bundle};
 use super::error::{BuildError, Failed};
 use super::outputs;
 use super::preflight::{Fitness, Host, Needs, Workspace, examine};
@@ -114,7 +112,7 @@ impl<'a> Session<'a> {
             slowness: 1,
         };
         let made = session.make(&host).map_err(|error| {
-            let page = session.bundle(&error);
+            let page = session.keep(&host, &error);
             Failed { error: Box::new(error), page }
         });
         // What is left of a build that failed is removed all the same, and said first.
@@ -122,50 +120,6 @@ impl<'a> Session<'a> {
         let built = made?;
         removed.map_err(BuildError::from)?;
         Ok(built)
-    }
-
-    /// Delivers what is known of a failure; the page. Nothing failed in a build that somebody stopped, and
-    /// that a bundle cannot be delivered is told and changes nothing.
-    fn bundle(&self, error: &BuildError) -> Option<PathBuf> {
-        if error.is_cancelled() {
-            return None;
-        }
-        let name = &self.request.recipe.image.name;
-        let guest = match error {
-            BuildError::Guest(guest) => Some(guest.as_ref()),
-            _ => None,
-        };
-        let bundle = Bundle {
-            name,
-            class: error.class(),
-            message: in_one_line(error),
-            stages: self.stages.clone(),
-            took: self.started.elapsed(),
-            guest: guest.map(|guest| bundle::Guest {
-                report: &guest.report,
-                console_log: &guest.logs.console,
-                installer_log: Some(&guest.logs.installer),
-                picture: guest.report.has_picture.then_some(guest.logs.picture.as_path()),
-            }),
-        };
-        let folder = format!("{name}{}", bundle::ENDING);
-        let deliver = || -> Result<PathBuf, Box<dyn std::error::Error>> {
-            let mut page = PathBuf::new();
-            for disk in guest.filter(|_| self.request.debugging.keeps).iter().flat_map(|guest| &guest.disks) {
-                self.environment.delivery.deliver(disk, Some(&folder))?;
-            }
-            for file in bundle.write(&self.scratch.path().join(&folder))? {
-                page = self.environment.delivery.deliver(&file, Some(&folder))?;
-            }
-            Ok(page)
-        };
-        deliver()
-            .inspect_err(|error| {
-                let told =
-                    format!("could not keep what is known of the failure: {}", in_one_line(error.as_ref()));
-                self.environment.sink.event(Event::Warning(told));
-            })
-            .ok()
     }
 
     fn make(&mut self, host: &Host) -> Result<Built, BuildError> {

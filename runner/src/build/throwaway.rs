@@ -53,8 +53,7 @@ impl Session<'_> {
                 kept.ok_or_else(|| BuildError::Cache(lost(&base)))?
             }
         };
-        let mut checkpoint = checkpoint;
-        checkpoint::place(&mut checkpoint, &base)
+        checkpoint::place(&checkpoint, &base)
             .map_err(|source| BuildError::Write { path: base.clone(), source })?;
         let mut materials = Vec::new();
         let (worked, results) = self.stage(Stage::Guest, |session| {
@@ -73,9 +72,13 @@ impl Session<'_> {
             fs::remove_file(&results).map_err(|source| BuildError::Write { path: results, source })?;
             Ok(files)
         })?;
-        let disk = builder.disk.as_ref().and_then(|_| files.pop());
+        let disk = builder.disk.as_ref().and_then(|_| files.pop()).map(|file| {
+            // Out of the folder in which names are the recipe's.
+            let disk = self.scratch.path().join("disk.raw");
+            fs::rename(&file, &disk).map(|()| disk).map_err(|source| BuildError::Write { path: file, source })
+        });
         Ok(Product {
-            disk,
+            disk: disk.transpose()?,
             contents: None,
             artifacts: files,
             logs: vec![worked.log],

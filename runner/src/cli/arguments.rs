@@ -107,7 +107,7 @@ pub(crate) struct Build {
     /// The download cache [default: $HOSTLER_CACHE, else hostler in the user's cache directory].
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
-    /// When a guest fails, keep its disks beside what is known of the failure.
+    /// When a guest fails, keep its disks, and what it was booted from, beside what is known of the failure.
     #[arg(long)]
     pub(crate) keep: bool,
     /// When a guest fails, keep it running for an hour, with a shell on its console, for `hostler attach`.
@@ -167,7 +167,7 @@ pub(crate) struct Unprivileged {
     /// The recipe's path, for people; without one, the host is examined.
     #[arg(long)]
     pub(crate) recipe: Option<PathBuf>,
-    /// When a guest fails, keep its disks beside what is known of the failure.
+    /// When a guest fails, keep its disks, and what it was booted from, beside what is known of the failure.
     #[arg(long)]
     pub(crate) keep: bool,
     /// When a guest fails, keep it running for an hour, with a shell on its console, for `hostler attach`.

@@ -123,7 +123,7 @@ mount -t proc proc /target/proc &&
 
 mkdir -p /target/run/hostler /target/run/lock
 chmod 0700 /target/run/hostler
-cp -R /hostler/files/. /target/run/hostler/ || fail stage-files $?
+[ ! -d /hostler/files ] || cp -R /hostler/files/. /target/run/hostler/ || fail stage-files $?
 
 if [ -n "$root_archive" ]; then
     # The root file system alone, without what is mounted on it.

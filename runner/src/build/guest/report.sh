@@ -2,7 +2,7 @@
 # was asked for. Nothing is written to the image itself: it may be mounted read-only.
 
 mkdir -p /run/hostler/report
-cd /run/hostler/report
+cd /run/hostler/report || exit
 : >dpkg-status
 : >rpm-packages
 cat /etc/os-release >os-release
