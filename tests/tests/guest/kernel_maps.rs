@@ -162,7 +162,7 @@ fn logical_volumes_are_removed_and_swapped_to_no_more() {
         assert!(map_named(&snapshot, "hostlervg-root").uuid.starts_with("LVM-"));
         let is_it = |swap: &&hostler_watchdog::model::Swap| swap.identity == SwapIdentity::Device(device);
         let swap = snapshot.swaps.iter().find(is_it).or_fail("the swap area");
-        let step = Step::SwapOff { swap: swap.identity, path: swap.path.clone() };
+        let step = Step::SwapOff { swap: swap.identity, path: swap.path.clone(), on: None };
         assert_eq!(worker.act(step), StepResult::Done);
         assert!(worker.look(SnapshotDepth::Ownership).swaps.iter().find(is_it).is_none());
         remove_and_see(&mut worker, "hostlervg-swap");

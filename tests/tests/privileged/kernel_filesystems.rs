@@ -14,6 +14,7 @@ use hostler_watchdog::model::{
 
 use crate::kernel_seen::{resource, shown_at};
 use crate::worker::{Worker, identity, loop_at};
+use hostler_watchdog::worker::{NumberQuery, Query};
 
 /// For how long the looks of other tests, each of which has every loop device open for a moment, may
 /// put off the end of something.
@@ -300,22 +301,48 @@ fn a_btrfs_is_shown_by_the_number_of_its_mounts() {
         let mut worker = Worker::start(place);
         let number = shown_at(&point);
         assert_eq!(shown_at(&below), number);
-        let mut seen = || {
-            let snapshot = worker.look(SnapshotDepth::Ownership);
-            let device = |node: &str| loop_at(&snapshot, node).device;
-            let mut blocks = vec![device(&first), device(&second)];
-            blocks.sort_unstable();
-            let found = living(&snapshot, blocks[0]).or_fail("the file system").clone();
-            assert_eq!((found.kind.as_str(), &found.blocks), ("btrfs", &blocks));
-            found.shown_as
+        // Nobody asks for it, so it is not mounted again.
+        let (snapshot, touched) = worker.look_without(SnapshotDepth::Holders, &[]);
+        let device = |node: &str| loop_at(&snapshot, node).device;
+        let mut blocks = vec![device(&first), device(&second)];
+        blocks.sort_unstable();
+        let found = living(&snapshot, blocks[0]).or_fail("the file system").clone();
+        assert_eq!((found.kind.as_str(), &found.blocks, &found.shown_as), ("btrfs", &blocks, &Vec::new()));
+        let what = format!("the number of the btrfs on {}", blocks[0]);
+        assert!(!touched.contains(&what), "{touched:?}");
+
+        let mut seen = |instance, known, is_touched| {
+            let numbers = vec![NumberQuery { instance, number: known }];
+            let query = Query { numbers, ..Query::host(SnapshotDepth::Ownership) };
+            let (snapshot, touched) = worker.look_for(query, &[]);
+            assert_eq!(touched.contains(&what), is_touched, "{touched:?}");
+            let found = living(&snapshot, blocks[0]).or_fail("the file system");
+            (found.instance, found.shown_as.clone())
         };
-        assert_eq!(seen(), [number]);
-        // Also when nothing of it is mounted where the daemon looks: a file that is open holds it.
-        let held = fs::File::open(below.join(".")).or_fail("opening a directory");
+        assert_eq!(seen(found.instance, None, true), (found.instance, vec![number]));
+        assert_eq!(seen(found.instance, Some(number), false), (found.instance, vec![number]));
+        // A later one of the same devices is another, and what was known of this one is not of that.
         for point in [&below, &point] {
-            nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH).or_fail("unmounting lazily");
+            program::succeed("umount", [point]);
         }
-        assert_eq!(seen(), [number]);
+        let only_reading: [&std::ffi::OsStr; 2] = ["-o".as_ref(), "ro".as_ref()];
+        program::succeed("mount", only_reading.into_iter().chain([first.as_ref(), point.as_os_str()]));
+        let (later, shown) = seen(found.instance, Some(number), false);
+        assert!(later != found.instance && shown.is_empty(), "{later} {shown:?}");
+        // It was mounted for reading only, and stays so when its number is found out.
+        let is_for_reading = || {
+            let table = fs::read_to_string("/proc/thread-self/mountinfo").or_fail("reading the mounts");
+            let line = table.lines().find(|line| line.contains(point.to_str().or_fail("text")));
+            line.or_fail("its mount").contains(&format!(" - btrfs {first} ro,"))
+        };
+        assert!(is_for_reading());
+        assert_eq!(seen(later, None, true), (later, vec![shown_at(&point)]));
+        assert!(is_for_reading());
+        // Also when nothing of it is mounted where the daemon looks: a file that is open holds it.
+        let number = shown_at(&point);
+        let held = fs::File::open(point.join(".")).or_fail("opening a directory");
+        nix::mount::umount2(&point, nix::mount::MntFlags::MNT_DETACH).or_fail("unmounting lazily");
+        assert_eq!(seen(later, None, true), (later, vec![number]));
         drop(held);
         let device = loop_at(&worker.look(SnapshotDepth::Ownership), &first).device;
         wait_for_its_end(&mut worker, device);

@@ -9,7 +9,8 @@ use hostler_tests::bystander::attach;
 use hostler_tests::failure::{OrFail, wait_until};
 use hostler_tests::{probe, program, scenario};
 use hostler_watchdog::model::{
-    BackingFile, DeviceNumber, Gap, Snapshot, SnapshotDepth, Step, StepResult, Swap, SwapIdentity,
+    BackingFile, DeviceNumber, DiskSequence, Gap, LoopIdentity, ResourceIdentity, Snapshot, SnapshotDepth,
+    Step, StepResult, Swap, SwapIdentity,
 };
 use nix::mount::{MntFlags, umount2};
 
@@ -60,12 +61,25 @@ fn an_area_on_a_loop_device_is_found_and_ended() {
 
         // The path alone does not do.
         let other = SwapIdentity::Device(DeviceNumber { minor: device.minor + 1, ..device });
-        let step = Step::SwapOff { swap: other, path: swap.path.clone() };
+        let step = Step::SwapOff { swap: other, path: swap.path.clone(), on: None };
         assert_eq!(worker.act(step), StepResult::Gone);
         let still = worker.look(SnapshotDepth::Ownership);
         assert_eq!(area(&still, |swap| swap == SwapIdentity::Device(device)), Some(swap));
 
-        let step = Step::SwapOff { swap: swap.identity, path: swap.path.clone() };
+        // Nor does the number of a device that is bound to something else by now.
+        let ResourceIdentity::Loop(now) = *resource(loop_at(&snapshot, &node)) else {
+            panic!("a loop device")
+        };
+        let before = LoopIdentity { sequence: DiskSequence(now.sequence.0 - 1), ..now };
+        let step = |on| {
+            let on = Some(Box::new(ResourceIdentity::Loop(on)));
+            Step::SwapOff { swap: swap.identity, path: swap.path.clone(), on }
+        };
+        assert_eq!(worker.act(step(before)), StepResult::Replaced);
+        let still = worker.look(SnapshotDepth::Ownership);
+        assert_eq!(area(&still, |swap| swap == SwapIdentity::Device(device)), Some(swap));
+
+        let step = step(now);
         assert_eq!(worker.act(step.clone()), StepResult::Done);
         let after = worker.look(SnapshotDepth::Ownership);
         assert_eq!(area(&after, |swap| swap == SwapIdentity::Device(device)), None);
@@ -100,7 +114,7 @@ fn an_area_in_a_file_is_found_by_what_the_file_is() {
         let unknown = without.swaps.iter().find(|other| other.path == swap.path).or_fail("the area");
         assert!(matches!(unknown.identity, SwapIdentity::Unreachable(_)), "{unknown:?}");
 
-        let step = Step::SwapOff { swap: wanted, path: swap.path.clone() };
+        let step = Step::SwapOff { swap: wanted, path: swap.path.clone(), on: None };
         assert_eq!(worker.act(step), StepResult::Done);
         let after = worker.look(SnapshotDepth::Ownership);
         assert_eq!(area(&after, |swap| swap == wanted), None);
@@ -126,7 +140,7 @@ fn an_area_that_no_path_leads_to_ends_with_its_file_system() {
         let path = format!("/{name}").into_bytes();
         let swap = snapshot.swaps.iter().find(|swap| swap.path == path).or_fail("the area");
         assert!(matches!(swap.identity, SwapIdentity::Unreachable(_)), "{swap:?}");
-        let step = Step::SwapOff { swap: swap.identity, path: path.clone() };
+        let step = Step::SwapOff { swap: swap.identity, path: path.clone(), on: None };
         assert!(matches!(worker.act(step), StepResult::Failed { .. }));
 
         let device = loop_at(&snapshot, &node);

@@ -74,7 +74,10 @@ impl Worker {
 
     /// A look that leaves out what an earlier one said that it touches.
     pub(crate) fn look_without(&mut self, depth: SnapshotDepth, skip: &[String]) -> (Snapshot, Vec<String>) {
-        let query = Query::host(depth);
+        self.look_for(Query::host(depth), skip)
+    }
+
+    pub(crate) fn look_for(&mut self, query: Query, skip: &[String]) -> (Snapshot, Vec<String>) {
         let (seen, touched) = self.ask(&Request::Observe { query, skip: skip.to_vec() });
         match seen {
             Response::Seen(snapshot) => (*snapshot, touched),

@@ -180,6 +180,7 @@ fn names_each_layer_of_a_stack_with_what_would_end_it() {
 fn a_file_system_that_nothing_shows_is_frozen_or_unknown_and_never_free() {
     let mut snapshot = with_loop();
     let filesystem = |frozen| Filesystem {
+        instance: 1,
         kind: "ext4".to_owned(),
         blocks: vec![loop_number(3)],
         shown_as: Vec::new(),

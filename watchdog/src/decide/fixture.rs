@@ -194,8 +194,13 @@ fn host_of((loops, maps, mounts, swaps, processes): &Parts) -> Snapshot {
         let is_mounted = snapshot.mounts.iter().any(|mount| mount.device() == device);
         if !is_mounted && snapshot.maps.iter().all(|map| !map.lower.contains(&device)) {
             let blocks = vec![device];
-            let filesystem =
-                Filesystem { kind: "ext4".to_owned(), blocks, shown_as: Vec::new(), frozen: Some(*frozen) };
+            let filesystem = Filesystem {
+                kind: "ext4".to_owned(),
+                instance: 1,
+                blocks,
+                shown_as: Vec::new(),
+                frozen: Some(*frozen),
+            };
             snapshot.filesystems.push(filesystem);
         }
     }

@@ -16,6 +16,7 @@ mod fake_kernel;
 mod fixture;
 mod graph;
 mod index;
+mod numbering;
 mod overlays;
 mod plan;
 pub mod policy;
@@ -27,6 +28,7 @@ mod verify;
 
 pub use attribute::{Ownership, attribute};
 pub use explain::{Access, PROTECTED, explain, reasons_for};
+pub use numbering::{Numbers, learn, unnumbered};
 pub use plan::{PlanSettings, plan, stuck};
 pub use protect::strangers_below;
 pub use requested::{NotTaken, requested};

@@ -309,7 +309,13 @@ impl Planner<'_> {
             Node::Mount(at) => Some(self.unmount(at.0)),
             Node::Swap(at) => {
                 let swap = &snapshot.swaps[at];
-                Some(Step::SwapOff { swap: swap.identity, path: swap.path.clone() })
+                let block = match swap.identity {
+                    SwapIdentity::Device(device) => self.index.block(device),
+                    SwapIdentity::File(file) => self.index.blocks_under(file.device).first().copied(),
+                    SwapIdentity::Unreachable(_) => None,
+                };
+                let on = block.and_then(|block| self.index.identity(block)).map(Box::new);
+                Some(Step::SwapOff { swap: swap.identity, path: swap.path.clone(), on })
             }
             Node::Filesystem(at) => {
                 let filesystem = &snapshot.filesystems[at];

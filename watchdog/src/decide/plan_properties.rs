@@ -94,7 +94,7 @@ proptest! {
             let step = match resource {
                 ResourceIdentity::Loop(identity) => Step::DetachLoop { identity, partitions: Vec::new() },
                 ResourceIdentity::Map(map) => Step::RemoveMap { map, name: String::new() },
-                ResourceIdentity::Swap(swap) => Step::SwapOff { swap, path: Vec::new() },
+                ResourceIdentity::Swap(swap) => Step::SwapOff { swap, path: Vec::new(), on: None },
                 ResourceIdentity::Mount(identity) => {
                     let has_files = kernel.now.loops.iter().any(|device| {
                         matches!(device.state, LoopState::Bound(backing) if backing.device == identity.device)

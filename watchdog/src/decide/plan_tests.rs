@@ -249,7 +249,8 @@ fn a_frozen_file_system_that_was_unmounted_is_thawed_before_its_device_goes() {
     claim_file(&mut snapshot, 1, &device);
     snapshot.loops = vec![device];
     let blocks = vec![loop_number(3)];
-    let filesystem = Filesystem { kind: "ext4".to_owned(), blocks, shown_as: Vec::new(), frozen: Some(true) };
+    let filesystem =
+        Filesystem { kind: "ext4".to_owned(), instance: 1, blocks, shown_as: Vec::new(), frozen: Some(true) };
     snapshot.filesystems.push(filesystem);
     assert_eq!(
         steps(&snapshot),

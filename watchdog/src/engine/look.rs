@@ -13,9 +13,9 @@ use tokio::sync::watch;
 use super::memory::Seen;
 use super::{Engine, News, query};
 use crate::causes::chain;
-use crate::decide::{Ownership, attribute};
+use crate::decide::{Ownership, attribute, learn, unnumbered};
 use crate::model::{Claim, Snapshot, SnapshotDepth};
-use crate::worker::{ClaimQuery, Extent, LeaseQuery, Query, WorkerError};
+use crate::worker::{ClaimQuery, Extent, LeaseQuery, NumberQuery, Query, WorkerError};
 use hostler_protocol::lease::LeaseId;
 
 /// What a look saw, and whose it is.
@@ -86,18 +86,55 @@ impl Engine {
     }
 
     async fn look_now(&self, depth: SnapshotDepth) -> Result<Rc<Look>, LookFailed> {
-        let result = self.observe(depth, Extent::Host).await;
+        let result = self.observe_and_attribute(depth).await;
         match &result {
-            Ok(snapshot) => {
+            Ok((snapshot, _)) => {
                 self.shared.metrics.gaps.set(i64::try_from(snapshot.gaps.len()).unwrap_or(i64::MAX));
             }
             Err(_) => self.shared.metrics.observation_failures.inc(),
         }
-        let snapshot = result.map_err(|error| LookFailed(Rc::new(error)))?;
-        let ownership = attribute(&snapshot, self.shared.state.borrow().leases());
+        let (snapshot, ownership) = result.map_err(|error| LookFailed(Rc::new(error)))?;
         self.measure(&snapshot, &ownership);
         self.remember(&snapshot, &ownership, Seen::Whole).await;
         Ok(Rc::new(Look { snapshot, ownership }))
+    }
+
+    /// Looks again for as long as what was seen says that more numbers have to be known: mostly not at all,
+    /// and once for each file system that lies in another.
+    async fn observe_and_attribute(
+        &self,
+        depth: SnapshotDepth,
+    ) -> Result<(Snapshot, Ownership), WorkerError> {
+        loop {
+            let snapshot = self.observe(depth, Extent::Host).await?;
+            learn(&mut self.shared.numbers.borrow_mut(), &snapshot);
+            let ownership = attribute(&snapshot, self.shared.state.borrow().leases());
+            let wanted = unnumbered(&snapshot, &ownership, None);
+            let is_news = self.want_numbers(&wanted);
+            // Those that were wanted before could not be learnt, which the look has told.
+            if !is_news {
+                return Ok((snapshot, ownership));
+            }
+        }
+    }
+
+    /// Has the next looks know the numbers of these file systems, and says whether that is news of any.
+    fn want_numbers(&self, instances: &[u64]) -> bool {
+        let mut numbers = self.shared.numbers.borrow_mut();
+        let before = numbers.len();
+        for instance in instances {
+            numbers.entry(*instance).or_default();
+        }
+        numbers.len() > before
+    }
+
+    /// A look at all that may hold what a person asks about.
+    pub(super) async fn look_about(&self, target: &str) -> Result<Rc<Look>, LookFailed> {
+        let look = self.look(SnapshotDepth::Holders).await?;
+        if self.want_numbers(&unnumbered(&look.snapshot, &look.ownership, Some(target))) {
+            return self.look(SnapshotDepth::Holders).await;
+        }
+        Ok(look)
     }
 
     /// Looks at nothing but what the kernel told of, and remembers whose that is.
@@ -131,7 +168,12 @@ impl Engine {
         let descriptors: Vec<BorrowedFd<'_>> = held.iter().map(|descriptor| descriptor.as_fd()).collect();
         let silence = self.shared.config.borrow().reclaim.step_timeout;
         let (criteria, protected) = self.criteria();
-        let query = Query { extent, depth, leases: queries, criteria, protected, avoid: Vec::new() };
+        let numbers = {
+            let numbers = self.shared.numbers.borrow();
+            let query = |(instance, number): (&u64, &_)| NumberQuery { instance: *instance, number: *number };
+            numbers.iter().map(query).collect()
+        };
+        let query = Query { extent, depth, leases: queries, criteria, protected, numbers, avoid: Vec::new() };
         self.shared.pool.observe(query, &descriptors, silence).await
     }
 

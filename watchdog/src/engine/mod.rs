@@ -33,6 +33,7 @@ use tokio::sync::Notify;
 
 use crate::causes::chain;
 use crate::config::Config;
+use crate::decide::Numbers;
 use crate::journal::{Entry, Journal};
 use crate::kernel::cgroups::Hierarchy;
 use crate::kernel::events::{KernelEvent, Watcher};
@@ -59,6 +60,8 @@ struct Shared {
     boot: BootId,
     state: RefCell<State>,
     looks: look::Waiting,
+    /// The numbers of the file systems that looks have to know it of.
+    numbers: RefCell<Numbers>,
     /// The leases whose plans are being carried out.
     acting: acting::Acting,
     /// Something changed that may free what is pinned.
@@ -118,6 +121,7 @@ impl Engine {
                 boot: parts.boot,
                 state: RefCell::new(State::new(parts.next_lease)),
                 looks: look::Waiting::default(),
+                numbers: RefCell::default(),
                 acting: acting::Acting::default(),
                 changed: Notify::new(),
                 news: RefCell::default(),

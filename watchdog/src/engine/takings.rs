@@ -28,7 +28,7 @@ impl Engine {
         if !caller.is_root() {
             return Err(refused("only root may take back what no lease has"));
         }
-        let look = self.look(SnapshotDepth::Holders).await.map_err(unavailable)?;
+        let look = self.look_about(target).await.map_err(unavailable)?;
         let shown = printable(target.as_bytes());
         let taking = requested(target, &look.snapshot, &look.ownership).map_err(|why| match why {
             NotTaken::Nothing => CallError::NoSuchTarget { target: shown.clone() },

@@ -99,7 +99,7 @@ impl Engine {
     /// # Errors
     /// When nothing has that name, or looking gives nothing.
     pub async fn why(&self, caller: Caller, target: &str) -> Result<Explanation, CallError> {
-        let look = self.look(SnapshotDepth::Holders).await.map_err(unavailable)?;
+        let look = self.look_about(target).await.map_err(unavailable)?;
         let Look { snapshot, ownership } = &*look;
         let access = |resource| self.access(caller, resource, &look);
         match explain(target, snapshot, ownership, access) {

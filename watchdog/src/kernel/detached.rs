@@ -19,8 +19,10 @@ use rustix::mount::{
 
 /// How a file system is mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Access {
+pub enum Access {
+    /// For reading and writing.
     Writing,
+    /// For reading only.
     ReadingOnly,
 }
 
@@ -36,19 +38,40 @@ impl Detached {
     /// # Errors
     /// `ENODEV` when this kernel has none of that type, `ENOSYS` before Linux 5.2.
     pub fn of_kernel(kind: &str) -> io::Result<Self> {
-        make(kind, None, Access::Writing)
+        make(kind, &[], Access::Writing)
     }
 
     /// The file system that lives on a device already. What lives is used as it is: its options are
-    /// those it was mounted with, and its journal is not touched.
+    /// those it was mounted with, and its journal is not touched. Most types can only be mounted again as
+    /// they are, so the other access is tried too. But a btrfs that is mounted for reading only is writable
+    /// from then on when it is mounted for writing (6.18).
     ///
     /// # Errors
     /// What the calls say: `EBUSY` when the device is in use otherwise.
-    pub fn of_living(kind: &str, node: &Path) -> io::Result<Self> {
+    pub fn of_living(kind: &str, node: &Path, access: Access) -> io::Result<Self> {
+        Self::living(kind, &[("source", node.as_os_str())], access)
+    }
+
+    /// The btrfs that lives on a device, for reading only; and of one that does not live nothing is written:
+    /// `rescue=nologreplay` counts only for what is mounted anew, and allows no writing there
+    /// (`btrfs_check_options` in `fs/btrfs/super.c`).
+    ///
+    /// # Errors
+    /// What the calls say.
+    pub fn of_living_btrfs(node: &Path) -> io::Result<Self> {
+        let options = [("source", node.as_os_str()), ("rescue", "nologreplay".as_ref())];
+        Self::living("btrfs", &options, Access::ReadingOnly)
+    }
+
+    fn living(kind: &str, options: &[(&str, &OsStr)], first: Access) -> io::Result<Self> {
         let mut busy = io::Error::from_raw_os_error(libc::EBUSY);
+        let second = match first {
+            Access::Writing => Access::ReadingOnly,
+            Access::ReadingOnly => Access::Writing,
+        };
         for kind in drivers_names(kind) {
-            for access in [Access::Writing, Access::ReadingOnly] {
-                match make(kind, Some(node.as_os_str()), access) {
+            for access in [first, second] {
+                match make(kind, options, access) {
                     // It lives under another name, or mounted the other way.
                     Err(error) if error.raw_os_error() == Some(libc::EBUSY) => busy = error,
                     made => return made,
@@ -86,10 +109,10 @@ fn drivers_names(kind: &str) -> Vec<&str> {
     }
 }
 
-fn make(kind: &str, source: Option<&OsStr>, access: Access) -> io::Result<Detached> {
+fn make(kind: &str, options: &[(&str, &OsStr)], access: Access) -> io::Result<Detached> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
-    if let Some(source) = source {
-        fsconfig_set_string(&context, "source", source)?;
+    for (name, value) in options {
+        fsconfig_set_string(&context, *name, *value)?;
     }
     match access {
         Access::Writing => {}

@@ -7,6 +7,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -29,9 +30,11 @@ pub fn list(sys: &Path) -> io::Result<Vec<Filesystem>> {
     for kind in ONE_DEVICE {
         for name in names(&sys.join("fs").join(kind))? {
             // Beside the devices there are folders such as `features` and `stats`.
-            if let Some(device) = if_there(block::device(&sys.join("class/block").join(&name)))? {
-                found.push(filesystem(kind, vec![device]));
-            }
+            let Some(device) = if_there(block::device(&sys.join("class/block").join(&name)))? else {
+                continue;
+            };
+            let Some(instance) = instance(sys, kind, &name)? else { continue };
+            found.push(filesystem(kind, instance, vec![device]));
         }
     }
     for name in names(&sys.join("fs/btrfs"))? {
@@ -41,17 +44,25 @@ pub fn list(sys: &Path) -> io::Result<Vec<Filesystem>> {
             blocks.extend(if_there(block::device(&devices.join(name)))?);
         }
         // `features` has no devices.
-        if !blocks.is_empty() {
+        if !blocks.is_empty()
+            && let Some(instance) = instance(sys, "btrfs", &name)?
+        {
             blocks.sort_unstable();
-            found.push(filesystem("btrfs", blocks));
+            found.push(filesystem("btrfs", instance, blocks));
         }
     }
     found.sort_by(|one, other| one.blocks.cmp(&other.blocks));
     Ok(found)
 }
 
-fn filesystem(kind: &str, blocks: Vec<DeviceNumber>) -> Filesystem {
-    Filesystem { kind: kind.to_owned(), blocks, shown_as: Vec::new(), frozen: None }
+/// The number of its folder, which is there for as long as the file system lives.
+fn instance(sys: &Path, kind: &str, name: &str) -> io::Result<Option<u64>> {
+    let folder = if_there(fs::symlink_metadata(sys.join("fs").join(kind).join(name)))?;
+    Ok(folder.map(|folder| folder.ino()))
+}
+
+fn filesystem(kind: &str, instance: u64, blocks: Vec<DeviceNumber>) -> Filesystem {
+    Filesystem { kind: kind.to_owned(), instance, blocks, shown_as: Vec::new(), frozen: None }
 }
 
 /// The names in a folder; none when it is not there, as it is for a type that is not loaded.
@@ -123,25 +134,22 @@ fn is_marked_frozen(superblock: &[u8; SUPERBLOCK_SIZE]) -> Option<bool> {
     Some(flags(NEEDS_RECOVERY.0) & NEEDS_RECOVERY.1 == 0)
 }
 
-/// The number that the mounts of the file system on a device show, where that is not the device's own
-/// (btrfs); `None` when nothing lives there any more.
+/// The number that the mounts of the living btrfs on a device show.
 ///
 /// The kernel shows the number of a btrfs (`0:43`) in mountinfo and its devices in sysfs, and nowhere
 /// both. What mountinfo calls the source is a path that somebody once gave. To open the root of one
 /// of its mounts and ask would make an unmount fail that comes in that moment, and needs a mount that
-/// can be reached. So it is mounted once more, attached nowhere, which is in nobody's way; and what the
-/// kernel itself has as its number is read off a lock, because `stat(2)` of a file on a btrfs shows the
-/// number of its subvolume. (An inotify watch would tell it too, and take 20 ms to end, for which the
-/// file system could not.) May hang with the device.
+/// can be reached. So it is mounted once more, attached nowhere; and what the kernel itself has as its
+/// number is read off a lock, because `stat(2)` of a file on a btrfs shows the number of its subvolume.
+/// (An inotify watch would tell it too, and take 20 ms to end, for which the file system could not.)
+///
+/// For that moment the file system does not end when its last other mount does, so this is done once in
+/// the life of one, and only for what a decision needs. May hang with the device.
 ///
 /// # Errors
 /// What the calls say.
-pub fn number_of_living(sys: &Path, kind: &str, device: DeviceNumber) -> io::Result<Option<DeviceNumber>> {
-    // Mounting what does not live would begin something new.
-    if !block::is_claimed(sys, device)? {
-        return Ok(None);
-    }
-    let mount = Detached::of_living(kind, &block::node_path(sys, device)?)?;
+pub fn number_of_btrfs(sys: &Path, device: DeviceNumber) -> io::Result<Option<DeviceNumber>> {
+    let mount = Detached::of_living_btrfs(&block::node_path(sys, device)?)?;
     let root = mount.root()?;
     // A reader's lock on one byte of the root directory, which is no place that anybody else locks. It
     // ends with the descriptor.
@@ -193,12 +201,17 @@ mod tests {
                 "fs/btrfs/2778b64b-20fa-41f6-b96d-0d1762d98c42/devices/loop2",
                 "../../../../class/block/loop2",
             );
+        let of = |folder: &str| fs::metadata(tree.path().join("fs").join(folder)).expect("there").ino();
         assert_eq!(
             list(tree.path()).expect("readable"),
             [
-                filesystem("ext4", vec![number(7, 0)]),
-                filesystem("btrfs", vec![number(7, 2), number(7, 3)]),
-                filesystem("xfs", vec![number(259, 1)]),
+                filesystem("ext4", of("ext4/loop0"), vec![number(7, 0)]),
+                filesystem(
+                    "btrfs",
+                    of("btrfs/2778b64b-20fa-41f6-b96d-0d1762d98c42"),
+                    vec![number(7, 2), number(7, 3)]
+                ),
+                filesystem("xfs", of("xfs/loop1p2"), vec![number(259, 1)]),
             ]
         );
     }

@@ -82,8 +82,12 @@ fn number_in(name: &str) -> Option<u32> {
 }
 
 fn describe(directory: &Path, number: u32, may_have_partitions: bool) -> io::Result<Option<LoopDevice>> {
-    // The `loop` folder is there only while the device is bound.
-    let backing = block::read_if_there(&directory.join("loop/backing_file"))?;
+    // The `loop` folder is there only while the device is bound. A path may be longer than the kernel shows
+    // (ENAMETOOLONG); the device is bound all the same.
+    let backing = match block::read_if_there(&directory.join("loop/backing_file")) {
+        Err(_) if directory.join("loop").exists() => Some(UNREADABLE.as_bytes().to_vec()),
+        read => read?,
+    };
     let partitions = if may_have_partitions { block::partitions(directory)? } else { Vec::new() };
     // Partitions that `partx` made (BLKPG_ADD_PARTITION) outlive the detach unless the device was
     // attached with LO_FLAGS_PARTSCAN: `__loop_clr_fd` drops them only then.
@@ -104,6 +108,9 @@ fn describe(directory: &Path, number: u32, may_have_partitions: bool) -> io::Res
         partitions,
     }))
 }
+
+/// What stands for the name of a backing file that sysfs does not tell.
+const UNREADABLE: &str = "(a path that the kernel does not tell)";
 
 /// How many loop devices the host can have; `None` when the kernel makes them on demand without
 /// limit.
@@ -300,6 +307,20 @@ mod tests {
     use super::super::fixture::{Tree, device_number as number};
     use super::*;
     use crate::model::Partition;
+
+    #[test]
+    fn a_path_that_the_kernel_does_not_tell_hides_no_device() {
+        // Reading a directory fails, as reading a path of more than 4,095 bytes does.
+        let tree = Tree::new()
+            .file("block/loop1/dev", "7:1\n")
+            .file("block/loop1/loop/backing_file", "/a.img\n")
+            .file("block/loop2/dev", "7:2\n")
+            .directory("block/loop2/loop/backing_file");
+        let found = list(tree.path()).expect("readable");
+        let texts: Vec<_> =
+            found.iter().map(|one| (one.number, one.state, one.backing_text.as_str())).collect();
+        assert_eq!(texts, [(1, LoopState::Unread, "/a.img"), (2, LoopState::Unread, UNREADABLE)]);
+    }
 
     #[test]
     fn tells_an_attachment_from_a_later_one() {

@@ -151,16 +151,27 @@ struct Held {
     file: OwnedFd,
 }
 
+/// The own user namespace, by inode.
+#[derive(Clone, Copy, Debug)]
+struct OwnUsers(u64);
+
+impl OwnUsers {
+    /// Read at home: what a namespace that is being visited has at `/proc` may be anything.
+    fn read() -> io::Result<Self> {
+        Ok(Self(stat("/proc/thread-self/ns/user")?.st_ino))
+    }
+}
+
 impl Held {
-    fn new(file: OwnedFd) -> io::Result<Self> {
+    fn new(file: OwnedFd, own: OwnUsers) -> io::Result<Self> {
         let unique = namespace_calls::namespace_number(&file).ok();
-        Self::with_number(file, unique)
+        Self::with_number(file, unique, own)
     }
 
-    fn with_number(file: OwnedFd, unique: Option<u64>) -> io::Result<Self> {
+    fn with_number(file: OwnedFd, unique: Option<u64>, own: OwnUsers) -> io::Result<Self> {
         let namespace = MountNamespace(fstat(&file)?.st_ino);
         let other_user_namespace = match namespace_calls::user_namespace(&file) {
-            Ok(users) => fstat(users)?.st_ino != stat("/proc/thread-self/ns/user")?.st_ino,
+            Ok(users) => fstat(users)?.st_ino != own.0,
             // It is none below the own one.
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => true,
             Err(error) => return Err(error),
@@ -173,10 +184,11 @@ impl Held {
 /// its begin, so this goes both ways from the own one.
 fn walk(look: &mut dyn FnMut(&Held) -> ControlFlow<()>) -> io::Result<()> {
     let own = open("/proc/thread-self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let users = OwnUsers::read()?;
     for way in [Neighbour::Previous, Neighbour::Next] {
         let mut at = namespace_calls::neighbour(&own, way)?;
         while let Some((file, unique)) = at {
-            let held = Held::with_number(file, Some(unique))?;
+            let held = Held::with_number(file, Some(unique), users)?;
             if look(&held).is_break() {
                 return Ok(());
             }
@@ -205,19 +217,20 @@ fn search(
     let (tasks, untold) = tasks(Path::new("/proc"))?;
     let mut missed = Missed { untold, ..Missed::default() };
     let mut seen = BTreeSet::from([mounts::namespace_of(None)?]);
-    let mut kept = open_kept(own_mounts, &seen, &mut missed);
+    let users = OwnUsers::read()?;
+    let mut kept = open_kept(own_mounts, users, &seen, &mut missed);
     let mut tasks = tasks.into_iter();
     loop {
         let held = match tasks.next() {
             Some((namespace, _)) if seen.contains(&namespace) => continue,
-            Some((namespace, tasks)) => open_of_tasks(namespace, &tasks)?,
+            Some((namespace, tasks)) => open_of_tasks(namespace, &tasks, users)?,
             None if kept.is_empty() => break,
             None => kept.pop(),
         };
         let Some(held) = held.filter(|held| seen.insert(held.namespace.namespace)) else { continue };
         let mounts = Visit::to(&held.file).and_then(|visit| {
             let mounts = mounts::table(&visit)?;
-            kept.extend(open_kept(&mounts, &seen, &mut missed));
+            kept.extend(open_kept(&mounts, users, &seen, &mut missed));
             Ok(mounts)
         });
         if look(&held, mounts).is_break() {
@@ -229,13 +242,18 @@ fn search(
 }
 
 /// Opens the mount namespaces whose files are mounted where the process is now.
-fn open_kept(mounts: &[Mount], seen: &BTreeSet<MountNamespace>, missed: &mut Missed) -> Vec<Held> {
+fn open_kept(
+    mounts: &[Mount],
+    users: OwnUsers,
+    seen: &BTreeSet<MountNamespace>,
+    missed: &mut Missed,
+) -> Vec<Held> {
     let mut opened = Vec::new();
     for mount in mounts.iter().filter(|mount| mount.filesystem == "nsfs") {
         let Some(namespace) = parse_link(&mount.root).filter(|namespace| !seen.contains(namespace)) else {
             continue;
         };
-        match open_nsfs(mount, namespace).and_then(Held::new) {
+        match open_nsfs(mount, namespace).and_then(|file| Held::new(file, users)) {
             Ok(held) => opened.push(held),
             Err(error) => {
                 missed.unopened.insert(namespace, format!("its file cannot be opened: {error}"));
@@ -292,12 +310,16 @@ fn parse_link(text: &[u8]) -> Option<MountNamespace> {
 }
 
 /// Opens a namespace by the first of these tasks that is still in it.
-fn open_of_tasks(namespace: MountNamespace, tasks: &[(u32, u32)]) -> io::Result<Option<Held>> {
+fn open_of_tasks(
+    namespace: MountNamespace,
+    tasks: &[(u32, u32)],
+    users: OwnUsers,
+) -> io::Result<Option<Held>> {
     for (process, thread) in tasks {
         let path = format!("/proc/{process}/task/{thread}/ns/mnt");
         match open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
             Ok(file) => {
-                let held = Held::new(file)?;
+                let held = Held::new(file, users)?;
                 if held.namespace.namespace == namespace {
                     return Ok(Some(held));
                 }

@@ -114,11 +114,12 @@ fn number<T: std::str::FromStr>(field: &[u8]) -> Option<T> {
 /// What was found, and of which processes something could not be read.
 pub type Listed = (Vec<Process>, Vec<(u32, String)>);
 
-/// All processes but kernel threads. `proc` is where procfs is mounted.
+/// All processes but kernel threads. `proc` is where procfs is mounted. `may_look` is asked before it is
+/// read what a process holds, which may hang with its memory, and can refuse.
 ///
 /// # Errors
 /// When the folder itself cannot be read.
-pub fn list(proc: &Path, depth: SnapshotDepth) -> io::Result<Listed> {
+pub fn list(proc: &Path, depth: SnapshotDepth, may_look: &mut dyn FnMut(u32) -> bool) -> io::Result<Listed> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let proc = openat(CWD, proc, flags, Mode::empty())?;
     let mut processes = Vec::new();
@@ -127,7 +128,7 @@ pub fn list(proc: &Path, depth: SnapshotDepth) -> io::Result<Listed> {
     for entry in Dir::read_from(&proc)? {
         let entry = entry?;
         let Some(pid) = number(entry.file_name().to_bytes()) else { continue };
-        match describe(proc.as_fd(), pid, depth, &mut buffer) {
+        match describe(proc.as_fd(), pid, depth, may_look, &mut buffer) {
             Ok(Some((process, failure))) => {
                 processes.push(process);
                 unreadable.extend(failure.map(|cause| (pid, cause.to_string())));
@@ -151,6 +152,7 @@ fn describe(
     proc: BorrowedFd<'_>,
     pid: u32,
     depth: SnapshotDepth,
+    may_look: &mut dyn FnMut(u32) -> bool,
     buffer: &mut Vec<u8>,
 ) -> io::Result<Option<(Process, Option<io::Error>)>> {
     /// `PF_KTHREAD` (`include/linux/sched.h`).
@@ -181,6 +183,7 @@ fn describe(
     let failure = match depth {
         SnapshotDepth::Ownership | SnapshotDepth::Status => None,
         SnapshotDepth::Holders if process.ended => None,
+        SnapshotDepth::Holders if !may_look(pid) => Some(io::Error::other("looking into it hung before")),
         SnapshotDepth::Holders => holds::read(directory.as_fd(), &mut process, buffer).err(),
     };
     // One that has ended meanwhile holds nothing any more.
@@ -235,7 +238,8 @@ mod tests {
             .file("2/stat", "2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0 0 0 0 0 0 20 0 1 0 3 0 0\n")
             .file("42/stat", "42 (sh) Z 1 42 42 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 777 0 0\n")
             .file("self/stat", "");
-        let (processes, unreadable) = list(tree.path(), SnapshotDepth::Holders).expect("readable");
+        let (processes, unreadable) =
+            list(tree.path(), SnapshotDepth::Holders, &mut |_| true).expect("readable");
         assert_eq!(unreadable, []);
         let found: Vec<_> =
             processes.iter().map(|one| (one.identity.pid, one.ended, one.namespace, one.parent)).collect();
@@ -243,8 +247,20 @@ mod tests {
     }
 
     #[test]
+    fn one_that_hung_before_is_there_and_what_it_holds_is_not_known() {
+        let own = std::process::id();
+        let (processes, unreadable) =
+            list(Path::new("/proc"), SnapshotDepth::Holders, &mut |pid| pid != own).expect("readable");
+        let found = processes.iter().find(|one| one.identity.pid == own).expect("listed");
+        assert!(found.current_directory.is_none() && found.files.is_empty());
+        let cause = unreadable.iter().find(|(pid, _)| *pid == own).map(|(_, cause)| cause.as_str());
+        assert_eq!(cause, Some("looking into it hung before"));
+    }
+
+    #[test]
     fn finds_itself() {
-        let (processes, _) = list(Path::new("/proc"), SnapshotDepth::Holders).expect("procfs is readable");
+        let (processes, _) =
+            list(Path::new("/proc"), SnapshotDepth::Holders, &mut |_| true).expect("readable");
         let own = processes.iter().find(|process| process.identity.pid == std::process::id());
         let own = own.expect("this test is a process");
         assert!(!own.ended);

@@ -32,8 +32,9 @@ pub enum Unmounted {
 ///
 /// The directory that its mount point is in is opened without following any symbolic link, the mount on
 /// top of the last name is compared by number, and `umount2` is given that name alone from there, so
-/// that no directory on the way can be swapped in between. (Whoever may mount on that very name between
-/// the comparison and the call has his mount taken instead; that takes root.)
+/// that no directory on the way can be swapped in between. (Whoever mounts on that very name between the
+/// comparison and the call has his mount taken instead. That is root, or in a directory of his own a user
+/// who may mount FUSE file systems; he loses what he mounted over something that was being unmounted.)
 ///
 /// # Errors
 /// What `umount2` says, such as `EBUSY`; and what says that the namespace cannot be entered.

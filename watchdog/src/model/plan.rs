@@ -34,6 +34,10 @@ pub enum Step {
         swap: SwapIdentity,
         /// Its path, as `/proc/swaps` has it.
         path: Vec<u8>,
+        /// The loop device, map or the like that it is, is a partition of, or is a file on, when that is
+        /// the lease's: the area's own number is given again.
+        #[serde(default)]
+        on: Option<Box<ResourceIdentity>>,
     },
     /// Unmount one mount, in the namespace it is in.
     Unmount {

@@ -112,6 +112,8 @@ pub struct Swap {
 pub struct Filesystem {
     /// Its type: `ext4`, `btrfs`.
     pub kind: String,
+    /// The number that sysfs gave its folder when it began to live, and gives to no other (`kernfs_get_ino`).
+    pub instance: u64,
     /// The devices it lies on; several for btrfs.
     pub blocks: Vec<DeviceNumber>,
     /// The number that its mounts show, where that is another (btrfs), and could be learnt.

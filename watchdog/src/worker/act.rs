@@ -9,10 +9,12 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::message::ClaimQuery;
-use super::release;
+use super::{hold, release};
 use crate::kernel::unmount::{self, Unmounted};
-use crate::kernel::{Acted, cgroups, directories, fuse, loops, maps, mounts, nbd, signals, swaps};
-use crate::model::{CgroupIdentity, DirectoryIdentity, ProcessIdentity, Step, StepResult};
+use crate::kernel::{Acted, Found, cgroups, directories, fuse, loops, maps, mounts, nbd, signals, swaps};
+use crate::model::{
+    CgroupIdentity, DirectoryIdentity, ProcessIdentity, ResourceIdentity, Step, StepResult, SwapIdentity,
+};
 
 /// How long killed processes have to be gone. A process in uninterruptible sleep takes as long as
 /// it takes; the second look reports it.
@@ -32,7 +34,7 @@ pub(super) fn act(step: &Step, claim: Option<&ClaimQuery>, passed: &[OwnedFd]) -
         Step::AbortFuse { mount } => {
             fuse::abort(Path::new(SYS), mount.device, || unmount::is_mounted(mount)).map(acted)
         }
-        Step::SwapOff { swap, path } => swaps::off(Path::new(PROC), *swap, path).map(acted),
+        Step::SwapOff { swap, path, on } => swap_off(*swap, path, on.as_deref()),
         Step::ReleaseFilesystem { kind, device, resource, swap_files } => {
             release::release(kind, *device, resource, swap_files)
         }
@@ -43,6 +45,21 @@ pub(super) fn act(step: &Step, claim: Option<&ClaimQuery>, passed: &[OwnedFd]) -
         Step::RemoveCgroup { cgroup, path } => remove_cgroup(*cgroup, Path::new(path)),
     };
     result.unwrap_or_else(|error| StepResult::Failed { cause: error.to_string() })
+}
+
+/// Stops swapping to an area while what it lies on is held.
+fn swap_off(swap: SwapIdentity, path: &[u8], on: Option<&ResourceIdentity>) -> io::Result<StepResult> {
+    let device = match swap {
+        SwapIdentity::Device(device) => Some(device),
+        SwapIdentity::File(_) | SwapIdentity::Unreachable(_) => None,
+    };
+    let _held = match on.map(|disk| hold::hold(Path::new(SYS), Path::new(PROC), device, disk)).transpose()? {
+        None => None,
+        Some(Found::It(held)) => Some(held),
+        Some(Found::Gone) => return Ok(StepResult::Gone),
+        Some(Found::Replaced) => return Ok(StepResult::Replaced),
+    };
+    swaps::off(Path::new(PROC), swap, path).map(acted)
 }
 
 fn acted(acted: Acted) -> StepResult {

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use hostler_protocol::text::printable;
 
+use super::message::NumberQuery;
 use crate::kernel::{filesystems, fuse, maps, nbd, swaps};
 use crate::model::{DeviceNumber, Filesystem, Gap, LoopState, Partition, Snapshot};
 
@@ -33,7 +34,7 @@ impl Careful<'_> {
 
 /// Reads maps, network block devices, swap, file systems and FUSE connections into a snapshot that has
 /// its loop devices already.
-pub(super) fn read(careful: &mut Careful<'_>, snapshot: &mut Snapshot) {
+pub(super) fn read(numbers: &[NumberQuery], careful: &mut Careful<'_>, snapshot: &mut Snapshot) {
     let (sys, proc) = (Path::new("/sys"), Path::new("/proc"));
     let gaps = &mut snapshot.gaps;
     snapshot.maps = list("maps and arrays", maps::list(sys), gaps);
@@ -52,8 +53,11 @@ pub(super) fn read(careful: &mut Careful<'_>, snapshot: &mut Snapshot) {
     for filesystem in &mut listed {
         match filesystem.kind.as_str() {
             "ext4" => read_freeze(sys, proc, filesystem, careful, snapshot),
-            "btrfs" => read_number(sys, filesystem, careful, snapshot),
-            _ => {}
+            _ => {
+                if let Some(query) = numbers.iter().find(|query| query.instance == filesystem.instance) {
+                    read_number(sys, query.number, filesystem, careful, snapshot);
+                }
+            }
         }
     }
     snapshot.filesystems = listed;
@@ -94,26 +98,27 @@ fn read_freeze(
     }
 }
 
-/// Finds the number that the mounts of a btrfs show, when it lies on what may be a lease's: the host's own
-/// are left alone.
-pub(super) fn read_number(
+/// Has the number that the mounts of a btrfs show in the snapshot. Of the file systems that nobody asked for
+/// it is never found out, as that takes mounting them.
+fn read_number(
     sys: &Path,
+    known: Option<DeviceNumber>,
     filesystem: &mut Filesystem,
     careful: &mut Careful<'_>,
     snapshot: &mut Snapshot,
 ) {
-    let is_nbd =
-        |device: &DeviceNumber| snapshot.nbds.iter().any(|nbd| is_part(*device, nbd.device, &nbd.partitions));
-    let mut below = filesystem.blocks.iter().map(|device| (*device, loops_below(*device, snapshot)));
-    let Some((device, loops)) = below.find(|(device, loops)| !loops.is_empty() || is_nbd(device)) else {
+    if let Some(number) = known {
+        filesystem.shown_as.push(number);
         return;
-    };
+    }
+    let Some(&device) = filesystem.blocks.first() else { return };
+    let loops: Vec<u32> =
+        filesystem.blocks.iter().flat_map(|device| loops_below(*device, snapshot)).collect();
     let what = format!("the number of the btrfs on {device}");
     let number = if loops.iter().all(|number| !careful.avoid.contains(number))
         && careful.may_touch(loops.first().copied(), &what)
     {
-        let number = filesystems::number_of_living(sys, &filesystem.kind, device);
-        number.map_err(|error| error.to_string())
+        filesystems::number_of_btrfs(sys, device).map_err(|error| error.to_string())
     } else {
         Err("it hung before".to_owned())
     };

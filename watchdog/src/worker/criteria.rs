@@ -23,6 +23,8 @@ use crate::model::{
 struct Backed {
     identity: LoopIdentity,
     hint: PathBuf,
+    /// Its file was proven to lie below a claimed directory.
+    is_claimed: bool,
     /// What that leads to, when that is the device's file; `Err` when it cannot be told.
     file: Result<Option<Named>, String>,
 }
@@ -58,17 +60,21 @@ fn backed(careful: &mut Careful<'_>, snapshot: &Snapshot) -> Vec<Backed> {
     let identities = snapshot.loops.iter().filter_map(LoopDevice::identity);
     let of_device = |identity: LoopIdentity| {
         let number = identity.number;
-        // Gone meanwhile.
-        let hint = loops::backing_hint(Path::new("/sys"), number)?;
+        let Some(hint) = loops::backing_hint(Path::new("/sys"), number) else {
+            // Gone meanwhile, or its path is longer than the kernel shows.
+            let file = Err("the kernel does not tell its file's path".to_owned());
+            return Backed { identity, hint: PathBuf::new(), is_claimed: false, file };
+        };
         let file = if careful.may_touch(Some(number), &format!("the backing file of /dev/loop{number}")) {
             backing::at(&hint).map_err(|error| error.to_string())
         } else {
             Err("looking its file up hung before".to_owned())
         };
         let file = file.map(|named| named.filter(|named| named.identity == identity.backing));
-        Some(Backed { identity, hint, file })
+        let is_claimed = snapshot.claimed_files.iter().any(|claimed| claimed.what == identity.backing);
+        Backed { identity, hint, is_claimed, file }
     };
-    identities.filter_map(of_device).collect()
+    identities.map(of_device).collect()
 }
 
 /// What is proven to be what a rule asks for.
@@ -210,7 +216,17 @@ fn is_named_below(device: &Backed, directory: &Path, mounts: &[&Mount]) -> Answe
         (Some((device, file)), Some((other, directory))) => device == other && file.starts_with(directory),
         (Some(_) | None, _) => false,
     };
-    if !device.hint.starts_with(directory) && !elsewhere() {
+    // A file that is not where its name leads has the name that it has in another namespace, or none. A
+    // deleted one lies in no directory, and a claimed one in the claimed.
+    let may_be_anywhere = || {
+        let on = place(directory, mounts).map(|(device, _)| device);
+        let is_deleted = device.hint.as_os_str().as_bytes().ends_with(b" (deleted)");
+        !matches!(device.file, Ok(Some(_)))
+            && !is_deleted
+            && !device.is_claimed
+            && on == Some(device.identity.backing.device)
+    };
+    if !device.hint.starts_with(directory) && !elsewhere() && !may_be_anywhere() {
         return Answer::No;
     }
     match &device.file {
@@ -271,7 +287,7 @@ mod tests {
         let identity = LoopIdentity { number: 3, sequence: DiskSequence(9), backing };
         let named = |uid| Named { identity: backing, uid, names: 1 };
         let file = file.map(|uid| uid.map(named)).map_err(str::to_owned);
-        Backed { identity, hint: PathBuf::from(hint), file }
+        Backed { identity, hint: PathBuf::from(hint), is_claimed: false, file }
     }
 
     #[test]
@@ -291,6 +307,15 @@ mod tests {
         let gone = backed("/srv/vm/a.img (deleted)", Ok(None));
         assert!(matches!(is_named_below(&gone, Path::new("/srv/vm"), &[&root]), Answer::Unclear(_)));
         assert!(matches!(is_of(&gone, 0), Answer::Unclear(_)));
+        // The name that a file on the same disk has in a container, or none that the kernel tells.
+        for hint in ["/mnt/a.img", ""] {
+            let elsewhere = backed(hint, Ok(None));
+            assert!(matches!(is_named_below(&elsewhere, Path::new("/srv/vm"), &[&root]), Answer::Unclear(_)));
+            let claimed = Backed { is_claimed: true, ..elsewhere };
+            assert_eq!(is_named_below(&claimed, Path::new("/srv/vm"), &[&root]), Answer::No);
+        }
+        let deleted = backed("/tmp/a.img (deleted)", Ok(None));
+        assert_eq!(is_named_below(&deleted, Path::new("/srv/vm"), &[&root]), Answer::No);
         let unreadable = backed("/srv/vm/a.img", Err("denied"));
         assert_eq!(is_of(&unreadable, 0), Answer::Unclear("denied".to_owned()));
         assert_eq!(is_of(&backed("/a", Ok(Some(7))), 0), Answer::No);

@@ -4,7 +4,7 @@ use hostler_protocol::lease::LeaseId;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    CgroupIdentity, Claim, Criterion, Proof, Snapshot, SnapshotDepth, Step, StepResult, Wanted,
+    CgroupIdentity, Claim, Criterion, DeviceNumber, Proof, Snapshot, SnapshotDepth, Step, StepResult, Wanted,
 };
 
 /// What a look needs to know of a lease.
@@ -55,8 +55,19 @@ pub struct Query {
     pub criteria: Vec<Criterion>,
     /// What `[protect]` protects.
     pub protected: Vec<Criterion>,
+    /// Of which file systems the number that their mounts show is to be in the snapshot.
+    pub numbers: Vec<NumberQuery>,
     /// Loop devices not to ask, because asking them hung before.
     pub avoid: Vec<u32>,
+}
+
+/// A file system whose mounts show another number than its devices have (btrfs).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NumberQuery {
+    /// Which.
+    pub instance: u64,
+    /// What an earlier look learnt; absent when this one is to find it out, for which it mounts it.
+    pub number: Option<DeviceNumber>,
 }
 
 impl Query {
@@ -69,6 +80,7 @@ impl Query {
             leases: Vec::new(),
             criteria: Vec::new(),
             protected: Vec::new(),
+            numbers: Vec::new(),
             avoid: Vec::new(),
         }
     }

@@ -16,6 +16,7 @@ mod connection;
 mod criteria;
 mod examine;
 mod glance;
+mod hold;
 mod hung;
 mod message;
 mod observe;
@@ -25,6 +26,6 @@ mod recheck;
 mod release;
 
 pub use child::serve;
-pub use message::{ClaimQuery, Extent, LeaseQuery, Query, Request, Response, Task};
+pub use message::{ClaimQuery, Extent, LeaseQuery, NumberQuery, Query, Request, Response, Task};
 pub use observe::{look, look_while};
 pub use pool::{Examined, Pool, WorkerError};

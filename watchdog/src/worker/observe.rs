@@ -1,5 +1,6 @@
 //! One look at the host. Reads only.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -24,11 +25,10 @@ pub(super) fn observe(
     }
     let mut snapshot = Snapshot::default();
     read_loops(query, touching, &mut snapshot);
-    blocks::read(&mut Careful { avoid: &query.avoid, skip, touching }, &mut snapshot);
+    blocks::read(&query.numbers, &mut Careful { avoid: &query.avoid, skip, touching }, &mut snapshot);
     observe_mounts::read_own(touching, &mut snapshot);
     observe_mounts::read_others(touching, &mut snapshot);
-    touching(None, "processes");
-    match processes::list(Path::new("/proc"), query.depth) {
+    match list_processes(query.depth, skip, touching) {
         Ok((processes, unreadable)) => {
             snapshot.processes = processes;
             let gaps = unreadable.into_iter().map(|(pid, cause)| Gap::Process(pid, cause));
@@ -50,8 +50,26 @@ pub(super) fn observe(
     snapshot.qemus =
         (query.depth == SnapshotDepth::Status).then(|| qemu::list(Path::new("/proc"), &snapshot.processes));
     snapshot.mounts = mounts;
-    recheck(&mut Careful { avoid: &query.avoid, skip, touching }, &mut snapshot);
+    recheck(&mut snapshot);
     snapshot
+}
+
+/// Lists the processes. That one of them hangs is rare, and to tell of each before it is looked into costs
+/// as much as to look: so that is done only once some did.
+fn list_processes(
+    depth: SnapshotDepth,
+    skip: &[String],
+    touching: &mut dyn FnMut(Option<u32>, &str),
+) -> io::Result<processes::Listed> {
+    const ALL: &str = "processes";
+    let one_by_one = skip.iter().any(|what| what == ALL);
+    if !one_by_one {
+        touching(None, ALL);
+    }
+    let mut careful = Careful { avoid: &[], skip, touching };
+    processes::list(Path::new("/proc"), depth, &mut |pid| {
+        !one_by_one || careful.may_touch(None, &format!("what process {pid} holds"))
+    })
 }
 
 /// One look on behalf of no lease, without the process around it: what the benchmarks measure. Nothing
@@ -87,7 +105,7 @@ fn read_loops(query: &Query, touching: &mut dyn FnMut(Option<u32>, &str), snapsh
             match loops::ask(&mut device) {
                 Ok(()) => {}
                 // Its node is gone with it: it was removed between the two reads.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => snapshot.gaps.push(Gap::Loop(device.number, error.to_string())),
             }
         }
@@ -116,7 +134,7 @@ fn read_lease(
                         });
                         snapshot.members.insert(lease.lease, members.collect());
                     }
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
                         snapshot.cgroups.remove(&lease.lease);
                     }
                     Err(error) => snapshot.gaps.push(Gap::Cgroup(lease.lease, error.to_string())),
@@ -124,7 +142,7 @@ fn read_lease(
             }
             // Another one of that name is not ours.
             Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => snapshot.gaps.push(Gap::Cgroup(lease.lease, error.to_string())),
         }
     }

@@ -100,8 +100,13 @@ mod tests {
             partitions: vec![Partition { number: 1, device: device(259, 0) }],
         });
         snapshot.maps.extend([map(0), map(1)]);
-        let filesystem =
-            |blocks, shown_as| Filesystem { kind: "btrfs".to_owned(), blocks, shown_as, frozen: None };
+        let filesystem = |blocks, shown_as| Filesystem {
+            kind: "btrfs".to_owned(),
+            instance: 1,
+            blocks,
+            shown_as,
+            frozen: None,
+        };
         snapshot.filesystems = vec![
             filesystem(vec![device(259, 0)], vec![device(0, 50)]),
             filesystem(vec![device(8, 1)], vec![device(0, 51)]),

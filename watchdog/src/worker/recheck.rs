@@ -9,14 +9,13 @@
 
 use std::path::Path;
 
-use super::blocks::{Careful, read_number};
-use crate::kernel::{loops, maps, nbd};
-use crate::model::{DeviceNumber, Gap, LoopState, Snapshot};
+use crate::kernel::{filesystems, loops, maps, nbd};
+use crate::model::{DeviceNumber, Filesystem, Gap, LoopState, Snapshot};
 
 const CHANGED: &str = "it was given to somebody else, or freed, while it was looked at";
 
 /// Makes what changed unknown.
-pub(super) fn recheck(careful: &mut Careful<'_>, snapshot: &mut Snapshot) {
+pub(super) fn recheck(snapshot: &mut Snapshot) {
     let (sys, proc) = (Path::new("/sys"), Path::new("/proc"));
     for device in &mut snapshot.loops {
         let is_known = match device.state {
@@ -41,15 +40,13 @@ pub(super) fn recheck(careful: &mut Careful<'_>, snapshot: &mut Snapshot) {
             snapshot.gaps.push(Gap::Blocks(format!("/dev/nbd{}: {CHANGED}", device.number)));
         }
     }
-    for index in 0..snapshot.filesystems.len() {
-        if snapshot.filesystems[index].shown_as.is_empty() {
-            continue;
-        }
-        let mut again = snapshot.filesystems[index].clone();
-        again.shown_as.clear();
-        read_number(sys, &mut again, careful, snapshot);
-        let filesystem = &mut snapshot.filesystems[index];
-        if again.shown_as != filesystem.shown_as {
+    if snapshot.filesystems.iter().any(|filesystem| !filesystem.shown_as.is_empty()) {
+        let now = filesystems::list(sys).unwrap_or_default();
+        let lives = |one: &Filesystem| {
+            now.iter().any(|other| other.instance == one.instance && other.blocks == one.blocks)
+        };
+        let numbered = snapshot.filesystems.iter_mut().filter(|one| !one.shown_as.is_empty());
+        for filesystem in numbered.filter(|one| !lives(one)) {
             filesystem.shown_as.clear();
             snapshot.gaps.push(Gap::Blocks(format!("a {} file system: {CHANGED}", filesystem.kind)));
         }

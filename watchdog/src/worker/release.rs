@@ -8,8 +8,9 @@
 use std::io;
 use std::path::Path;
 
-use crate::kernel::detached::Detached;
-use crate::kernel::{Found, block, freeze, loops, maps, nbd, swaps};
+use super::hold;
+use crate::kernel::detached::{Access, Detached};
+use crate::kernel::{Found, block, freeze, swaps};
 use crate::model::{DeviceNumber, ResourceIdentity, StepResult};
 
 /// Frees it, once `resource` is seen to be what `device` is of still.
@@ -21,7 +22,7 @@ pub(super) fn release(
 ) -> io::Result<StepResult> {
     let sys = Path::new("/sys");
     // While this is open, no other disk can take the place of the one that was checked.
-    let _held = match hold(sys, device, resource)? {
+    let _held = match hold::hold(sys, Path::new("/proc"), Some(device), resource)? {
         Found::It(held) => held,
         Found::Gone => return Ok(StepResult::Gone),
         Found::Replaced => return Ok(StepResult::Replaced),
@@ -30,7 +31,9 @@ pub(super) fn release(
     if !block::is_claimed(sys, device)? {
         return Ok(StepResult::Gone);
     }
-    let mount = Detached::of_living(kind, &block::node_path(sys, device)?)?;
+    // What is swapped to has to be opened for writing.
+    let access = if swap_files.is_empty() { Access::ReadingOnly } else { Access::Writing };
+    let mount = Detached::of_living(kind, &block::node_path(sys, device)?, access)?;
     let root = mount.root()?;
     let was_frozen = match freeze::thaw(&root) {
         Ok(()) => true,
@@ -43,29 +46,4 @@ pub(super) fn release(
         return Ok(StepResult::Failed { cause: cause.to_owned() });
     }
     Ok(StepResult::Done)
-}
-
-/// Opens the disk that `device` is, or is a partition of, when it is `resource`.
-fn hold(sys: &Path, device: DeviceNumber, resource: &ResourceIdentity) -> io::Result<Found> {
-    let (found, disk) = match resource {
-        ResourceIdentity::Loop(identity) => (loops::hold(identity)?, loops::device(sys, identity.number)),
-        ResourceIdentity::Map(identity) => (maps::hold(sys, identity)?, Ok(identity.device)),
-        ResourceIdentity::Nbd(identity) => {
-            (nbd::hold(sys, Path::new("/proc"), identity)?, nbd::device(sys, identity.number))
-        }
-        ResourceIdentity::Process(_)
-        | ResourceIdentity::Mount(_)
-        | ResourceIdentity::Swap(_)
-        | ResourceIdentity::Directory(_)
-        | ResourceIdentity::Cgroup(_) => {
-            let cause = "a file system lies on a loop device, a map or a network block device";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, cause));
-        }
-    };
-    // The disk is held by now, so its numbers and partitions are its own.
-    match found {
-        Found::It(held) if block::is_part_of(sys, disk?, device)? => Ok(Found::It(held)),
-        Found::It(_) => Ok(Found::Replaced),
-        not_held => Ok(not_held),
-    }
 }
