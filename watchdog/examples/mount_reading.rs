@@ -86,7 +86,7 @@ fn measure(base: &Path, namespaces: usize, mounts: usize) -> Result<(), Box<dyn 
     println!("own, as the watchdog reads it:    {own:>8.2?}  {:.2} of plain", ratio(own, raw_own));
     for means in [Means::Numbers, Means::Visits, Means::Search] {
         let mut kept = (0, 0);
-        let took = quickest(|| match namespaces::others_by(means, &all, &wanted) {
+        let took = quickest(|| match namespaces::others_by(means, &all, &wanted, &mut |_| true) {
             Ok(others) => {
                 kept = (others.namespaces.len(), others.mounts.len());
                 kept.1
@@ -104,7 +104,7 @@ fn measure(base: &Path, namespaces: usize, mounts: usize) -> Result<(), Box<dyn 
     }
     let each = Wanted { devices: all.iter().map(Mount::device).collect() };
     let took = quickest(|| {
-        let others = namespaces::others_by(Means::Numbers, &all, &each);
+        let others = namespaces::others_by(Means::Numbers, &all, &each, &mut |_| true);
         others.map_or(0, |others| others.mounts.len())
     });
     let both = own + took;

@@ -24,7 +24,7 @@ fn lease(id: u64) -> Lease {
         processes: BTreeSet::new(),
         maps: Default::default(),
         namespaces: Default::default(),
-        namespaces_before: 0,
+        namespaces_there: None,
         loops_before: DiskSequence(0),
         mounts_before: BTreeSet::new(),
         boot: BootId("a-boot".to_owned()),

@@ -72,7 +72,8 @@ fn namespaces_are_found_with_and_without_processes_by_every_means() {
         let ours = [living.inode(), kept, inner, foreign.inode()];
         let mut answers = Vec::new();
         for means in [Means::Numbers, Means::Visits, Means::Search] {
-            let others = namespaces::others_by(means, &own_mounts, &wanted).or_fail("reading namespaces");
+            let others = namespaces::others_by(means, &own_mounts, &wanted, &mut |_| true)
+                .or_fail("reading namespaces");
             assert!(others.namespaces.iter().all(|one| one.namespace != own), "{means:?}");
             let found = |inode| others.namespaces.iter().find(|one| one.namespace == MountNamespace(inode));
             for inode in ours {
@@ -200,7 +201,8 @@ fn names_of_every_kind_are_read_alike_by_every_means() {
             .chain([base.clone().into_os_string().into_vec()])
             .collect();
         for means in [Means::Numbers, Means::Visits, Means::Search] {
-            let others = namespaces::others_by(means, &own, &Wanted { devices: devices.clone() });
+            let others =
+                namespaces::others_by(means, &own, &Wanted { devices: devices.clone() }, &mut |_| true);
             let mounts = others.or_fail("reading namespaces").mounts;
             let of = mounts.into_iter().filter(|one| one.identity.namespace.0 == other.inode());
             assert_eq!(of.map(|mount| mount.point).collect::<BTreeSet<_>>(), expected, "{means:?}");

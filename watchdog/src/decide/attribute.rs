@@ -10,7 +10,7 @@
 //!
 //! A lease may be opened within another: its control group then lies in the other's. What both have
 //! evidence for is the inner one's, but its owner, which is the outer one's. What two other leases
-//! have evidence for is nobody's.
+//! have evidence for is nobody's, until both are over.
 //!
 //! Deliberately absent: names, paths and environment variables. They are nobody's proof.
 
@@ -23,7 +23,7 @@ use super::propagation::{counterparts, is_younger};
 use super::protect::protected;
 use crate::model::{
     BackingFile, DeviceNumber, Gap, Lease, LoopDevice, LoopIdentity, LoopState, Mount, MountIdentity,
-    MountNamespace, MountNumber, Namespace, Opener, ProcessIdentity, ResourceIdentity, Snapshot,
+    MountNamespace, MountNumber, Namespace, Opener, Phase, ProcessIdentity, ResourceIdentity, Snapshot,
     SwapIdentity,
 };
 
@@ -62,6 +62,8 @@ impl Ownership {
         }
         match self.owners.get(&identity) {
             Some(owner) if *owner == lease || nesting.is_within(*owner, lease) => false,
+            // Nobody who has it lives, so it is leaked, and either may take it back.
+            Some(owner) if nesting.over.contains(owner) && nesting.over.contains(&lease) => false,
             Some(owner) if !nesting.is_within(lease, *owner) => {
                 self.owners.remove(&identity);
                 self.doubtful.insert(identity);
@@ -75,10 +77,12 @@ impl Ownership {
     }
 }
 
-/// Which leases were opened within which others.
+/// Which leases were opened within which others, and which are over.
 #[derive(Debug, Default)]
 struct Nesting {
     pairs: BTreeSet<(LeaseId, LeaseId)>,
+    /// Those that are over.
+    over: BTreeSet<LeaseId>,
 }
 
 impl Nesting {
@@ -94,7 +98,8 @@ impl Nesting {
                 }
             }
         }
-        Self { pairs }
+        let over = leases.iter().filter(|lease| lease.phase == Phase::Over).map(|lease| lease.id).collect();
+        Self { pairs, over }
     }
 
     fn is_within(&self, inner: LeaseId, outer: LeaseId) -> bool {
@@ -195,7 +200,10 @@ impl Deriver<'_> {
                 (Some(_) | None, _) => None,
             };
             let lease = owner.and_then(|owner| self.leases.iter().find(|lease| lease.id == owner));
-            if let Some(lease) = lease.filter(|lease| unique > lease.namespaces_before) {
+            let is_later = |lease: &&&Lease| {
+                lease.namespaces_there.as_ref().is_some_and(|there| !there.contains(&unique))
+            };
+            if let Some(lease) = lease.filter(is_later) {
                 found.insert(unique, lease.id);
             }
         }
@@ -231,7 +239,8 @@ impl Deriver<'_> {
         }
         for device in &snapshot.loops {
             let Some(identity) = device.identity() else { continue };
-            if let Some(owner) = self.filesystem_owner(ownership, identity.backing.device) {
+            let owner = self.filesystem_owner(ownership, identity.backing.device);
+            if let Some(owner) = owner.filter(|owner| self.came_later(*owner, identity)) {
                 news |= self.claim_consequence(owner, ResourceIdentity::Loop(identity), ownership);
             }
         }
@@ -280,6 +289,11 @@ impl Deriver<'_> {
 
     fn mount(&self, at: usize) -> ResourceIdentity {
         ResourceIdentity::Mount(self.index.mount(at).identity)
+    }
+
+    /// Whether a loop device was attached after a lease had claimed something.
+    fn came_later(&self, lease: LeaseId, identity: LoopIdentity) -> bool {
+        self.leases.iter().any(|other| other.id == lease && identity.sequence > other.loops_before)
     }
 
     /// Whether a mount was below the directory of a lease when that claimed it.

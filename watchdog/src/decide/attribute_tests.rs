@@ -293,3 +293,50 @@ fn what_another_user_mounted_below_a_claim_is_a_bystander_and_roots_is_not() {
     assert!(below(None) && below(Some(0)) && below(Some(1000)));
     assert!(!below(Some(1001)));
 }
+
+#[test]
+fn what_two_leases_had_is_taken_back_once_both_are_over() {
+    let mut snapshot = host();
+    let device = loop_device(3, ROOT_DISK);
+    claim_file(&mut snapshot, 1, &device);
+    claim_file(&mut snapshot, 2, &device);
+    snapshot.loops = vec![device];
+    let owners = |second| attribute(&snapshot, [&lease(1, Phase::Over), &lease(2, second)]).owners;
+    assert!(owners(Phase::Open).is_empty());
+    let of_the_first = [(ResourceIdentity::Loop(loop_identity(3, ROOT_DISK)), LeaseId(1))];
+    assert_eq!(owners(Phase::Over), of_the_first.into());
+}
+
+#[test]
+fn a_loop_device_from_before_the_claim_follows_from_nothing() {
+    let mut snapshot = host();
+    let outer = loop_device(3, ROOT_DISK);
+    snapshot.loops = vec![outer.clone(), loop_device(4, outer.device)];
+    let mut lease = lease(1, Phase::Over);
+    lease.loops.insert(loop_identity(3, ROOT_DISK));
+    let nested = ResourceIdentity::Loop(loop_identity(4, loop_number(3)));
+    assert!(attribute(&snapshot, [&lease]).owners.contains_key(&nested));
+    lease.loops_before = loop_identity(4, loop_number(3)).sequence;
+    assert!(!attribute(&snapshot, [&lease]).owners.contains_key(&nested));
+}
+
+#[test]
+fn a_namespace_is_later_when_it_was_not_there_whatever_its_number() {
+    let mut snapshot = host();
+    let kept = crate::model::MountNamespace(77);
+    snapshot.namespaces =
+        vec![crate::model::Namespace { namespace: kept, unique: Some(5), other_user_namespace: false }];
+    let mut inside = process(50, 1);
+    inside.namespace = Some(kept);
+    snapshot.processes = vec![inside];
+    snapshot.members.insert(LeaseId(1), vec![process_identity(50)]);
+    let namespaces = |there: Option<&[u64]>| {
+        let mut lease = lease(1, Phase::Over);
+        lease.namespaces_there = there.map(|there| there.iter().copied().collect());
+        attribute(&snapshot, [&lease]).namespaces
+    };
+    assert_eq!(namespaces(Some(&[9])), [(5, LeaseId(1))].into());
+    assert!(namespaces(Some(&[5, 9])).is_empty());
+    // Where it was not known what was there, nothing is later.
+    assert!(namespaces(None).is_empty());
+}

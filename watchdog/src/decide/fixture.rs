@@ -32,7 +32,7 @@ pub(super) fn lease(id: u64, phase: Phase) -> Lease {
         processes: BTreeSet::new(),
         maps: BTreeSet::new(),
         namespaces: BTreeSet::new(),
-        namespaces_before: 0,
+        namespaces_there: Some(BTreeSet::new()),
         loops_before: DiskSequence(0),
         mounts_before: BTreeSet::new(),
         boot: BootId("a-boot".to_owned()),

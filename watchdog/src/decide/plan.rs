@@ -12,10 +12,11 @@ use hostler_protocol::lease::LeaseId;
 use hostler_protocol::why::Reason;
 
 use super::attribute::Ownership;
-use super::graph::{Certainty, Node, holders, identity_of};
+use super::graph::{Certainty, Edge, Node, holders, identity_of};
 use super::index::{Block, Index};
+use super::policy::is_clear;
 use super::propagation::{counterparts, is_younger};
-use super::protect::protected_files_below;
+use super::protect::strangers_below;
 use crate::model::{
     CgroupIdentity, DeviceNumber, Filesystem, Gap, Lease, MountIdentity, Phase, Plan, ProcessIdentity,
     ResourceIdentity, Snapshot, Step, SwapIdentity, UnmountHow,
@@ -64,13 +65,13 @@ pub fn plan(lease: &Lease, snapshot: &Snapshot, ownership: &Ownership, settings:
     Plan { steps }
 }
 
-/// The lease's mounts that are still there, and which no bystander holds, by a look at everything that
-/// may hold something. What stays so is held by what cannot be ended, such as the lease's own process in
-/// uninterruptible sleep.
+/// The lease's mounts that are still there because processes hold them that are its own, and nothing else
+/// does, by a look at everything that may hold something: such as a process in uninterruptible sleep. What
+/// nobody can be seen to hold may be held by a bystander.
 #[must_use]
 pub fn stuck(lease: LeaseId, after: &Snapshot, ownership: &Ownership) -> BTreeSet<MountIdentity> {
-    // A process that could not be looked into may hold any of them.
-    if after.gaps.iter().any(|gap| matches!(gap, Gap::Process(..) | Gap::Processes(_))) {
+    // What could not be looked into may hold any of them.
+    if !is_clear(after) {
         return BTreeSet::new();
     }
     let index = Index::new(after);
@@ -86,10 +87,8 @@ pub fn stuck(lease: LeaseId, after: &Snapshot, ownership: &Ownership) -> BTreeSe
     own_mounts
         .filter(|(at, _)| {
             let edges = holders(Node::Mount(std::cmp::Reverse(*at)), &index);
-            edges
-                .iter()
-                .filter(|edge| edge.certainty == Certainty::Sure)
-                .all(|edge| edge.holder.is_some_and(is_own))
+            let is_process = |edge: &Edge| matches!(edge.holder, Some(Node::Process(_)));
+            edges.iter().any(is_process) && edges.iter().all(|edge| edge.holder.is_some_and(is_own))
         })
         .map(|(_, mount)| mount.identity)
         .collect()
@@ -106,7 +105,8 @@ fn killable_cgroup(
     let (identity, path) = lease.cgroup.clone()?;
     let is_there = snapshot.cgroups.get(&lease.id) == Some(&identity);
     let all_ours = members.iter().all(|member| ownership.is_of(ResourceIdentity::Process(*member), lease.id));
-    (is_there && all_ours).then_some((identity, path))
+    let all_read = !snapshot.gaps.iter().any(|gap| matches!(gap, Gap::Cgroup(of, _) if *of == lease.id));
+    (is_there && all_ours && all_read).then_some((identity, path))
 }
 
 fn live_processes(lease: LeaseId, snapshot: &Snapshot, ownership: &Ownership) -> Vec<ProcessIdentity> {
@@ -160,6 +160,10 @@ impl Planner<'_> {
     /// One for each FUSE connection all of whose mounts are the lease's, while requests of it wait.
     /// Its processes have been told to end by then; a server that lives on is somebody else's, or hangs.
     fn fuse_aborts(&self) -> Vec<Step> {
+        // A namespace that could not be read may have a bystander's mount of any.
+        if self.index.snapshot.gaps.iter().any(|gap| matches!(gap, Gap::Namespace(..) | Gap::Namespaces(_))) {
+            return Vec::new();
+        }
         let hung = self.index.snapshot.fuse.iter().filter(|connection| connection.waiting > 0);
         hung.filter_map(|connection| {
             let mounts = self.index.mounts_of(connection.device);
@@ -402,16 +406,8 @@ fn directories(lease: &Lease, snapshot: &Snapshot, ownership: &Ownership) -> Vec
         .iter()
         .filter(|claim| claim.scratch)
         .filter(|claim| ownership.is_of(ResourceIdentity::Directory(claim.directory), lease.id))
-        .filter(|_| {
-            // A mount below it that is not ours: removing around it would empty a bystander's
-            // surroundings and detach its copies in other namespaces.
-            snapshot
-                .claimed_mounts
-                .iter()
-                .filter(|found| found.lease == lease.id)
-                .all(|found| ownership.is_of(ResourceIdentity::Mount(found.what), lease.id))
-        })
-        .filter(|_| protected_files_below(lease.id, snapshot, ownership).is_empty())
+        // To remove what is around a stranger's things would take them too.
+        .filter(|_| strangers_below(lease.id, snapshot, ownership).0.is_empty())
         .map(|claim| Step::RemoveDirectory {
             directory: claim.directory,
             lease: lease.id,

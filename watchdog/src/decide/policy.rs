@@ -114,7 +114,13 @@ fn is_free(what: ResourceIdentity, ownership: &Ownership) -> bool {
 /// Whether a look missed nothing that may matter.
 #[must_use]
 pub fn is_clear(snapshot: &Snapshot) -> bool {
-    !snapshot.gaps.iter().any(may_hide_a_holder)
+    hidden(snapshot).is_none()
+}
+
+/// Something that a look missed and that may matter.
+#[must_use]
+pub fn hidden(snapshot: &Snapshot) -> Option<&Gap> {
+    snapshot.gaps.iter().find(|gap| may_hide_a_holder(gap))
 }
 
 /// Whether something that was not read may be a holder, or an owner.

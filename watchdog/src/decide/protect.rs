@@ -59,13 +59,9 @@ fn lies_on_any(set: &BTreeSet<ResourceIdentity>, device: DeviceNumber, index: &I
     blocks.any(|block| index.identity(block).is_some_and(|identity| set.contains(&identity)))
 }
 
-/// The protected loop devices whose backing files lie below a lease's claims: removing a claimed directory
-/// would take the file's name from under them.
-pub(super) fn protected_files_below(
-    lease: LeaseId,
-    snapshot: &Snapshot,
-    ownership: &Ownership,
-) -> Vec<ResourceIdentity> {
+/// The loop devices that are not the lease's, and whose backing files lie below its claims: removing a claimed
+/// directory would take the file's name from under them.
+fn strange_files_below(lease: LeaseId, snapshot: &Snapshot, ownership: &Ownership) -> Vec<ResourceIdentity> {
     let files = snapshot.claimed_files.iter().filter(|found| found.lease == lease).map(|found| found.what);
     let files: BTreeSet<_> = files.collect();
     let loops = snapshot.loops.iter().filter(|device| match device.state {
@@ -74,12 +70,12 @@ pub(super) fn protected_files_below(
     });
     loops
         .filter_map(|device| device.identity().map(ResourceIdentity::Loop))
-        .filter(|identity| ownership.protected.contains(identity))
+        .filter(|identity| !ownership.is_of(*identity, lease))
         .collect()
 }
 
-/// What keeps a scratch directory: the mounts below its lease's claims that are not the lease's, and
-/// protected loop devices with their files there.
+/// What keeps a scratch directory: the mounts below its lease's claims that are not the lease's, loop devices
+/// that are not with their files there, and other leases' claims.
 #[must_use]
 pub fn strangers_below(lease: LeaseId, after: &Snapshot, ownership: &Ownership) -> (Vec<Reason>, String) {
     let found = after.claimed_mounts.iter().filter(|found| found.lease == lease).map(|found| found.what);
@@ -93,11 +89,21 @@ pub fn strangers_below(lease: LeaseId, after: &Snapshot, ownership: &Ownership) 
         let detail = format!("mounted below it, and not the lease's: {}", points.join(", "));
         return (vec![Reason::ChildMount], detail);
     }
-    if protected_files_below(lease, after, ownership).is_empty() {
-        (Vec::new(), String::new())
-    } else {
-        let detail = "the backing file of a loop device that [protect] protects lies below it".to_owned();
-        (vec![Reason::Bystander], detail)
+    if let Some(file) = strange_files_below(lease, after, ownership).first() {
+        let whose = if ownership.protected.contains(file) {
+            "that [protect] protects"
+        } else {
+            "that is not the lease's"
+        };
+        return (vec![Reason::Bystander], format!("the backing file of a loop device {whose} lies below it"));
+    }
+    let inner = after.inner_claims.iter().find(|found| found.lease == lease);
+    match inner {
+        Some(inner) => {
+            let detail = format!("lease {} has claimed a directory in it, or the same one", inner.what);
+            (vec![Reason::Bystander], detail)
+        }
+        None => (Vec::new(), String::new()),
     }
 }
 

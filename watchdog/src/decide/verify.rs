@@ -49,9 +49,14 @@ pub fn doubts<'a>(lease: &Lease, snapshot: &'a Snapshot) -> Vec<&'a Gap> {
         }
         Gap::Processes(_) => lease.tracking == Tracking::Descent,
         Gap::Cgroup(of, _) | Gap::Claim(of, _) => *of == lease.id,
-        // They tell what holds things, not what is there: a mount in another namespace is of a device that
-        // is bound for as long as it lasts.
-        Gap::Namespaces(_) | Gap::Namespace(..) | Gap::Process(..) => false,
+        // A mount in another namespace is mostly of a device that is bound for as long as it lasts; but an
+        // overlay's, for one, is of none.
+        Gap::Namespaces(_) => {
+            lease.mounts.iter().any(|mount| snapshot.namespace.is_none_or(|host| host != mount.namespace))
+        }
+        Gap::Namespace(namespace, _) => lease.mounts.iter().any(|mount| mount.namespace == *namespace),
+        // It tells what holds things, not what is there.
+        Gap::Process(..) => false,
         // What may be protected is left as if it were.
         Gap::Criterion(_) => false,
     };

@@ -9,20 +9,21 @@ use hostler_protocol::methods::{CallError, LeaseOpened, ReportBuild};
 use hostler_protocol::text::printable;
 
 use super::audit::Because;
-use super::record::Record;
+use super::record::{Record, Waiting};
 use super::{Engine, now_ms};
 use crate::causes::chain;
 use crate::journal::Entry;
 use crate::kernel::{calls, cgroups, signals};
 use crate::model::{
     CgroupIdentity, Claim, DiskSequence, Gap, Lease, Opener, Phase, ProcessIdentity, Proof, ProvenDirectory,
-    ProvenLoop, ProvenProcess, ResourceIdentity, SnapshotDepth, Wanted, none_is_later,
+    ProvenLoop, ProvenProcess, ResourceIdentity, SnapshotDepth, Wanted,
 };
 use crate::worker::{Examined, WorkerError};
 
-/// How many descriptors of claimed directories are kept, of all leases together. All of them go beside
-/// one message to a worker, which can carry 253.
-const KEPT_LIMIT: usize = 64;
+/// How many descriptors of claimed directories are kept, of all leases together and of one user's. All of
+/// them go beside one message to a worker, which can carry 253.
+const KEPT_LIMIT: usize = 200;
+const KEPT_FOR_USER: usize = 32;
 /// How many workers may hang because of one user's descriptors before no more of his are looked at.
 const HANGING_LIMIT: usize = 4;
 /// Longest name of a lease, in bytes.
@@ -134,7 +135,7 @@ impl Engine {
             processes: Default::default(),
             maps: Default::default(),
             namespaces: Default::default(),
-            namespaces_before: none_is_later(),
+            namespaces_there: None,
             loops_before: DiskSequence(0),
             mounts_before: Default::default(),
             boot: self.shared.boot.clone(),
@@ -192,19 +193,13 @@ impl Engine {
     /// Has the lease end when its owner does, and at its deadline.
     pub(super) fn watch(&self, lease: &Lease, pidfd: OwnedFd) {
         if let Err(error) = self.shared.watcher.watch_owner(lease.id, pidfd) {
-            // Without the event nobody would ever notice: treat it as what it may be.
-            tracing::error!(
-                lease = lease.id.0,
-                "lease {}: its owner cannot be watched, so it is closed: {error}",
-                lease.id
-            );
-            self.end(lease.id, Duration::ZERO);
+            self.ask_again(lease.clone(), &error);
         }
         if let Some(deadline) = lease.deadline_ms {
             let engine = self.clone();
             let id = lease.id;
             let left = Duration::from_millis(deadline.saturating_sub(now_ms()));
-            tokio::task::spawn_local(async move {
+            let waiting = tokio::task::spawn_local(async move {
                 tokio::time::sleep(left).await;
                 if engine.shared.state.borrow().get(id).is_some_and(|record| record.state == LeaseState::Open)
                 {
@@ -213,6 +208,9 @@ impl Engine {
                     engine.end(id, Duration::ZERO);
                 }
             });
+            if let Some(record) = self.shared.state.borrow_mut().get_mut(lease.id) {
+                record.deadline = Some(Waiting(waiting.abort_handle()));
+            }
         }
         if lease.tracking == Tracking::Descent {
             self.follow_descent(lease.id);
@@ -294,8 +292,10 @@ impl Engine {
         let process = self.owned_process(caller, pidfd).await?;
         // It may have ended while that was looked at.
         let lease = self.room_for_a_resource(caller, id, epoch)?;
-        if let Some((_, path)) = &lease.cgroup {
-            cgroups::enter(std::path::Path::new(path), process.pid).map_err(unavailable)?;
+        if let Some((_, path)) = &lease.cgroup
+            && !cgroups::enter(std::path::Path::new(path), process).map_err(unavailable)?
+        {
+            return Err(refused("that process has ended"));
         }
         self.change(id, |lease| {
             lease.owner_inside |= process == lease.owner;
@@ -364,20 +364,11 @@ impl Engine {
         if lease.claims.iter().any(is_claimed) {
             return Ok(());
         }
-        if proven.handle.is_none() && self.shared.state.borrow().kept_descriptors() >= KEPT_LIMIT {
-            return Err(refused(format!(
-                "{shown} is on a file system without file handles, and {KEPT_LIMIT} directories of such are claimed already; claim one on a disk"
-            )));
-        }
-        if !lease.claims.is_empty() {
-            // What the lease has made below its earlier claims must be known as its own before this one
-            // says what was there before.
-            self.look(SnapshotDepth::Ownership).await.map_err(unavailable)?;
-        }
+        let is_first = lease.claims.is_empty();
         let ProvenDirectory { directory, path, handle, mount, .. } = proven;
         let claim = Claim { directory, scratch, path, handle, mount };
         let kept = kept.filter(|_| claim.handle.is_none()).map(Rc::new);
-        self.add_claim(id, claim.clone(), kept).await?;
+        self.add_claim(caller, epoch, id, claim.clone(), kept, is_first).await?;
         self.tell_claimed(caller, id, &claim);
         Ok(())
     }
@@ -385,7 +376,15 @@ impl Engine {
     /// Takes a claim into a lease, together with what lay below the directory before, which is not
     /// the lease's. Both in one step: a look that knew the claim alone would take all that for the
     /// lease's, and remember it as such.
-    async fn add_claim(&self, id: LeaseId, claim: Claim, kept: Option<Rc<OwnedFd>>) -> Result<(), CallError> {
+    async fn add_claim(
+        &self,
+        caller: Caller,
+        epoch: Epoch,
+        id: LeaseId,
+        claim: Claim,
+        kept: Option<Rc<OwnedFd>>,
+        is_first: bool,
+    ) -> Result<(), CallError> {
         let snapshot = self.observe_claim(id, &claim, kept.as_ref()).await.map_err(unavailable)?;
         let unclear = snapshot.gaps.iter().find(|gap| match gap {
             Gap::Mounts(_) | Gap::Loops(_) => true,
@@ -405,21 +404,37 @@ impl Engine {
                 gap.sentence()
             )));
         }
+        if !is_first {
+            // What the lease has made below its earlier claims must be known as its own before its marks are
+            // set to what is there now. This comes after the look that they are taken from, so that what is
+            // made in between is later than they are.
+            self.look(SnapshotDepth::Ownership).await.map_err(unavailable)?;
+        }
         let below = snapshot.claimed_mounts.iter().filter(|found| found.lease == id).map(|found| found.what);
+        let all_namespaces_read = !snapshot.gaps.iter().any(|gap| matches!(gap, Gap::Namespaces(_)));
         let newest = snapshot.loops.iter().filter_map(|device| device.sequence).max();
         let entry = {
+            // Others may have claimed meanwhile, and the lease may be over by now.
+            self.room_for_a_claim(caller, id, epoch)?;
             let mut state = self.shared.state.borrow_mut();
+            if kept.is_some() && !state.may_keep(caller.uid, KEPT_FOR_USER, KEPT_LIMIT) {
+                return Err(refused(format!(
+                    "{} is on a file system without file handles, and {KEPT_FOR_USER} directories of such are claimed by one user already, or {KEPT_LIMIT} by all; claim one on a disk",
+                    claim.path
+                )));
+            }
             let record = state.get_mut(id).ok_or(CallError::NoSuchLease { lease: id })?;
             if let Some(directory) = kept {
                 record.descriptors.insert(record.lease.claims.len(), directory);
             }
             let lease = &mut record.lease;
             lease.claims.push(claim);
-            lease.mounts_before.extend(below);
+            // What it made below an earlier claim stays its own.
+            lease.mounts_before.extend(below.filter(|mount| !lease.mounts.contains(mount)));
             lease.loops_before = lease.loops_before.max(newest.unwrap_or(DiskSequence(0)));
-            if lease.namespaces_before == none_is_later() {
-                lease.namespaces_before =
-                    snapshot.namespaces.iter().filter_map(|namespace| namespace.unique).max().unwrap_or(0);
+            if lease.namespaces_there.is_none() && all_namespaces_read {
+                let there = snapshot.namespaces.iter().filter_map(|namespace| namespace.unique);
+                lease.namespaces_there = Some(there.collect());
             }
             Entry::Lease { lease: Box::new(lease.clone()) }
         };
@@ -544,9 +559,8 @@ impl Engine {
     /// that it came from, which is the one above.
     pub(super) fn let_owner_out(&self, lease: &Lease) {
         let Some((_, path)) = lease.cgroup.as_ref().filter(|_| lease.owner_inside) else { return };
-        let lives = matches!(signals::open(lease.owner), Ok(Some(_)));
-        if let (true, Some(above)) = (lives, std::path::Path::new(path).parent())
-            && let Err(error) = cgroups::enter(above, lease.owner.pid)
+        if let Some(above) = std::path::Path::new(path).parent()
+            && let Err(error) = cgroups::enter(above, lease.owner)
         {
             // The plan then leaves the group itself alone, and the lease is pinned until the owner
             // ends.

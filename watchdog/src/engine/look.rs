@@ -14,7 +14,7 @@ use super::memory::Seen;
 use super::{Engine, News, query};
 use crate::causes::chain;
 use crate::decide::{Ownership, attribute, learn, unnumbered};
-use crate::model::{Claim, Snapshot, SnapshotDepth};
+use crate::model::{Claim, Lease, Snapshot, SnapshotDepth};
 use crate::worker::{ClaimQuery, Extent, LeaseQuery, NumberQuery, Query, WorkerError};
 use hostler_protocol::lease::LeaseId;
 
@@ -86,6 +86,7 @@ impl Engine {
     }
 
     async fn look_now(&self, depth: SnapshotDepth) -> Result<Rc<Look>, LookFailed> {
+        let leases: Vec<Lease> = self.shared.state.borrow().leases().cloned().collect();
         let result = self.observe_and_attribute(depth).await;
         match &result {
             Ok((snapshot, _)) => {
@@ -95,7 +96,7 @@ impl Engine {
         }
         let (snapshot, ownership) = result.map_err(|error| LookFailed(Rc::new(error)))?;
         self.measure(&snapshot, &ownership);
-        self.remember(&snapshot, &ownership, Seen::Whole).await;
+        self.remember(&snapshot, &ownership, Seen::Whole(&leases)).await;
         Ok(Rc::new(Look { snapshot, ownership }))
     }
 

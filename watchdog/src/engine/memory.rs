@@ -5,20 +5,20 @@ use hostler_protocol::lease::LeaseId;
 use super::Engine;
 use crate::decide::{Ownership, forget_what_is_gone};
 use crate::journal::Entry;
-use crate::model::{ResourceIdentity, Snapshot};
+use crate::model::{Lease, ResourceIdentity, Snapshot};
 
 /// How much of the host a look saw.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
-    /// All that is not there is gone.
-    Whole,
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Seen<'leases> {
+    /// All that is not there is gone, of what these leases had when the look began.
+    Whole(&'leases [Lease]),
     /// What is not there was not looked for.
     Part,
 }
 
 impl Engine {
     /// Keeps what a look found out.
-    pub(super) async fn remember(&self, snapshot: &Snapshot, ownership: &Ownership, seen: Seen) {
+    pub(super) async fn remember(&self, snapshot: &Snapshot, ownership: &Ownership, seen: Seen<'_>) {
         let mut entries = Vec::new();
         for record in self.shared.state.borrow_mut().records_mut() {
             let before = record.lease.clone();
@@ -47,7 +47,11 @@ impl Engine {
             let namespaces = ownership.namespaces.iter().filter(of_lease).map(|(namespace, _)| *namespace);
             record.lease.namespaces.extend(namespaces.collect::<Vec<_>>());
             match seen {
-                Seen::Whole => forget_what_is_gone(&mut record.lease, snapshot),
+                Seen::Whole(leases) => {
+                    if let Some(then) = leases.iter().find(|lease| lease.id == record.lease.id) {
+                        forget_what_is_gone(&mut record.lease, then, snapshot);
+                    }
+                }
                 Seen::Part => {}
             }
             if record.lease != before {

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::look::{Look, LookFailed};
 use super::{Engine, now_ms};
 use crate::causes::chain;
+use crate::decide::policy::hidden;
 use crate::decide::{PlanSettings, doubts, everything_of, is_settled, may_still_go, plan, stuck, verify};
 use crate::journal::Entry;
 use crate::model::{Lease, Phase, Plan, ResourceIdentity, SnapshotDepth, Step, StepResult};
@@ -51,6 +52,9 @@ impl Engine {
             let mut state = self.shared.state.borrow_mut();
             let Some(record) = state.get_mut(id) else { return };
             if record.is_reclaiming {
+                if grace.is_zero() {
+                    record.hurry.notify_one();
+                }
                 return;
             }
             record.is_reclaiming = true;
@@ -61,9 +65,7 @@ impl Engine {
         self.shared.watcher.forget_owner(id);
         let engine = self.clone();
         tokio::task::spawn_local(async move {
-            if !grace.is_zero() {
-                tokio::time::sleep(grace).await;
-            }
+            engine.wait_for_hurry(id, tokio::time::sleep(grace)).await;
             let over = engine.change(id, |lease| lease.phase = Phase::Over);
             let is_owner_inside =
                 engine.shared.state.borrow().get(id).is_some_and(|record| record.lease.owner_inside);
@@ -84,8 +86,8 @@ impl Engine {
         });
     }
 
-    /// Attempts until nothing is left. Between attempts it sleeps until something changes, at most
-    /// a minute.
+    /// Attempts until nothing is left. Between attempts it sleeps until something changes or somebody asks,
+    /// at most a minute.
     async fn reclaim(&self, id: LeaseId, mut first: Option<Rc<Look>>) {
         let mut wait = RETRY_FIRST;
         // A retry leaves it pinned until it has worked: an alert on what is pinned must not begin anew
@@ -119,8 +121,21 @@ impl Engine {
                 tokio::time::sleep(RETRY_FIRST.max(wait / 4)).await;
                 changed.await;
             };
-            let _ = tokio::time::timeout(wait, pause).await;
+            let pause = async {
+                let _ = tokio::time::timeout(wait, pause).await;
+            };
+            self.wait_for_hurry(id, pause).await;
             wait = (wait * 2).min(RETRY_LAST);
+        }
+    }
+
+    /// Waits, unless somebody wants the lease to be taken back now.
+    async fn wait_for_hurry(&self, id: LeaseId, wait: impl Future<Output = ()>) {
+        let hurry = self.shared.state.borrow().get(id).map(|record| Rc::clone(&record.hurry));
+        let Some(hurry) = hurry else { return };
+        tokio::select! {
+            () = wait => {}
+            () = hurry.notified() => {}
         }
     }
 
@@ -147,6 +162,18 @@ impl Engine {
             let Some(lease) = self.shared.state.borrow().get(id).map(|record| record.lease.clone()) else {
                 return Ok(true);
             };
+            // Of what nobody registered nothing is known but what is seen: so all has to be.
+            if self.has_one_attempt(id)
+                && let Some(gap) = hidden(before)
+            {
+                if doubted_before {
+                    self.note_hidden(id, before, ownership, gap);
+                    break;
+                }
+                doubted_before = true;
+                tokio::time::sleep(DOUBT_WAIT).await;
+                continue;
+            }
             // Once all that the lease did is seen and remembered, what comes later is somebody else's.
             let is_settled = lease.evidence_closed || is_settled(&lease, before, ownership);
             let closing = self.change(id, |lease| lease.evidence_closed = is_settled);
@@ -156,7 +183,11 @@ impl Engine {
                 closing.await;
                 let doubts = doubts(&lease, before);
                 if doubts.is_empty() {
-                    self.settle(id);
+                    // What was pinned or unknown before has gone by itself, or is not the lease's to take
+                    // back any more: that has to be seen.
+                    if !self.settle(id, before, ownership) {
+                        break;
+                    }
                     self.tell(id, true);
                     return Ok(true);
                 }
@@ -315,5 +346,7 @@ impl Engine {
             record.lease.name
         );
         self.record(vec![Entry::Looked { lease: id, report }, Entry::Ended { lease: id }]).await;
+        // What another lease has may have waited for this one.
+        self.shared.changed.notify_waiters();
     }
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use hostler_protocol::lease::{LeaseId, LeaseState, LeaseView, Report};
 use hostler_protocol::resource::ResourceView;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::audit::Because;
@@ -31,6 +32,10 @@ pub(super) struct Record {
     pub(super) over_since: Option<Instant>,
     /// How long after that what it left is left alone.
     pub(super) grace: Duration,
+    /// Somebody does not want to wait for the end of that, or for the next attempt.
+    pub(super) hurry: Rc<Notify>,
+    /// Who waits for its deadline.
+    pub(super) deadline: Option<Waiting>,
     /// What became of its resources so far.
     pub(super) outcomes: BTreeMap<ResourceIdentity, ResourceOutcome>,
     /// The report of the last attempt, for those who wait for it.
@@ -39,6 +44,16 @@ pub(super) struct Record {
     pub(super) is_reclaiming: bool,
     /// Mounts that the last attempt left although no bystander holds them.
     pub(super) stuck: BTreeSet<MountIdentity>,
+}
+
+/// A task that waits on behalf of a lease, and ends with this.
+#[derive(Debug)]
+pub(super) struct Waiting(pub(super) AbortHandle);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Record {
@@ -50,6 +65,8 @@ impl Record {
             because: None,
             over_since: None,
             grace: Duration::ZERO,
+            hurry: Rc::new(Notify::new()),
+            deadline: None,
             outcomes: BTreeMap::new(),
             report: watch::Sender::new(None),
             is_reclaiming: false,
@@ -144,9 +161,11 @@ impl State {
         self.records.values().map(|record| &record.lease)
     }
 
-    /// How many descriptors of claimed directories are kept.
-    pub(super) fn kept_descriptors(&self) -> usize {
-        self.records.values().map(|record| record.descriptors.len()).sum()
+    /// Whether one more descriptor of a claimed directory may be kept for a user.
+    pub(super) fn may_keep(&self, user: u32, limit_of_user: usize, limit: usize) -> bool {
+        let kept = |record: &Record| record.descriptors.len();
+        let of_user = self.records.values().filter(|record| record.lease.uid == user).map(kept);
+        of_user.sum::<usize>() < limit_of_user && self.records.values().map(kept).sum::<usize>() < limit
     }
 
     pub(super) fn has_claims(&self) -> bool {

@@ -6,7 +6,7 @@ use hostler_protocol::why::Reason;
 
 use super::Engine;
 use super::view::name_of;
-use crate::decide::{Ownership, reasons_for, strangers_below, verify};
+use crate::decide::{Ownership, PROTECTED, everything_of, reasons_for, strangers_below, verify};
 use crate::model::{Claim, Gap, Lease, Plan, ResourceIdentity, Snapshot, Step, StepResult};
 
 impl Engine {
@@ -82,20 +82,39 @@ impl Engine {
         }
     }
 
-    /// Once nothing is left, what was pinned or unknown at an earlier attempt has gone by itself.
-    pub(super) fn settle(&self, id: LeaseId) {
-        let mut state = self.shared.state.borrow_mut();
-        let Some(record) = state.get_mut(id) else { return };
-        for outcome in record.outcomes.values_mut() {
-            match outcome.outcome {
-                Outcome::Reclaimed | Outcome::AlreadyGone | Outcome::Replaced => {}
-                Outcome::Pinned | Outcome::Unknown => {
-                    outcome.outcome = Outcome::AlreadyGone;
-                    outcome.reasons.clear();
-                    outcome.detail.clear();
-                }
-            }
+    /// Notes that nothing of a lease was taken back, because of what a look could not see.
+    pub(super) fn note_hidden(&self, id: LeaseId, before: &Snapshot, ownership: &Ownership, gap: &Gap) {
+        for resource in everything_of(id, before, ownership) {
+            let because = (vec![Reason::Unknown], format!("not tried: {}", gap.sentence()));
+            self.note(id, resource, Outcome::Unknown, because, &Plan::default(), before);
         }
+    }
+
+    /// Once a lease has nothing left, sees what was pinned or unknown at an earlier attempt: it has gone by
+    /// itself, or it is still there and not the lease's any more. Says whether all of it has gone.
+    pub(super) fn settle(&self, id: LeaseId, seen: &Snapshot, ownership: &Ownership) -> bool {
+        let unsettled: Vec<ResourceIdentity> = {
+            let state = self.shared.state.borrow();
+            let outcomes = state.get(id).into_iter().flat_map(|record| &record.outcomes);
+            let is_unsettled = |outcome: Outcome| match outcome {
+                Outcome::Reclaimed | Outcome::AlreadyGone | Outcome::Replaced => false,
+                Outcome::Pinned | Outcome::Unknown => true,
+            };
+            outcomes.filter(|(_, one)| is_unsettled(one.outcome)).map(|(resource, _)| *resource).collect()
+        };
+        let mut all_gone = true;
+        for resource in unsettled {
+            let outcome = verify(resource, &Plan::default(), &[], seen);
+            let because = match outcome {
+                Outcome::Reclaimed | Outcome::AlreadyGone | Outcome::Replaced => (Vec::new(), String::new()),
+                Outcome::Pinned | Outcome::Unknown => {
+                    all_gone = false;
+                    no_longer_its_own(resource, ownership)
+                }
+            };
+            self.note(id, resource, outcome, because, &Plan::default(), seen);
+        }
+        all_gone
     }
 
     /// Notes what became of a resource.
@@ -144,6 +163,17 @@ impl Engine {
             );
         }
         record.report.send_replace(Some(report));
+    }
+}
+
+/// Why what is there is not the lease's any more.
+fn no_longer_its_own(resource: ResourceIdentity, ownership: &Ownership) -> (Vec<Reason>, String) {
+    if ownership.protected.contains(&resource) {
+        (vec![Reason::Bystander], PROTECTED.to_owned())
+    } else if ownership.doubtful.contains(&resource) {
+        (vec![Reason::Bystander], "another lease has it too".to_owned())
+    } else {
+        (vec![Reason::Unknown], "it is in use, and whose it is cannot be told any more".to_owned())
     }
 }
 

@@ -1,18 +1,19 @@
 //! What a start finds in the journal of the daemon before it.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hostler_protocol::lease::LeaseId;
+use hostler_protocol::lease::{LeaseId, LeaseState};
 
 use super::Engine;
 use super::audit::Because;
 use super::record::Record;
 use crate::journal::Entry;
-use crate::kernel::{calls, cgroups, signals};
-use crate::model::{Lease, Phase};
+use crate::kernel::{calls, cgroups, directories, signals};
+use crate::model::{Claim, Lease, Phase};
 
 impl Engine {
     /// Removes the control groups of leases that were about to be opened when the daemon was killed.
@@ -59,18 +60,24 @@ impl Engine {
                     );
                 }
                 lease.claims.retain(|claim| claim.scratch && claim.handle.is_some());
+            } else {
+                // The descriptor that it was known by went with the daemon before this one. What was found
+                // below it is known all the same; and a scratch directory is told about for as long as
+                // nobody knows what became of it.
+                let is_lost = |claim: &Claim| !claim.scratch && !directories::can_be_found_again(claim);
+                for lost in lease.claims.iter().filter(|claim| is_lost(claim)) {
+                    tracing::warn!(
+                        lease = id.0,
+                        path = lost.path,
+                        "lease {id}: what comes below this claimed directory from now on is not seen: its file system has no file handles to know it by: {}",
+                        lost.path
+                    );
+                }
+                lease.claims.retain(|claim| !is_lost(claim));
             }
-            let owner = if same_boot { signals::open(lease.owner).ok().flatten() } else { None };
-            // Its number and start are known; where the kernel has a handle of it, that is what counts.
-            let is_it = |pidfd: &OwnedFd| {
-                lease
-                    .owner_handle
-                    .as_ref()
-                    .is_none_or(|known| calls::file_handle(pidfd).is_ok_and(|now| now == *known))
-            };
-            let owner = owner.filter(is_it);
+            let owner = if same_boot { owner_now(&lease) } else { Owner::Ended };
             let is_over_already = lease.phase == Phase::Over;
-            let is_over = is_over_already || owner.is_none();
+            let is_over = is_over_already || matches!(owner, Owner::Ended);
             tracing::info!(
                 lease = id.0,
                 name = lease.name,
@@ -82,17 +89,74 @@ impl Engine {
             self.shared.state.borrow_mut().insert(Record::new(lease.clone()));
             self.record(vec![Entry::Lease { lease: Box::new(lease.clone()) }]).await;
             match owner {
-                Some(pidfd) if !is_over => self.watch(&lease, pidfd),
+                Owner::Lives(pidfd) if !is_over => self.watch(&lease, pidfd),
+                Owner::Unknown(error) if !is_over => self.ask_again(lease, &error),
                 // When the owner ended is not known: the grace begins anew.
-                None if !is_over_already => {
+                Owner::Ended if !is_over_already => {
                     self.note_cause(id, Because::OwnerEnded);
                     self.end(id, self.shared.config.borrow().reclaim.grace);
                 }
-                Some(_) | None => {
+                Owner::Lives(_) | Owner::Unknown(_) | Owner::Ended => {
                     self.note_cause(id, Because::Restart);
                     self.end(id, Duration::ZERO);
                 }
             }
         }
+    }
+
+    /// Asks for a lease's owner until it can be told whether it lives; until then it counts as living.
+    pub(super) fn ask_again(&self, lease: Lease, because: &io::Error) {
+        const INTERVAL: Duration = Duration::from_secs(1);
+        let id = lease.id;
+        tracing::error!(
+            lease = id.0,
+            "lease {id}: whether its owner, process {}, lives cannot be told, so the lease stays open, and it is asked again each second: {because}",
+            lease.owner.pid
+        );
+        let engine = self.clone();
+        tokio::task::spawn_local(async move {
+            loop {
+                tokio::time::sleep(INTERVAL).await;
+                let is_open = engine.shared.state.borrow().get(id).map(|record| record.state);
+                if is_open != Some(LeaseState::Open) {
+                    return;
+                }
+                match owner_now(&lease) {
+                    Owner::Unknown(_) => {}
+                    Owner::Ended => {
+                        engine.note_cause(id, Because::OwnerEnded);
+                        let grace = engine.shared.config.borrow().reclaim.grace;
+                        engine.end(id, grace);
+                        return;
+                    }
+                    Owner::Lives(pidfd) => {
+                        if engine.shared.watcher.watch_owner(id, pidfd).is_ok() {
+                            tracing::info!(lease = id.0, "lease {id}: its owner lives, and is watched");
+                            return;
+                        }
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// What became of a lease's owner.
+enum Owner {
+    Lives(OwnedFd),
+    Ended,
+    Unknown(io::Error),
+}
+
+/// Its number and start are known; where the kernel has a handle of it, that is what counts.
+fn owner_now(lease: &Lease) -> Owner {
+    let pidfd = match signals::open(lease.owner) {
+        Ok(Some(pidfd)) => pidfd,
+        Ok(None) => return Owner::Ended,
+        Err(error) => return Owner::Unknown(error),
+    };
+    match (&lease.owner_handle, calls::file_handle(&pidfd)) {
+        (Some(known), Ok(now)) if now != *known => Owner::Ended,
+        (Some(_) | None, _) => Owner::Lives(pidfd),
     }
 }

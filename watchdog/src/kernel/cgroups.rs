@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 
 use hostler_protocol::lease::{Epoch, LeaseId};
 
-use super::mountinfo;
-use crate::model::CgroupIdentity;
+use super::{mountinfo, signals};
+use crate::model::{CgroupIdentity, ProcessIdentity};
 
 /// A mounted hierarchy in which groups for leases can be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,12 +144,30 @@ pub fn identity(path: &Path) -> io::Result<CgroupIdentity> {
     Ok(CgroupIdentity(fs::metadata(path)?.ino()))
 }
 
-/// Puts a process into a group. What it starts afterwards is born there.
+/// Puts exactly this process into a group; what it starts afterwards is born there. `false` when it is gone.
+///
+/// A process can only be moved by its number. As long as it is not waited for nobody else has that, so if it
+/// is there afterwards it was it that was moved. Else whoever may have been moved goes to the group above.
 ///
 /// # Errors
-/// `ESRCH` when it is gone, and what the kernel says against the move.
-pub fn enter(path: &Path, pid: u32) -> io::Result<()> {
-    write_existing(&path.join("cgroup.procs"), &pid.to_string())
+/// What the kernel says against the move.
+pub fn enter(path: &Path, process: ProcessIdentity) -> io::Result<bool> {
+    let is_there = || Ok::<_, io::Error>(signals::open(process)?.is_some());
+    if !is_there()? {
+        return Ok(false);
+    }
+    match write_existing(&path.join("cgroup.procs"), &process.pid.to_string()) {
+        Ok(()) => {}
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(false),
+        Err(error) => return Err(error),
+    }
+    if is_there()? {
+        return Ok(true);
+    }
+    if let (true, Some(above)) = (members(path)?.contains(&process.pid), path.parent()) {
+        write_existing(&above.join("cgroup.procs"), &process.pid.to_string())?;
+    }
+    Ok(false)
 }
 
 /// The processes of a group and of all groups below it.

@@ -6,6 +6,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
@@ -85,6 +86,36 @@ pub fn mount_of(directory: impl AsFd) -> io::Result<MountNumber> {
     }
 }
 
+/// A directory whose file system has no file handles: where it was on the very mount that it was claimed on, as
+/// long as what is there has its number.
+fn find_by_path(claim: &Claim, mounts: &[&Mount]) -> io::Result<OwnedFd> {
+    let error = |kind, cause: &str| Err(io::Error::new(kind, cause.to_owned()));
+    if !can_be_found_again(claim) {
+        return error(
+            io::ErrorKind::Unsupported,
+            "its file system has no file handles, so it cannot be told from another after a restart",
+        );
+    }
+    let Some(mount) = mounts.iter().find(|mount| Some(mount.identity.number) == claim.mount) else {
+        return error(io::ErrorKind::NotFound, "its file system is not mounted any more");
+    };
+    let hidden = || error(io::ErrorKind::ResourceBusy, "it is not where it was claimed any more");
+    let Some(root) = reach::open_seen_root(mount)? else { return hidden() };
+    let Ok(below) = Path::new(&claim.path).strip_prefix(OsStr::from_bytes(&mount.point)) else {
+        return hidden();
+    };
+    let found = reach::open_path(&root, below, ResolveFlags::BENEATH | ResolveFlags::NO_XDEV)?;
+    if identity(&found).is_ok_and(|found| found == claim.directory) { Ok(found) } else { hidden() }
+}
+
+/// Whether a claimed directory can be found again once no descriptor of it is left.
+#[must_use]
+pub fn can_be_found_again(claim: &Claim) -> bool {
+    // A path that could not be printed as it is, is not what it says.
+    claim.handle.is_some()
+        || matches!(claim.mount, Some(MountNumber::Unique(_))) && !claim.path.contains('\\')
+}
+
 /// Opens a claimed directory again, after a restart, by its file handle: no path is resolved but
 /// that of a mount point of its file system, which is checked by the result's identity.
 ///
@@ -94,10 +125,10 @@ pub fn mount_of(directory: impl AsFd) -> io::Result<MountNumber> {
 ///
 /// # Errors
 /// `ESTALE` when it is gone, `NotFound` when its file system is mounted nowhere; `Unsupported` when it
-/// never had a handle.
+/// never had a handle, and its mount's number could be another one's by now.
 pub fn reopen(claim: &Claim, mounts: &[&Mount]) -> io::Result<OwnedFd> {
     let Some((kind, bytes)) = &claim.handle else {
-        return Err(io::Error::from(io::ErrorKind::Unsupported));
+        return find_by_path(claim, mounts);
     };
     let is_it = |mount: &&&Mount| Some(mount.identity.number) == claim.mount;
     // A subvolume of btrfs has a number of its own, which no mount shows.

@@ -104,6 +104,8 @@ fn read_files(directory: BorrowedFd<'_>, files: &mut Vec<FileHold>) -> io::Resul
         let text = match readlinkat_raw(&descriptors, name, &mut text) {
             Ok((text, _)) => &*text,
             Err(rustix::io::Errno::NOENT) => continue,
+            // The path is longer than the kernel tells; where the file is can be told all the same.
+            Err(rustix::io::Errno::NAMETOOLONG) => &[],
             Err(error) => return Err(error.into()),
         };
         let namespace = namespace_in(text);

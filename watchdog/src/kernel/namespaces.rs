@@ -51,13 +51,18 @@ pub enum Means {
 }
 
 /// Reads all mount namespaces but the own one, of which all mounts are given. For a process with one
-/// thread, as it may have to visit them.
+/// thread, as it may have to visit them. `may_look` is asked before the mounts of each are read, and can
+/// refuse.
 ///
 /// # Errors
 /// When the namespaces cannot be listed at all.
-pub fn others(own_mounts: &[Mount], wanted: &Wanted) -> io::Result<Others> {
-    match others_by(best_means(own_mounts), own_mounts, wanted) {
-        Err(error) if is_unknown_request(&error) => others_by(Means::Search, own_mounts, wanted),
+pub fn others(
+    own_mounts: &[Mount],
+    wanted: &Wanted,
+    may_look: &mut dyn FnMut(MountNamespace) -> bool,
+) -> io::Result<Others> {
+    match others_by(best_means(own_mounts), own_mounts, wanted, may_look) {
+        Err(error) if is_unknown_request(&error) => others_by(Means::Search, own_mounts, wanted, may_look),
         result => result,
     }
 }
@@ -83,10 +88,19 @@ fn is_gone(error: &io::Error) -> bool {
 ///
 /// # Errors
 /// As [`others`].
-pub fn others_by(means: Means, own_mounts: &[Mount], wanted: &Wanted) -> io::Result<Others> {
+pub fn others_by(
+    means: Means,
+    own_mounts: &[Mount],
+    wanted: &Wanted,
+    may_look: &mut dyn FnMut(MountNamespace) -> bool,
+) -> io::Result<Others> {
     let mut found = Others::default();
     match means {
         Means::Numbers | Means::Visits => walk(&mut |held| {
+            if !may_look(held.namespace.namespace) {
+                found.take(held, Err(hung_before()));
+                return ControlFlow::Continue(());
+            }
             let by_number = held.namespace.unique.filter(|_| means == Means::Numbers);
             let mounts = match by_number {
                 Some(unique) => mounts::of_number(unique, held.namespace.namespace, wanted),
@@ -98,7 +112,7 @@ pub fn others_by(means: Means, own_mounts: &[Mount], wanted: &Wanted) -> io::Res
             ControlFlow::Continue(())
         })?,
         Means::Search => {
-            let missed = search(own_mounts, |held, mounts| {
+            let missed = search(own_mounts, may_look, |held, mounts| {
                 found.take(held, mounts.map(|mounts| mounts::keep_wanted(mounts, wanted)));
                 ControlFlow::Continue(())
             })?;
@@ -107,6 +121,10 @@ pub fn others_by(means: Means, own_mounts: &[Mount], wanted: &Wanted) -> io::Res
         }
     }
     Ok(found)
+}
+
+fn hung_before() -> io::Error {
+    io::Error::other("reading them took too long before")
 }
 
 impl Others {
@@ -137,7 +155,7 @@ pub fn open_by_inode(wanted: MountNamespace) -> io::Result<Option<OwnedFd>> {
     match walk(&mut look) {
         Ok(()) => {}
         Err(error) if is_unknown_request(&error) => {
-            search(&mounts::own()?.1, |held, _| look(held))?;
+            search(&mounts::own()?.1, &mut |_| true, |held, _| look(held))?;
         }
         Err(error) => return Err(error),
     }
@@ -212,6 +230,7 @@ struct Missed {
 /// its turn comes.
 fn search(
     own_mounts: &[Mount],
+    may_look: &mut dyn FnMut(MountNamespace) -> bool,
     mut look: impl FnMut(&Held, io::Result<Vec<Mount>>) -> ControlFlow<()>,
 ) -> io::Result<Missed> {
     let (tasks, untold) = tasks(Path::new("/proc"))?;
@@ -228,6 +247,12 @@ fn search(
             None => kept.pop(),
         };
         let Some(held) = held.filter(|held| seen.insert(held.namespace.namespace)) else { continue };
+        if !may_look(held.namespace.namespace) {
+            if look(&held, Err(hung_before())).is_break() {
+                break;
+            }
+            continue;
+        }
         let mounts = Visit::to(&held.file).and_then(|visit| {
             let mounts = mounts::table(&visit)?;
             kept.extend(open_kept(&mounts, users, &seen, &mut missed));

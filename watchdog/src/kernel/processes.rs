@@ -143,7 +143,8 @@ pub fn list(proc: &Path, depth: SnapshotDepth, may_look: &mut dyn FnMut(u32) -> 
 }
 
 /// Whether an error only says that a process has ended.
-pub(super) fn is_gone(error: &io::Error) -> bool {
+#[must_use]
+pub fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
 }
 

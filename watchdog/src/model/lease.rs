@@ -84,9 +84,10 @@ pub struct Lease {
     /// seen, and which were made after the lease was opened.
     #[serde(default)]
     pub namespaces: BTreeSet<u64>,
-    /// Mount namespaces with this number or a lower one were there before the lease claimed anything.
-    #[serde(default = "none_is_later")]
-    pub namespaces_before: u64,
+    /// The mount namespaces that were there before the lease claimed anything; while that is not known, none
+    /// counts as later. (Their numbers do not tell: Linux 6.18 gives each processor a supply of its own.)
+    #[serde(default)]
+    pub namespaces_there: Option<BTreeSet<u64>>,
     /// Attachments with this number or a lower one were there before the lease claimed anything,
     /// so they are never its own unless it proves them.
     pub loops_before: DiskSequence,
@@ -101,12 +102,6 @@ pub struct Lease {
     pub opened_at_ms: u64,
     /// When it ends even if its owner lives, in milliseconds since 1970.
     pub deadline_ms: Option<u64>,
-}
-
-/// Before anything is claimed, no namespace counts as one that came later.
-#[must_use]
-pub const fn none_is_later() -> u64 {
-    u64::MAX
 }
 
 impl Lease {

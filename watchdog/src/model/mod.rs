@@ -17,7 +17,7 @@ pub use identity::{
     MapIdentity, MapKind, MountIdentity, MountNamespace, MountNumber, NbdIdentity, ProcessIdentity,
     ResourceIdentity, StartTime, SwapIdentity,
 };
-pub use lease::{Claim, Lease, Phase, none_is_later};
+pub use lease::{Claim, Lease, Phase};
 pub use plan::{Plan, Step, StepResult, UnmountHow};
 pub use policy::{Action, Criterion, Match, Opener, Qemu, Rule, Taking};
 pub use proof::{Proof, ProvenDirectory, ProvenLoop, ProvenProcess, Wanted};

@@ -10,7 +10,7 @@ use hostler_protocol::text::printable;
 use serde::{Deserialize, Serialize};
 
 use super::identity::{BootId, DiskSequence, ProcessIdentity, ResourceIdentity};
-use super::lease::{Lease, Phase, none_is_later};
+use super::lease::{Lease, Phase};
 
 /// What a resource has to be for a rule to be about it, or for `[protect]` to protect it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -132,7 +132,7 @@ impl Taking {
             processes: BTreeSet::new(),
             maps: BTreeSet::new(),
             namespaces: BTreeSet::new(),
-            namespaces_before: none_is_later(),
+            namespaces_there: None,
             loops_before: DiskSequence(0),
             mounts_before: BTreeSet::new(),
             boot: boot.clone(),

@@ -230,7 +230,7 @@ pub struct Process {
 }
 
 /// That something lies below a claimed directory, found by descriptor and never by text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct UnderClaim<T> {
     /// Whose claim.
     pub lease: LeaseId,
@@ -331,6 +331,8 @@ pub struct Snapshot {
     pub cgroups: BTreeMap<LeaseId, CgroupIdentity>,
     /// Scratch directories that are there.
     pub directories: Vec<UnderClaim<DirectoryIdentity>>,
+    /// Leases that claimed a directory below one that another lease claimed.
+    pub inner_claims: Vec<UnderClaim<LeaseId>>,
     /// Backing files of loop devices that lie below claims.
     pub claimed_files: Vec<UnderClaim<BackingFile>>,
     /// Mounts whose mount points lie below claims.

@@ -1,7 +1,10 @@
 //! The part of a look that is about claimed directories: what lies below each. Reads only.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+
+use hostler_protocol::lease::LeaseId;
 
 use super::message::{ClaimQuery, LeaseQuery};
 use crate::kernel::claimed::MountPoints;
@@ -39,6 +42,26 @@ impl<'mounts> Search<'mounts> {
     }
 }
 
+/// Where claimed directories are, and whose they are.
+pub(super) type Places = Vec<(PathBuf, LeaseId)>;
+
+/// Which leases have claimed a directory below one of another lease's.
+pub(super) fn inner(places: &Places) -> Vec<UnderClaim<LeaseId>> {
+    let mut by_path: BTreeMap<&Path, Vec<LeaseId>> = BTreeMap::new();
+    for (path, lease) in places {
+        by_path.entry(path).or_default().push(*lease);
+    }
+    let mut found = Vec::new();
+    for (path, inner) in places {
+        let above = path.ancestors().filter_map(|above| by_path.get(above)).flatten();
+        let others = above.filter(|outer| *outer != inner);
+        found.extend(others.map(|outer| UnderClaim { lease: *outer, what: *inner }));
+    }
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
 /// What lies below a lease's claims, of what the snapshot has.
 pub(super) fn read(
     lease: &LeaseQuery,
@@ -46,6 +69,7 @@ pub(super) fn read(
     passed: &[OwnedFd],
     search: &Search<'_>,
     touching: &mut dyn FnMut(Option<u32>, &str),
+    places: &mut Places,
     snapshot: &mut Snapshot,
 ) {
     for query in &lease.claims {
@@ -57,7 +81,7 @@ pub(super) fn read(
             continue;
         }
         touching(None, &what);
-        if let Err(error) = read_claim(lease, query, passed, search, snapshot) {
+        if let Err(error) = read_claim(lease, query, passed, search, places, snapshot) {
             snapshot.gaps.push(Gap::Claim(lease.lease, error.to_string()));
         }
     }
@@ -68,6 +92,7 @@ fn read_claim(
     query: &ClaimQuery,
     passed: &[OwnedFd],
     search: &Search<'_>,
+    places: &mut Places,
     snapshot: &mut Snapshot,
 ) -> std::io::Result<()> {
     let reopened;
@@ -91,14 +116,33 @@ fn read_claim(
     if directories::is_removed(directory)? {
         return Ok(());
     }
-    snapshot.directories.push(UnderClaim { lease: lease.lease, what: query.claim.directory });
-    for (hint, backing) in search.files_below(&directories::path(directory)?) {
+    let path = directories::path(directory)?;
+    let under = |what| UnderClaim { lease: lease.lease, what };
+    let mut files = Vec::new();
+    for (hint, backing) in search.files_below(&path) {
         if directories::file_below(directory, hint)? == Some(*backing) {
-            snapshot.claimed_files.push(UnderClaim { lease: lease.lease, what: *backing });
+            files.push(under(*backing));
         }
     }
-    for mount in search.points.below(directory)? {
-        snapshot.claimed_mounts.push(UnderClaim { lease: lease.lease, what: mount });
-    }
+    let mounts = search.points.below(directory)?;
+    // All of it or nothing: a directory of which half is known looks like one with nothing else in it.
+    snapshot.claimed_files.extend(files);
+    snapshot.claimed_mounts.extend(mounts.into_iter().map(|what| UnderClaim { lease: lease.lease, what }));
+    snapshot.directories.push(UnderClaim { lease: lease.lease, what: query.claim.directory });
+    places.push((path, lease.lease));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_lies_below_those_of_others_by_whole_names() {
+        let places: Places = [("/ws", 1), ("/ws/a", 2), ("/ws/a/b", 2), ("/ws-other", 3), ("/ws", 4)]
+            .map(|(path, lease)| (PathBuf::from(path), LeaseId(lease)))
+            .into();
+        let pairs: Vec<_> = inner(&places).iter().map(|one| (one.lease.0, one.what.0)).collect();
+        assert_eq!(pairs, [(1, 2), (1, 4), (4, 1), (4, 2)]);
+    }
 }

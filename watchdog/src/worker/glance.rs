@@ -52,7 +52,7 @@ pub(super) fn glance(
     let found = std::mem::take(&mut snapshot.mounts);
     let search = Search::new(&found, &snapshot);
     for lease in &query.leases {
-        claims::read(lease, skip, passed, &search, touching, &mut snapshot);
+        claims::read(lease, skip, passed, &search, touching, &mut Vec::new(), &mut snapshot);
     }
     snapshot.mounts = found;
     snapshot

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use super::blocks::{self, Careful};
-use super::claims::{self, Search};
+use super::claims::{self, Places, Search};
 use super::message::{Extent, LeaseQuery, Query};
 use super::recheck::recheck;
 use super::{criteria, glance, observe_mounts};
@@ -27,7 +27,7 @@ pub(super) fn observe(
     read_loops(query, touching, &mut snapshot);
     blocks::read(&query.numbers, &mut Careful { avoid: &query.avoid, skip, touching }, &mut snapshot);
     observe_mounts::read_own(touching, &mut snapshot);
-    observe_mounts::read_others(touching, &mut snapshot);
+    observe_mounts::read_others(&mut Careful { avoid: &query.avoid, skip, touching }, &mut snapshot);
     match list_processes(query.depth, skip, touching) {
         Ok((processes, unreadable)) => {
             snapshot.processes = processes;
@@ -38,9 +38,11 @@ pub(super) fn observe(
     }
     let mounts = std::mem::take(&mut snapshot.mounts);
     let search = Search::new(&mounts, &snapshot);
+    let mut places = Places::new();
     for lease in &query.leases {
-        read_lease(lease, skip, passed, &search, touching, &mut snapshot);
+        read_lease(lease, skip, passed, &search, touching, &mut places, &mut snapshot);
     }
+    snapshot.inner_claims = claims::inner(&places);
     criteria::read(
         query,
         search.points(),
@@ -61,12 +63,8 @@ fn list_processes(
     skip: &[String],
     touching: &mut dyn FnMut(Option<u32>, &str),
 ) -> io::Result<processes::Listed> {
-    const ALL: &str = "processes";
-    let one_by_one = skip.iter().any(|what| what == ALL);
-    if !one_by_one {
-        touching(None, ALL);
-    }
     let mut careful = Careful { avoid: &[], skip, touching };
+    let one_by_one = !careful.may_touch(None, "processes");
     processes::list(Path::new("/proc"), depth, &mut |pid| {
         !one_by_one || careful.may_touch(None, &format!("what process {pid} holds"))
     })
@@ -119,6 +117,7 @@ fn read_lease(
     passed: &[OwnedFd],
     search: &Search<'_>,
     touching: &mut dyn FnMut(Option<u32>, &str),
+    places: &mut Places,
     snapshot: &mut Snapshot,
 ) {
     if let Some((expected, path)) = &lease.cgroup {
@@ -128,11 +127,18 @@ fn read_lease(
                 snapshot.cgroups.insert(lease.lease, identity);
                 match cgroups::members(path) {
                     Ok(pids) => {
-                        let members = pids.into_iter().filter_map(|pid| {
-                            let start = processes::start_time(pid).ok()?;
-                            Some(ProcessIdentity { pid, start })
-                        });
-                        snapshot.members.insert(lease.lease, members.collect());
+                        let mut members = Vec::new();
+                        for pid in pids {
+                            match processes::start_time(pid) {
+                                Ok(start) => members.push(ProcessIdentity { pid, start }),
+                                Err(error) if processes::is_gone(&error) => {}
+                                Err(error) => {
+                                    let cause = format!("what its process {pid} is: {error}");
+                                    snapshot.gaps.push(Gap::Cgroup(lease.lease, cause));
+                                }
+                            }
+                        }
+                        snapshot.members.insert(lease.lease, members);
                     }
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {
                         snapshot.cgroups.remove(&lease.lease);
@@ -146,5 +152,5 @@ fn read_lease(
             Err(error) => snapshot.gaps.push(Gap::Cgroup(lease.lease, error.to_string())),
         }
     }
-    claims::read(lease, skip, passed, search, touching, snapshot);
+    claims::read(lease, skip, passed, search, touching, places, snapshot);
 }

@@ -3,9 +3,10 @@
 
 use std::collections::HashSet;
 
+use super::blocks::Careful;
 use crate::kernel::mounts::{self, Wanted};
 use crate::kernel::namespaces;
-use crate::model::{DeviceNumber, Gap, Snapshot};
+use crate::model::{DeviceNumber, Gap, MountNamespace, Snapshot};
 
 /// Reads the mounts of the own namespace.
 pub(super) fn read_own(touching: &mut dyn FnMut(Option<u32>, &str), snapshot: &mut Snapshot) {
@@ -20,10 +21,17 @@ pub(super) fn read_own(touching: &mut dyn FnMut(Option<u32>, &str), snapshot: &m
 }
 
 /// Reads those of all others into a snapshot that has its block devices and file systems already.
-pub(super) fn read_others(touching: &mut dyn FnMut(Option<u32>, &str), snapshot: &mut Snapshot) {
-    // Each is left again before the next, and may end with that, which ends the mounts in it.
-    touching(None, "mount namespaces");
-    match namespaces::others(&snapshot.mounts, &wanted(snapshot)) {
+///
+/// Each namespace is left again before the next, and may end with that, which ends the mounts in it. Users
+/// make namespaces, and can have them change all the time: when all of them together took too long, the next
+/// look tells of each.
+pub(super) fn read_others(careful: &mut Careful<'_>, snapshot: &mut Snapshot) {
+    const ALL: &str = "mount namespaces";
+    let one_by_one = !careful.may_touch(None, ALL);
+    let mut may_look = |namespace: MountNamespace| {
+        !one_by_one || careful.may_touch(None, &format!("the mounts of namespace {}", namespace.0))
+    };
+    match namespaces::others(&snapshot.mounts, &wanted(snapshot), &mut may_look) {
         Ok(others) => {
             snapshot.namespaces = others.namespaces;
             snapshot.mounts.extend(others.mounts);

@@ -1,6 +1,7 @@
 //! Gives workers their work, and gives up on those that hang.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -19,8 +20,10 @@ use crate::model::{Proof, Snapshot, Step, StepResult, Wanted};
 /// How many workers may have a plan at once: each lease being taken back has one, which mostly waits for
 /// the kernel.
 const ACTING_LIMIT: usize = 64;
-/// How many workers may look at clients' descriptors at once.
+/// How many workers may look at clients' descriptors at once, and how many of these at one user's: looking
+/// at a descriptor can take as long as a step may.
 const EXAMINING_LIMIT: usize = 32;
+const EXAMINING_FOR_USER: usize = 4;
 /// How many workers may look at once. Apart from those that act: steps that hang must not keep anybody
 /// from looking.
 const LOOKING_LIMIT: usize = 4;
@@ -83,6 +86,7 @@ struct Inner {
     acting: Semaphore,
     looking: Semaphore,
     examining: Semaphore,
+    examining_for: RefCell<HashMap<u32, Rc<Semaphore>>>,
 }
 
 #[derive(Debug)]
@@ -114,6 +118,7 @@ impl Pool {
                 acting: Semaphore::new(ACTING_LIMIT),
                 looking: Semaphore::new(LOOKING_LIMIT),
                 examining: Semaphore::new(EXAMINING_LIMIT),
+                examining_for: RefCell::default(),
             }),
         }
     }
@@ -218,6 +223,9 @@ impl Pool {
         wanted: Wanted,
         silence: Duration,
     ) -> Result<Examined, WorkerError> {
+        let of_user = self.examining_for(user);
+        let permit = of_user.acquire().await;
+        let _permit_of_user = permit.expect("the semaphore is never closed");
         let permit = self.inner.examining.acquire().await;
         let _permit = permit.expect("the semaphore is never closed");
         let request = Request::Examine { number, wanted };
@@ -226,6 +234,14 @@ impl Pool {
             (Response::Examined(Err(cause)), _) => Err(WorkerError::Nonsense { cause }),
             (other, _) => Err(nonsense(&other)),
         }
+    }
+
+    /// The turns of one user.
+    fn examining_for(&self, user: u32) -> Rc<Semaphore> {
+        let mut all = self.inner.examining_for.borrow_mut();
+        all.retain(|_, semaphore| Rc::strong_count(semaphore) > 1);
+        let semaphore = all.entry(user).or_insert_with(|| Rc::new(Semaphore::new(EXAMINING_FOR_USER)));
+        Rc::clone(semaphore)
     }
 
     /// How many workers hang because of a user's descriptors.
