@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod causes;
+pub mod closing;
 pub mod config;
 pub mod confine;
 pub mod daemon;

@@ -6,12 +6,12 @@
 //! once; a reader that hangs, or says what no reader says, is ended with the connections that it has.
 
 mod answer;
+mod conversation;
 mod rate;
 mod readers;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream as BlockingStream;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt::PeerPidfd};
@@ -29,10 +29,19 @@ pub async fn serve(listener: UnixListener, engine: Engine, program: std::path::P
     let readers = Readers::new(engine, program);
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => match introduce(stream) {
-                Ok((caller, group, stream)) => readers.serve(caller, group, stream),
-                Err(error) => tracing::warn!("a connection was dropped: who connected is unknown: {error}"),
-            },
+            Ok((stream, _)) => {
+                let known = introduce(&stream);
+                match (stream.into_std(), known) {
+                    (Ok(stream), Ok((caller, group))) => readers.serve(caller, group, stream.into()),
+                    (Ok(stream), Err(error)) => {
+                        tracing::warn!("a connection was dropped: who connected is unknown: {error}");
+                        readers.close(stream.into());
+                    }
+                    (Err(error), _) => tracing::warn!("a connection was dropped: {error}"),
+                }
+                // It is sent on before the next one is accepted.
+                tokio::task::yield_now().await;
+            }
             Err(error) => {
                 tracing::warn!("a connection could not be accepted: {error}");
                 tokio::time::sleep(PAUSE).await;
@@ -42,14 +51,12 @@ pub async fn serve(listener: UnixListener, engine: Engine, program: std::path::P
 }
 
 /// Who connected, as the kernel tells.
-fn introduce(stream: UnixStream) -> io::Result<(Caller, u32, OwnedFd)> {
+fn introduce(stream: &UnixStream) -> io::Result<(Caller, u32)> {
     // It has this from the listener, unless it was there before the daemon was.
-    rustix::net::sockopt::set_socket_passcred(&stream, true)?;
+    rustix::net::sockopt::set_socket_passcred(stream, true)?;
     let credentials = stream.peer_cred()?;
-    let process = peer(&stream, credentials.pid())?;
-    let caller = Caller { uid: credentials.uid(), process };
-    let stream: BlockingStream = stream.into_std()?;
-    Ok((caller, credentials.gid(), stream.into()))
+    let process = peer(stream, credentials.pid())?;
+    Ok((Caller { uid: credentials.uid(), process }, credentials.gid()))
 }
 
 /// The process that connected, while it lives.

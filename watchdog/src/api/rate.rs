@@ -23,6 +23,21 @@ impl Rate {
         self.full_at = self.full_at.max(now) + each;
         self.full_at.saturating_duration_since(now + Duration::from_secs(1))
     }
+
+    /// Takes one out if there is one, of a bucket that holds `burst` and gets another every `each`.
+    pub(super) fn try_take(&mut self, now: Instant, each: Duration, burst: u32) -> bool {
+        let full_at = self.full_at.max(now) + each;
+        let has_one = full_at <= now + each * burst;
+        if has_one {
+            self.full_at = full_at;
+        }
+        has_one
+    }
+
+    /// Nothing was taken out that has not come back.
+    pub(super) fn is_full(&self, now: Instant) -> bool {
+        self.full_at <= now
+    }
 }
 
 #[cfg(test)]
@@ -41,5 +56,15 @@ mod tests {
         let later = start + Duration::from_secs(10);
         assert!((0..10).all(|_| rate.take(later, 10).is_zero()));
         assert_eq!(rate.take(later, 10), Duration::from_millis(100));
+    }
+
+    #[test]
+    fn what_is_refused_costs_nothing() {
+        let start = Instant::now();
+        let mut rate = Rate::new(start);
+        let second = Duration::from_secs(1);
+        let taken = (0..1000).filter(|_| rate.try_take(start, second, 8)).count();
+        assert_eq!((taken, rate.is_full(start), rate.is_full(start + 8 * second)), (8, false, true));
+        assert!(rate.try_take(start + second, second, 8) && !rate.try_take(start + second, second, 8));
     }
 }

@@ -1,60 +1,49 @@
 //! The readers' other end: one for each user with connections, started when it is needed and ended when it
 //! is idle.
+//!
+//! A connection that its user's reader cannot have, since there may be none, or it does nothing, or it has
+//! ended, is refused by nobody's reader. None is ever closed here: see [`crate::closing`].
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::Child;
 use std::rc::Rc;
 use std::time::Duration;
 
-use hostler_protocol::frame::{Decoder, FrameError, MESSAGE_LIMIT, encode};
-use hostler_protocol::message::Reply;
 use hostler_protocol::methods::CallError;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use tokio::io::AsyncReadExt;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 
-use super::answer::answer;
+use super::conversation::{Handed, Outgoing, ReaderEnded, left};
 use super::rate::Rate;
 use crate::causes::chain;
-use crate::descriptors::send_all;
+use crate::closing::Closer;
 use crate::engine::{Caller, Engine};
-use crate::lines::{self, Lines};
-use crate::reader::message::{Asked, ConnectionId, FromReader, ToReader};
+use crate::lines;
+use crate::metrics::Metrics;
+use crate::reader::message::ConnectionId;
 
-/// How long a reader stays without connections.
-const IDLE_TIME: Duration = Duration::from_secs(5);
-/// How long a reader may take to take what it is told. Its user can stop it: then it is only in his way.
-const TAKE_TIME: Duration = Duration::from_secs(20);
 /// How many readers of one user may be on their way out: those that hang in what was passed to them.
 const LEAVING_LIMIT: usize = 4;
-/// The largest message that a reader can make of a client's: JSON writes a byte with six at most.
-const READER_LIMIT: usize = 6 * MESSAGE_LIMIT + 4096;
+/// How many connections may wait here for a reader to take them. One that lives takes each before the next
+/// comes; one that its user has stopped takes none.
+const UNSENT_LIMIT: usize = 64;
+/// How many refused connections a reader may have besides those that it serves. Each ends as soon as it has
+/// said so.
+const REFUSED_LIMIT: usize = 1024;
+/// How many readers of one user are started at once, and after that one in each [`START_TIME`]: he may end
+/// them as he likes, and starting a program takes the daemon's own time.
+const START_BURST: u32 = 8;
+const START_TIME: Duration = Duration::from_secs(1);
+/// How often the log is told that somebody is not served: whoever is not can ask again at once.
+const TELL_BURST: u32 = 20;
+const TELL_TIME: Duration = Duration::from_secs(1);
 /// Who has nothing: whoever cannot be served is told so by its reader.
 const NOBODY: u32 = 65_534;
-
-/// Why a reader was ended.
-#[derive(Debug, thiserror::Error)]
-enum ReaderEnded {
-    #[error("its socket failed")]
-    Socket(#[from] io::Error),
-    #[error("what it said is no message")]
-    Frame(#[from] FrameError),
-    #[error("what it said is nothing that a reader says")]
-    Nonsense(#[from] serde_json::Error),
-    #[error("it asked for a connection that it does not have, or for two things at once")]
-    OutOfTurn,
-    #[error("it took nothing in for {} s", TAKE_TIME.as_secs())]
-    Silent,
-    #[error("what its user passed cannot be closed")]
-    Stuck,
-    #[error("it ended by itself")]
-    Left,
-}
 
 /// All readers.
 #[derive(Clone)]
@@ -65,29 +54,41 @@ pub(super) struct Readers {
 struct Shared {
     engine: Engine,
     program: PathBuf,
+    closer: Closer,
     by_user: RefCell<HashMap<u32, Rc<Reader>>>,
     /// How many readers of a user have been ended and are not gone.
     leaving: RefCell<HashMap<u32, usize>>,
+    /// How often a user's readers were started.
+    starts: RefCell<HashMap<u32, Rate>>,
+    /// How often the log was told that somebody is not served.
+    told: RefCell<Rate>,
     next_connection: Cell<u64>,
 }
 
 /// What the daemon knows of a reader.
-struct Reader {
-    user: u32,
+pub(super) struct Reader {
+    pub(super) user: u32,
+    group: u32,
     /// Its process, to fetch descriptors from.
-    pidfd: OwnedFd,
-    outbox: mpsc::UnboundedSender<(ToReader, Option<OwnedFd>)>,
-    connections: RefCell<HashMap<ConnectionId, Connection>>,
+    pub(super) pidfd: OwnedFd,
+    pub(super) outbox: mpsc::UnboundedSender<Outgoing>,
+    pub(super) connections: RefCell<HashMap<ConnectionId, Connection>>,
     /// How many of these are served, not refused.
-    served: Cell<usize>,
-    rate: RefCell<Rate>,
-    idle_since: Cell<Instant>,
+    pub(super) served: Cell<usize>,
+    /// How many of these are still in the outbox.
+    pub(super) unsent: Cell<usize>,
+    pub(super) rate: RefCell<Rate>,
+    pub(super) idle_since: Cell<Instant>,
+    /// When it last asked for something.
+    pub(super) asked_at: Cell<Instant>,
+    /// It is to end.
+    pub(super) forgotten: Notify,
 }
 
-struct Connection {
+pub(super) struct Connection {
     /// Who connected; nobody who is only refused may ask.
-    caller: Option<Caller>,
-    is_waiting: bool,
+    pub(super) caller: Option<Caller>,
+    pub(super) is_waiting: bool,
 }
 
 impl Readers {
@@ -96,25 +97,43 @@ impl Readers {
             shared: Rc::new(Shared {
                 engine,
                 program,
+                closer: Closer::default(),
                 by_user: RefCell::default(),
                 leaving: RefCell::default(),
+                starts: RefCell::default(),
+                told: RefCell::new(Rate::new(Instant::now())),
                 next_connection: Cell::new(1),
             }),
         }
     }
 
+    pub(super) fn engine(&self) -> &Engine {
+        &self.shared.engine
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        self.shared.engine.metrics()
+    }
+
+    /// Closes what a client may have passed something over.
+    pub(super) fn close(&self, stream: OwnedFd) {
+        self.shared.closer.close(stream);
+    }
+
     /// Hands a connection to its user's reader.
     pub(super) fn serve(&self, caller: Caller, group: u32, stream: OwnedFd) {
-        match self.of_user(caller.uid, group) {
-            Ok(reader) => self.hand_over(&reader, caller, stream),
+        let user = caller.uid;
+        match self.of_user(user, group) {
+            Ok(reader) if reader.has_room(self) => self.hand_over(&reader, caller, stream),
+            Ok(_) => {
+                let reason = format!("the process that serves user {user} does nothing now; was it stopped?");
+                self.refuse(CallError::Unavailable { reason }, stream);
+            }
             Err(error) => {
-                tracing::warn!(uid = caller.uid, "user {} is not served: {error}", caller.uid);
-                self.shared.engine.metrics().connections_refused.inc();
-                match self.of_user(NOBODY, NOBODY) {
-                    Ok(reader) => self.send(&reader, None, Some(error), stream),
-                    // What it passed already may hang whoever closes it.
-                    Err(_) => drop(std::thread::spawn(move || drop(stream))),
+                if self.shared.told.borrow_mut().try_take(Instant::now(), TELL_TIME, TELL_BURST) {
+                    tracing::warn!(uid = user, "user {user} is not served: {error}");
                 }
+                self.refuse(error, stream);
             }
         }
     }
@@ -125,9 +144,18 @@ impl Readers {
             reader.served.set(reader.served.get() + 1);
             self.send(reader, Some(caller), None, stream);
         } else {
-            self.shared.engine.metrics().connections_refused.inc();
+            self.metrics().connections_refused.inc();
             let refuse = CallError::LimitReached { limit: "connections".to_owned(), value: limit as u64 };
             self.send(reader, None, Some(refuse), stream);
+        }
+    }
+
+    /// Has nobody's reader say why a connection is not served.
+    fn refuse(&self, error: CallError, stream: OwnedFd) {
+        self.metrics().connections_refused.inc();
+        match self.of_user(NOBODY, NOBODY) {
+            Ok(reader) if reader.has_room(self) => self.send(&reader, None, Some(error), stream),
+            Ok(_) | Err(_) => self.close(stream),
         }
     }
 
@@ -135,8 +163,29 @@ impl Readers {
         let connection = ConnectionId(self.shared.next_connection.get());
         self.shared.next_connection.set(connection.0 + 1);
         reader.connections.borrow_mut().insert(connection, Connection { caller, is_waiting: false });
-        // When it ends right now, the connection ends with it.
-        let _ = reader.outbox.send((ToReader::Serve { connection, refuse }, Some(stream)));
+        reader.unsent.set(reader.unsent.get() + 1);
+        let sent = reader.outbox.send(Outgoing::Serve(Handed { connection, caller, refuse, stream }));
+        if let Err(mpsc::error::SendError(Outgoing::Serve(handed))) = sent {
+            self.close(handed.stream);
+        }
+    }
+
+    /// The reader has ended: whoever has not come to it is served by the next one, or told why not.
+    fn pass_on(&self, reader: &Reader, ended: &Result<(), ReaderEnded>, left: Vec<Handed>) {
+        for Handed { caller, refuse, stream, .. } in left {
+            match (ended, caller) {
+                (Ok(()), Some(caller)) => self.serve(caller, reader.group, stream),
+                (_, _) if reader.user == NOBODY => self.close(stream),
+                (Err(error), Some(_)) => {
+                    let reason = format!("the process that served user {} was ended: {error}", reader.user);
+                    self.refuse(CallError::Unavailable { reason }, stream);
+                }
+                (_, None) => match refuse {
+                    Some(error) => self.refuse(error, stream),
+                    None => self.close(stream),
+                },
+            }
+        }
     }
 
     fn of_user(&self, user: u32, group: u32) -> Result<Rc<Reader>, CallError> {
@@ -148,6 +197,11 @@ impl Readers {
         if self.shared.leaving.borrow().get(&user).is_some_and(|count| *count >= LEAVING_LIMIT) {
             return Err(unavailable(format!(
                 "{LEAVING_LIMIT} processes that served user {user} hang in descriptors that were passed to them; end what does not answer (a FUSE server, for example) first"
+            )));
+        }
+        if counts(user) && !self.may_start(user) {
+            return Err(unavailable(format!(
+                "the processes that serve user {user} end too often; try again in a second"
             )));
         }
         let limit = self.shared.engine.config().limits.users;
@@ -162,14 +216,35 @@ impl Readers {
         Ok(reader)
     }
 
-    /// Ends the counted reader that has had no connection for the longest; says whether there was one.
+    /// Counts a start of a user's reader, unless there were too many.
+    fn may_start(&self, user: u32) -> bool {
+        let now = Instant::now();
+        let mut starts = self.shared.starts.borrow_mut();
+        starts.retain(|_, rate| !rate.is_full(now));
+        starts.entry(user).or_insert_with(|| Rate::new(now)).try_take(now, START_TIME, START_BURST)
+    }
+
+    /// Ends a counted reader to make room for another user's: the one that has had no connection for the
+    /// longest, else of those whose users have no lease, and wait for nothing, the one that has asked for
+    /// nothing for the longest. Says whether there was one.
     fn let_one_go(&self) -> bool {
-        let mut all = self.shared.by_user.borrow_mut();
-        let idle =
-            all.iter().filter(|(user, reader)| counts(**user) && reader.connections.borrow().is_empty());
-        let oldest = idle.min_by_key(|(_, reader)| reader.idle_since.get()).map(|(user, _)| *user);
-        // Its task ends it once nobody can send to it.
-        oldest.is_some_and(|user| all.remove(&user).is_some())
+        let is_in_use = |reader: &Reader| {
+            reader.connections.borrow().values().any(|connection| connection.is_waiting)
+                || self.shared.engine.has_lease(reader.user)
+        };
+        let found = {
+            let all = self.shared.by_user.borrow();
+            let counted = || all.values().filter(|reader| counts(reader.user));
+            let idle = counted().filter(|reader| reader.connections.borrow().is_empty());
+            let idle = idle.min_by_key(|reader| reader.idle_since.get());
+            let useless = || counted().filter(|reader| !is_in_use(reader));
+            idle.or_else(|| useless().min_by_key(|reader| reader.asked_at.get())).map(|reader| reader.user)
+        };
+        let Some(user) = found else { return false };
+        if let Some(reader) = self.shared.by_user.borrow_mut().remove(&user) {
+            reader.forgotten.notify_one();
+        }
+        true
     }
 
     fn start(&self, user: u32, group: u32) -> io::Result<Rc<Reader>> {
@@ -179,28 +254,35 @@ impl Readers {
             let _ = child.kill();
             let _ = child.wait();
         })?;
-        let (outbox, to_send) = mpsc::unbounded_channel();
+        let (outbox, mut to_send) = mpsc::unbounded_channel();
+        let now = Instant::now();
         let reader = Rc::new(Reader {
             user,
+            group,
             pidfd,
             outbox,
             connections: RefCell::default(),
             served: Cell::new(0),
-            rate: RefCell::new(Rate::new(Instant::now())),
-            idle_since: Cell::new(Instant::now()),
+            unsent: Cell::new(0),
+            rate: RefCell::new(Rate::new(now)),
+            idle_since: Cell::new(now),
+            asked_at: Cell::new(now),
+            forgotten: Notify::new(),
         });
         let readers = self.clone();
         let known = Rc::clone(&reader);
         tokio::task::spawn_local(async move {
-            let ended = readers.converse(&known, lines, to_send).await;
-            if let Err(error) = ended {
-                tracing::warn!(uid = user, "the reader of user {user} is ended: {}", chain(&error));
-                readers.shared.engine.metrics().connections_refused.inc();
+            let mut in_hand = None;
+            let ended = readers.converse(&known, lines, &mut to_send, &mut in_hand).await;
+            if let Err(error) = &ended {
+                tracing::warn!(uid = user, "the reader of user {user} is ended: {}", chain(error));
+                readers.metrics().connections_refused.inc();
             }
             let is_it = |other: &Rc<Reader>| Rc::ptr_eq(other, &known);
             if readers.shared.by_user.borrow().get(&user).is_some_and(is_it) {
                 readers.shared.by_user.borrow_mut().remove(&user);
             }
+            readers.pass_on(&known, &ended, left(in_hand, &mut to_send));
             readers.see_off(user, child).await;
         });
         Ok(reader)
@@ -228,105 +310,6 @@ impl Readers {
             }
         }
     }
-
-    async fn converse(
-        &self,
-        reader: &Rc<Reader>,
-        mut lines: Lines,
-        mut outbox: mpsc::UnboundedReceiver<(ToReader, Option<OwnedFd>)>,
-    ) -> Result<(), ReaderEnded> {
-        let mut decoder = Decoder::new(READER_LIMIT);
-        let mut buffer = vec![0u8; 64 * 1024];
-        // How many messages it has not taken in, and until when it has to take in one.
-        let mut untaken = 0u64;
-        let mut deadline = Instant::now();
-        loop {
-            while let Some(message) = decoder.next_message()? {
-                match serde_json::from_slice(&message)? {
-                    FromReader::Taken => {
-                        untaken = untaken.checked_sub(1).ok_or(ReaderEnded::OutOfTurn)?;
-                        deadline = Instant::now() + TAKE_TIME;
-                    }
-                    other => self.hear(reader, other)?,
-                }
-            }
-            let is_idle = reader.connections.borrow().is_empty();
-            if is_idle && reader.is_forgotten(self) {
-                return Ok(());
-            }
-            let wake = if untaken > 0 { deadline } else { reader.idle_since.get() + IDLE_TIME };
-            tokio::select! {
-                outgoing = outbox.recv() => {
-                    let Some((message, stream)) = outgoing else { return Ok(()) };
-                    let bytes = encode(&message)?;
-                    let descriptors = stream.as_ref().map(AsFd::as_fd);
-                    let sent = timeout(TAKE_TIME, send_all(&lines.to_child, &bytes, descriptors.as_slice())).await;
-                    sent.map_err(|_| ReaderEnded::Silent)??;
-                    if untaken == 0 {
-                        deadline = Instant::now() + TAKE_TIME;
-                    }
-                    untaken += 1;
-                }
-                read = lines.from_child.read(&mut buffer) => match read? {
-                    0 => return Err(ReaderEnded::Left),
-                    count => decoder.push(&buffer[..count]),
-                },
-                () = sleep_until(wake), if untaken > 0 || is_idle => {
-                    if untaken > 0 {
-                        return Err(ReaderEnded::Silent);
-                    }
-                    return Ok(());
-                }
-            }
-        }
-    }
-
-    fn hear(&self, reader: &Rc<Reader>, message: FromReader) -> Result<(), ReaderEnded> {
-        match message {
-            FromReader::Taken => {}
-            FromReader::Stuck => return Err(ReaderEnded::Stuck),
-            FromReader::Closed { connection, dropped } => {
-                let closed = reader.connections.borrow_mut().remove(&connection);
-                let closed = closed.ok_or(ReaderEnded::OutOfTurn)?;
-                if closed.caller.is_some() {
-                    reader.served.set(reader.served.get().saturating_sub(1));
-                }
-                reader.idle_since.set(Instant::now());
-                if let Some(why) = dropped {
-                    self.shared.engine.metrics().connections_refused.inc();
-                    let why = hostler_protocol::text::printable(why.as_bytes());
-                    tracing::debug!(uid = reader.user, "a connection was dropped: {why}");
-                }
-            }
-            FromReader::Asked { connection, call } => {
-                let caller = {
-                    let mut connections = reader.connections.borrow_mut();
-                    let asking = connections.get_mut(&connection).filter(|asking| !asking.is_waiting);
-                    let asking = asking.ok_or(ReaderEnded::OutOfTurn)?;
-                    asking.is_waiting = true;
-                    asking.caller.ok_or(ReaderEnded::OutOfTurn)?
-                };
-                self.answer(reader, connection, caller, *call);
-            }
-        }
-        Ok(())
-    }
-
-    fn answer(&self, reader: &Rc<Reader>, connection: ConnectionId, caller: Caller, call: Asked) {
-        let engine = self.shared.engine.clone();
-        let reader = Rc::clone(reader);
-        tokio::task::spawn_local(async move {
-            let a_second = engine.config().limits.requests_per_second;
-            let wait = reader.rate.borrow_mut().take(Instant::now(), a_second);
-            tokio::time::sleep(wait).await;
-            let reply: Reply = answer(&engine, caller, call, &reader.pidfd).await;
-            if let Some(asked) = reader.connections.borrow_mut().get_mut(&connection) {
-                asked.is_waiting = false;
-            }
-            // It may have ended meanwhile, and its connections with it.
-            let _ = reader.outbox.send((ToReader::Answer { connection, reply }, None));
-        });
-    }
 }
 
 /// Whether a user counts for `[limits] users`: root is never locked out.
@@ -339,8 +322,14 @@ impl Reader {
         self.outbox.is_closed()
     }
 
+    /// Whether it may be told of another connection.
+    fn has_room(&self, readers: &Readers) -> bool {
+        let most = readers.shared.engine.config().limits.connections.saturating_add(REFUSED_LIMIT);
+        self.unsent.get() < UNSENT_LIMIT && self.connections.borrow().len() < most
+    }
+
     /// Whether another was started in its place, or none is wanted.
-    fn is_forgotten(&self, readers: &Readers) -> bool {
+    pub(super) fn is_forgotten(&self, readers: &Readers) -> bool {
         let all = readers.shared.by_user.borrow();
         !all.get(&self.user).is_some_and(|known| std::ptr::eq(known.as_ref(), self))
     }

@@ -94,6 +94,12 @@ impl Engine {
         if is_own { Access::Own } else { Access::Hidden }
     }
 
+    /// Whether a user has a lease that has not ended.
+    #[must_use]
+    pub fn has_lease(&self, user: u32) -> bool {
+        self.shared.state.borrow().leases().any(|lease| lease.uid == user)
+    }
+
     /// Why something is still there.
     ///
     /// # Errors

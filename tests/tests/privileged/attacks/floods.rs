@@ -18,7 +18,7 @@ use super::{Attacker, SOON};
 
 /// How long another user waits for an answer for which the daemon need not look at the host.
 #[track_caller]
-fn others_wait(daemon: &Daemon<'_>) -> Duration {
+pub(super) fn others_wait(daemon: &Daemon<'_>) -> Duration {
     let asked = Instant::now();
     let none = daemon.client().call("CloseLease", &json!({ "lease": 999, "epoch": 1 }), &[]);
     assert!(none.is_err_and(|error| error.name.ends_with("NoSuchLease")));
@@ -86,18 +86,19 @@ fn limits_are_each_users_own() {
         assert_eq!(error.details, json!({ "limit": "resources", "value": 3 }));
         drop(processes);
         // Two users are connected; root has a reader only while it asks.
-        let other = Client::connect_as(USER + 1, &daemon.socket());
-        wait_until("the limit of users", SOON, || {
-            let mut third = Client::connect_as(USER + 2, &daemon.socket());
-            third.send(&json!({ "method": "org.varlink.service.GetInfo" }), &[]).or_fail("sending");
-            let answer = third.receive().or_fail("an answer");
-            answer["parameters"] == json!({ "limit": "users", "value": 2 })
-        });
-        drop(other);
-        // Whoever has nothing to say any more makes room.
+        let mut other = Client::connect_as(USER + 1, &daemon.socket());
+        let leased = other.call("OpenLease", &json!({ "name": "other" }), &[]).or_fail("a lease");
+        let mut third = Client::connect_as(USER + 2, &daemon.socket());
+        third.send(&json!({ "method": "org.varlink.service.GetInfo" }), &[]).or_fail("sending");
+        let answer = third.receive().or_fail("an answer");
+        assert_eq!(answer["parameters"], json!({ "limit": "users", "value": 2 }));
+        let close = json!({ "lease": leased["lease"], "epoch": leased["epoch"] });
+        other.call("CloseLease", &close, &[]).or_fail("closing the lease");
+        // Whoever has no lease makes room, though he stays connected.
         wait_until("room for a third user", SOON, || {
             Client::connect_as(USER + 2, &daemon.socket()).is_answered("org.hostler.Watchdog.Status")
         });
+        assert!(other.receive().is_err(), "that one hung up");
         attacker.end();
     });
 }

@@ -6,6 +6,7 @@ mod lies;
 mod looks;
 mod others;
 mod own;
+mod readers;
 mod trees;
 
 use std::fs::File;
