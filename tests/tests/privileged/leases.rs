@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::process::Stdio;
 use std::time::Duration;
 
+use hostler_protocol::lease::LeaseState;
 use hostler_tests::bystander::{Bystander, attach};
 use hostler_tests::daemon::{Daemon, Settings};
 use hostler_tests::failure::{OrFail, wait_until};
@@ -105,6 +106,25 @@ fn a_lease_ends_at_its_deadline_though_its_owner_lives() {
 }
 
 #[test]
+fn who_asks_for_it_now_does_not_wait_for_the_grace() {
+    scenario::privileged("hurry", |place| {
+        let claim = place.directory("claim");
+        let daemon = Daemon::start(place, &Settings { grace: "10min", ..Settings::default() });
+        let script = "mkdir mnt; mount -t tmpfs none mnt; echo $$ > shell; sleep 600";
+        let mut run = daemon.run_script("patient", &claim, script);
+        let mut hostler = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().or_fail("starting hostler");
+        let _ = probe::pid_from(&claim.join("shell"));
+        kill(hostler.id());
+        hostler.wait().or_fail("waiting for hostler");
+        let (lease, _) = daemon.wait_for_state("patient", LeaseState::Closing, SOON);
+        assert_eq!(probe::mounts_below(&claim).len(), 1, "taken back before the grace was over");
+        daemon.ask(&["reclaim", "--lease", &lease.lease.to_string()]).succeeded();
+        daemon.wait_for_end("patient", SOON);
+        assert_eq!(probe::mounts_below(&claim), []);
+    });
+}
+
+#[test]
 fn what_a_dead_owner_left_stays_for_the_grace_also_over_a_restart() {
     scenario::privileged("grace", |place| {
         let claim = place.directory("claim");
@@ -164,7 +184,7 @@ fn a_claim_without_a_file_handle_is_found_again_after_a_restart_or_told_about() 
             });
             std::thread::sleep(Duration::from_millis(700));
             let lease = daemon.lease("overlay").or_fail("the lease");
-            assert_ne!(lease.state, hostler_protocol::lease::LeaseState::Ended, "{lease:?}");
+            assert_ne!(lease.state, LeaseState::Ended, "{lease:?}");
             drop(daemon);
             assert_eq!(
                 probe::mounts_below(&scratch).len(),

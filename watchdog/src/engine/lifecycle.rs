@@ -359,6 +359,11 @@ impl Engine {
         if !caller.may_use(owner) || (owner != caller.uid && scratch) {
             return Err(refused(format!("{shown} belongs to user {owner}; claim a directory of your own")));
         }
+        if scratch && proven.is_everybodys {
+            return Err(refused(format!(
+                "everybody may write to {shown}, so it cannot be removed with all it holds; `chmod o-w` it, or claim it without having it removed"
+            )));
+        }
         let lease = self.room_for_a_claim(caller, id, epoch)?;
         let is_claimed = |claim: &Claim| claim.directory == proven.directory && claim.scratch == scratch;
         if lease.claims.iter().any(is_claimed) {

@@ -48,6 +48,14 @@ pub fn owner(directory: impl AsFd) -> io::Result<u32> {
     Ok(known(directory, StatxFlags::UID)?.stx_uid)
 }
 
+/// Whether anybody at all may make entries in a directory.
+///
+/// # Errors
+/// What `statx(2)` says.
+pub fn is_everybodys(directory: impl AsFd) -> io::Result<bool> {
+    Ok(u32::from(known(directory, StatxFlags::MODE)?.stx_mode) & 0o002 != 0)
+}
+
 /// Whether a descriptor was opened for writing.
 ///
 /// # Errors

@@ -34,6 +34,8 @@ pub struct ProvenDirectory {
     pub owner: u32,
     /// Where it is; fit to be printed.
     pub path: String,
+    /// Anybody may make entries in it.
+    pub is_everybodys: bool,
     /// It is the root directory.
     pub is_root: bool,
     /// Its file handle; absent where the file system has none. A descriptor is kept instead.

@@ -92,6 +92,7 @@ fn directory(directory: &OwnedFd) -> io::Result<(Proof, Option<OwnedFd>)> {
         directory: identity,
         owner: directories::owner(directory)?,
         path: printable(path.as_os_str().as_encoded_bytes()),
+        is_everybodys: directories::is_everybodys(directory)?,
         is_root: path == Path::new("/"),
         handle,
         mount: directories::mount_of(directory).ok(),

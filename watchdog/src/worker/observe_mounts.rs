@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use super::blocks::Careful;
 use crate::kernel::mounts::{self, Wanted};
 use crate::kernel::namespaces;
-use crate::model::{DeviceNumber, Gap, MountNamespace, Snapshot};
+use crate::model::{DeviceNumber, Gap, LoopState, MountNamespace, Snapshot};
 
 /// Reads the mounts of the own namespace.
 pub(super) fn read_own(touching: &mut dyn FnMut(Option<u32>, &str), snapshot: &mut Snapshot) {
@@ -44,12 +44,18 @@ pub(super) fn read_others(careful: &mut Careful<'_>, snapshot: &mut Snapshot) {
     }
 }
 
-/// The file systems whose mounts in other namespaces matter: those on any block device of the snapshot,
-/// but for the one that the host's root is. Each namespace has that one, with all it holds mounted on it,
+/// The file systems whose mounts in other namespaces matter: those on any block device of the snapshot, and
+/// those without one that images of loop devices lie on, but for the one that the host's root is. Each namespace has that one, with all it holds mounted on it,
 /// and no lease can have made it.
 fn wanted(snapshot: &Snapshot) -> Wanted {
     let mut devices = HashSet::new();
     for device in &snapshot.loops {
+        // Of a file system in memory or the like, such as a container's, it matters whose other mounts are.
+        if let LoopState::Bound(backing) = device.state
+            && backing.device.major == 0
+        {
+            devices.insert(backing.device);
+        }
         devices.insert(device.device);
         devices.extend(device.partitions.iter().map(|partition| partition.device));
     }
@@ -78,8 +84,8 @@ fn wanted(snapshot: &Snapshot) -> Wanted {
 mod tests {
     use super::*;
     use crate::model::{
-        BackingFile, DiskSequence, Filesystem, LoopDevice, LoopState, Map, MapIdentity, MapKind, Mount,
-        MountIdentity, MountNamespace, MountNumber, Partition,
+        BackingFile, DiskSequence, Filesystem, LoopDevice, Map, MapIdentity, MapKind, Mount, MountIdentity,
+        MountNumber, Partition,
     };
 
     fn device(major: u32, minor: u32) -> DeviceNumber {
@@ -107,6 +113,15 @@ mod tests {
             autoclear: false,
             partitions: vec![Partition { number: 1, device: device(259, 0) }],
         });
+        let on_tmpfs = LoopState::Bound(BackingFile { device: device(0, 60), inode: 5 });
+        let image = LoopDevice {
+            number: 4,
+            device: device(7, 4),
+            state: on_tmpfs,
+            partitions: Vec::new(),
+            ..snapshot.loops[0].clone()
+        };
+        snapshot.loops.push(image);
         snapshot.maps.extend([map(0), map(1)]);
         let filesystem = |blocks, shown_as| Filesystem {
             kind: "btrfs".to_owned(),
@@ -136,7 +151,8 @@ mod tests {
             layers: Vec::new(),
             user: None,
         });
-        let expected = [device(7, 3), device(259, 0), device(252, 1), device(0, 50)];
+        let expected =
+            [device(7, 3), device(259, 0), device(7, 4), device(0, 60), device(252, 1), device(0, 50)];
         assert_eq!(wanted(&snapshot).devices, HashSet::from(expected));
     }
 }

@@ -1,12 +1,14 @@
 //! Directories that are not what they were: swapped, renamed, linked, bound, mounted over.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::fs::File;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use hostler_protocol::lease::LeaseState;
 use hostler_tests::attached::Attached;
 use hostler_tests::bystander::Bystander;
 use hostler_tests::daemon::{Daemon, Settings};
@@ -19,7 +21,7 @@ use hostler_tests::{probe, program, scenario};
 use nix::mount::{MsFlags, mount};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use super::{Attacker, SOON};
+use super::{Attacker, SOON, refusal};
 
 /// A victim's directory: a mounted image with a process in it, and files.
 struct Victim {
@@ -193,13 +195,46 @@ fn a_scratch_directory_is_not_emptied_through_what_a_bystander_holds_in_it() {
         inside.current_dir(&point);
         let inside = Sleeper::run(inside);
         attacker.owner.take();
-        daemon.wait_for_state("attack", hostler_protocol::lease::LeaseState::Pinned, SOON);
+        daemon.wait_for_state("attack", LeaseState::Pinned, SOON);
         victim.assert_untouched();
         assert!(inside.runs());
         drop(inside);
         daemon.wait_for_end("attack", SOON);
         victim.assert_untouched();
         assert!(!scratch.exists());
+    });
+}
+
+#[test]
+fn a_scratch_directory_is_not_removed_with_what_others_have_in_it() {
+    scenario::privileged("shared-scratch", |place| {
+        let daemon = Daemon::start(place, &Settings::default());
+        // Where everybody puts things.
+        let shared = place.directory_of_user("shared");
+        fs::set_permissions(&shared, fs::Permissions::from_mode(0o1777)).or_fail("sharing");
+        let mut attacker = Attacker::new(place, &daemon);
+        let why = refusal(attacker.claim(&shared, true));
+        assert!(why.contains("chmod o-w"), "{why}");
+        // Another lease's directory in it, of the same user.
+        let outer = place.directory_of_user("outer");
+        let inner = outer.join("inner");
+        as_user(USER, || fs::create_dir(&inner)).or_fail("making");
+        fs::write(inner.join("precious"), "data").or_fail("writing");
+        let mut other = Client::connect_as(USER, &daemon.socket());
+        let owner = Sleeper::start(place, true);
+        let lease = other.open_lease("other", &owner);
+        let directory = as_user(USER, || File::open(&inner)).or_fail("opening");
+        other.claim(lease, directory, false).or_fail("claiming");
+        assert!(attacker.claim(&outer, true).is_ok());
+        attacker.owner.take();
+        let (pinned, _) = daemon.wait_for_state("attack", LeaseState::Pinned, SOON);
+        let report = format!("{:?}", pinned.report);
+        assert!(report.contains(&format!("lease {} has claimed a directory in it", lease.lease)), "{report}");
+        assert!(inner.join("precious").exists());
+        drop(owner);
+        daemon.wait_for_end("other", SOON);
+        daemon.wait_for_end("attack", SOON);
+        assert!(!outer.exists());
     });
 }
 
