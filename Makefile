@@ -4,7 +4,7 @@ CARGO ?= cargo
 # What needs root and real kernel objects; `make test PRIVILEGED=no` leaves it out on purpose.
 PRIVILEGED ?= yes
 
-.PHONY: help demo build test test-vm test-vm-short test-churn test-crash fuzz test-cache bench lint setup setup-tests install uninstall clean
+.PHONY: help demo build test test-vm test-vm-short test-churn test-crash test-kills fuzz test-cache bench lint setup setup-tests install uninstall clean
 
 help:
 	@echo "make demo      see Hostler work: builds an image, boots it, kills builders, cleans up (< 20 min)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-churn 100,000 detaches against a process that binds the same device at full speed"
 	@echo "make test-cache 200 kills of a cache that is being filled, 1 GiB to 8 clients, 10 GiB to one (needs 11 GiB)"
 	@echo "make test-crash hostlerd killed at 1,000 points, each kernel call failing, 10,000 leases (about 40 min)"
+	@echo "make test-kills a build killed at 200 random moments; KILLS=N (about 40 min)"
 	@echo "make fuzz      what parses what others write, fed with rubbish; SECONDS=60 for each of the six (nightly Rust)"
 	@echo "make bench     what Hostler costs, against goals, as a table (root; a quiet machine; about 15 min)"
 	@echo "make lint      formatting, clippy with warnings denied, dependencies, units, scripts"
@@ -79,6 +80,12 @@ test-crash: setup-tests
 	$(CARGO) build --release --locked --bin hostler --bin hostlerd
 	HOSTLER_TESTS_CRASHES=1000 HOSTLER_TESTS_FAULTS=1 HOSTLER_TESTS_LEASES=10000 HOSTLER_TESTS_AT_ONCE=500 \
 		$(CARGO) test --locked --release --package hostler-tests --test privileged -- crashes --nocapture
+
+# An ordinary user's build is killed at that many random moments (about 40 min on a quiet machine).
+KILLS ?= 200
+test-kills: setup-tests
+	$(CARGO) build --locked --workspace --bins
+	HOSTLER_TESTS_BUILD_KILLS=$(KILLS) $(CARGO) test --locked --package hostler-tests --test builds -- moments --nocapture
 
 # Feeds what parses others' bytes with rubbish, that many seconds for each target; new finds go into
 # fuzz/target/corpus, crashes into fuzz/artifacts. TARGETS="frames console" takes only some.

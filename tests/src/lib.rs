@@ -30,6 +30,7 @@ pub mod place;
 pub mod probe;
 pub mod processes;
 pub mod program;
+pub mod random;
 pub mod scenario;
 pub mod sleeper;
 pub mod stack;

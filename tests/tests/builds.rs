@@ -12,6 +12,8 @@ mod killed;
 mod limits;
 #[path = "builds/mirror.rs"]
 mod mirror;
+#[path = "builds/moments.rs"]
+mod moments;
 #[path = "builds/of_root.rs"]
 mod of_root;
 #[path = "builds/outputs.rs"]

@@ -13,6 +13,7 @@ use hostler_tests::daemon::{Daemon, Settings};
 use hostler_tests::failure::{OrFail, wait_until};
 use hostler_tests::place::{Place, kill};
 use hostler_tests::probe::ProcessSeen;
+use hostler_tests::random::{Numbers, count};
 use hostler_tests::sleeper::Sleeper;
 use hostler_tests::{probe, scenario};
 use seccompiler::{
@@ -73,32 +74,13 @@ impl Leak {
     }
 }
 
-/// How many points or leases a test tries: few, but for whoever asks for more.
-fn count(variable: &str, otherwise: usize) -> usize {
-    std::env::var(variable).ok().map_or(otherwise, |text| text.parse().or_fail(variable))
-}
-
-/// Numbers in no order (splitmix64): the same ones for the same seed, which is printed.
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (mixed ^ (mixed >> 31)) % limit
-    }
-}
-
 #[test]
 fn killed_at_random_points_nothing_is_left_in_the_end() {
     let points = count("HOSTLER_TESTS_CRASHES", 12);
-    let seed = count("HOSTLER_TESTS_SEED", 20_261_124) as u64;
-    println!("{points} points, HOSTLER_TESTS_SEED={seed}");
+    println!("{points} points");
     let limit = Duration::from_secs(60 + 12 * points as u64);
     scenario::privileged_within("random-kills", limit, |place| {
-        let mut numbers = Numbers(seed);
+        let mut numbers = Numbers::new();
         let bystander = Bystander::new(place, &place.directory("other"));
         let mut daemon = Daemon::start(place, &Settings { term_timeout: "60ms", ..Settings::default() });
         let begun = Instant::now();
