@@ -50,12 +50,32 @@ leaks() {
     losetup -n -O NAME -l | grep -v "$bystander"
     findmnt -rn -o TARGET | grep /var/tmp/work
     grep -lzx 3600 /proc/[0-9]*/cmdline 2>/dev/null
+    dmsetup ls 2>/dev/null | grep hostler-units
+    swapon --noheadings --show=NAME
 }
+# Of everything else that has a device: a partition, a map on another, swap on a third.
+cat >/tmp/devices.sh <<'end'
+set -e
+cd "$1"
+for name in disk lower swap; do truncate -s 32M $name; done
+printf '2048,,83\n' | sfdisk --quiet disk
+disk=$(losetup --find --show --partscan disk)
+udevadm settle
+mke2fs -q -t ext4 "${disk}p1"
+mkdir mnt
+mount "${disk}p1" mnt
+dmsetup create hostler-units --table "0 32768 linear $(losetup --find --show lower) 0"
+area=$(losetup --find --show swap)
+mkswap -q "$area"
+swapon "$area"
+touch ready
+sleep 3600
+end
 nothing_left() { [ -z "$(leaks)" ]; }
-leak() { # leak: starts the builder under a lease, and kills hostler once it has leaked
+leak() { # leak [SCRIPT]: starts a builder under a lease, and waits until it has something to leak
     rm -rf /var/tmp/work
     mkdir /var/tmp/work
-    hostler run --claim /var/tmp/work -- sh ./chroot-builder.sh /var/tmp/work &
+    hostler run --claim /var/tmp/work -- sh "${1:-./chroot-builder.sh}" /var/tmp/work &
     runner=$!
     eventually test -e /var/tmp/work/ready
     sleep 1
@@ -69,6 +89,12 @@ check "all of it is taken back" eventually nothing_left
 [ -z "$(leaks)" ] || { hostler status; hostler why /dev/loop1; journalctl -u hostlerd.service --no-pager -o cat | tail -n 25; }
 check "the host's own mounts are still there" findmnt /dev/pts
 check "the bystander's too" findmnt /var/tmp/bystander
+
+leak /tmp/devices.sh
+check "another has a partition, a map and swap to leak" sh -c 'dmsetup ls | grep -q hostler-units && swapon --show | grep -q loop && findmnt /var/tmp/work/mnt'
+kill -KILL "$runner"
+check "the unit lets these be taken back too" eventually nothing_left
+[ -z "$(leaks)" ] || { leaks; hostler status; journalctl -u hostlerd.service --no-pager -o cat | tail -n 25; }
 
 leak
 systemctl kill --signal=KILL hostlerd.service
