@@ -73,7 +73,7 @@ pub(super) fn read(
     snapshot: &mut Snapshot,
 ) {
     for query in &lease.claims {
-        let what = format!("the directory {} that lease {} claimed", query.claim.path, lease.lease);
+        let what = query.announced(lease.lease);
         if skip.contains(&what) {
             // For the others, the look goes on.
             let cause = format!("{what} did not answer before; its file system may be stuck");

@@ -86,6 +86,31 @@ impl Query {
     }
 }
 
+impl ClaimQuery {
+    /// The words in which a worker announces that it is about to look at it.
+    pub(super) fn announced(&self, lease: LeaseId) -> String {
+        format!("the directory {} that lease {lease} claimed", self.claim.path)
+    }
+}
+
+impl Query {
+    /// What hangs when this does, in the words in which it is announced: it, and the claimed directories on the
+    /// same file system as the one that it is. A server that died hangs each of them, for as long each.
+    pub(super) fn hanging_with(&self, announced: &str) -> Vec<String> {
+        let claims = || {
+            self.leases.iter().flat_map(|of| of.claims.iter().map(|claim| (claim.announced(of.lease), claim)))
+        };
+        let device = |claim: &ClaimQuery| claim.claim.directory.device;
+        match claims().find(|(words, _)| words == announced) {
+            Some((_, hung)) => {
+                let same = claims().filter(|(_, claim)| device(claim) == device(hung));
+                same.map(|(words, _)| words).collect()
+            }
+            None => vec![announced.to_owned()],
+        }
+    }
+}
+
 /// A step of a plan, with what it takes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Task {
@@ -137,4 +162,34 @@ pub enum Response {
     /// What the descriptor is of, or why that cannot be told. Beside it comes a directory's that has no
     /// file handle, to be kept.
     Examined(Result<Proof, String>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::DirectoryIdentity;
+
+    #[test]
+    fn with_a_directory_hang_those_on_the_same_file_system() {
+        let claim = |minor, path: &str| ClaimQuery {
+            claim: Claim {
+                directory: DirectoryIdentity { device: DeviceNumber { major: 0, minor }, inode: 1 },
+                scratch: false,
+                path: path.to_owned(),
+                handle: None,
+                mount: None,
+            },
+            descriptor: None,
+        };
+        let lease = |id, claims| LeaseQuery { lease: LeaseId(id), cgroup: None, claims };
+        let leases = vec![
+            lease(1, vec![claim(50, "/net/a"), claim(51, "/local")]),
+            lease(2, vec![claim(50, "/net/b")]),
+        ];
+        let query = Query { leases, ..Query::host(SnapshotDepth::Ownership) };
+        let words = |lease, path| format!("the directory {path} that lease {lease} claimed");
+        assert_eq!(query.hanging_with(&words(2, "/net/b")), [words(1, "/net/a"), words(2, "/net/b")]);
+        assert_eq!(query.hanging_with(&words(1, "/local")), [words(1, "/local")]);
+        assert_eq!(query.hanging_with("processes"), ["processes"]);
+    }
 }

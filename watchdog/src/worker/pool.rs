@@ -160,8 +160,10 @@ impl Pool {
                     if hangs < HANG_LIMIT && !skip.contains(&doing) =>
                 {
                     hangs += 1;
-                    note(Hung::Thing(doing.clone()));
-                    skip.push(doing);
+                    for what in query.hanging_with(&doing) {
+                        note(Hung::Thing(what.clone()));
+                        skip.push(what);
+                    }
                 }
                 Err(error) => return Err(error),
             }
