@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hostler_protocol::lease::LeaseState;
@@ -271,6 +271,81 @@ fn whatever_call_fails_the_verdict_is_right_and_nothing_else_is_touched() {
         println!(
             "{tried} failing calls: {complete} reclaims were whole all the same, all after the next start"
         );
+    });
+}
+
+/// What a worker asks of the kernel; the daemon itself asks none of it.
+const HANGS: [Fault; 8] = [
+    fault("umount2", nix::libc::SYS_umount2),
+    ioctl("LOOP_CLR_FD", 0x4C01),
+    ioctl("LOOP_GET_STATUS64", 0x4C05),
+    ioctl("BLKGETDISKSEQ", 0x8008_1280),
+    fault("open_by_handle_at", nix::libc::SYS_open_by_handle_at),
+    fault("fchdir", nix::libc::SYS_fchdir),
+    fault("setns", nix::libc::SYS_setns),
+    fault("listmount", 458),
+];
+
+/// Starts the daemon so that this call never returns in it and in all its processes, until they are killed.
+fn launch_hanging(daemon: &mut Daemon<'_>, fault: &Fault) {
+    let log = fs::File::options().append(true).open(daemon.place().path("hostlerd.log"));
+    let log = log.or_fail("opening the daemon's log");
+    daemon.launch_by(|command| {
+        let mut hanging = Command::new("python3");
+        hanging.args(["-c", include_str!("hang.py"), &fault.call.to_string()]);
+        hanging.arg(fault.request.map_or("any".to_owned(), |request| request.to_string()));
+        hanging.arg(command.get_program()).args(command.get_args());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => hanging.env(name, value),
+                None => hanging.env_remove(name),
+            };
+        }
+        hanging.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()
+    });
+}
+
+#[test]
+fn whatever_call_hangs_the_daemon_answers_and_the_next_one_finishes() {
+    let all = count("HOSTLER_TESTS_FAULTS", 0) > 0;
+    scenario::privileged_within("hanging-calls", Duration::from_secs(400), |place| {
+        let bystander = Bystander::new(place, &place.directory("other"));
+        let settings = Settings { term_timeout: "60ms", step_timeout: "1s", ..Settings::default() };
+        let mut daemon = Daemon::start(place, &settings);
+        let mut told = Vec::new();
+        for (at, fault) in HANGS.iter().enumerate().filter(|(at, _)| all || at % 4 == 0) {
+            let what = format!("{} hangs", fault.name);
+            let mut leak = Leak::start(&daemon, place, fault.name, at);
+            daemon.kill();
+            leak.kill_owner();
+            fs::write(place.path("hostlerd.log"), "").or_fail("emptying the log");
+            launch_hanging(&mut daemon, fault);
+            // It goes on answering all the while, and calls nothing done that is not.
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_secs(4) {
+                let asked = Instant::now();
+                let _ = daemon.ask(&["lease", "list"]);
+                assert!(
+                    asked.elapsed() < Duration::from_secs(12),
+                    "{what}: it did not answer\n{}",
+                    daemon.log()
+                );
+            }
+            if daemon.log().contains("nothing is left") {
+                assert_eq!(leak.left(), Vec::<String>::new(), "{what}\n{}", daemon.log());
+            } else {
+                assert!(!leak.left().is_empty(), "{what}\n{}", daemon.log());
+                told.push(fault.name);
+            }
+            bystander.assert_untouched();
+            daemon.kill();
+            daemon.start_again();
+            daemon.wait_until_idle(SOON);
+            assert_eq!(leak.left(), Vec::<String>::new(), "after {what}\n{}", daemon.log());
+            bystander.assert_untouched();
+        }
+        println!("calls that hung, and kept a lease from its end until the next start: {told:?}");
+        assert!(told.contains(&"umount2"), "{told:?}");
     });
 }
 
