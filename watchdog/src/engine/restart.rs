@@ -1,18 +1,17 @@
 //! What a start finds in the journal of the daemon before it.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hostler_protocol::lease::{LeaseId, LeaseState};
+use hostler_protocol::lease::LeaseId;
 
 use super::Engine;
 use super::audit::Because;
+use super::owner::{Owner, owner_now};
 use super::record::Record;
 use crate::journal::Entry;
-use crate::kernel::{calls, cgroups, directories, signals};
+use crate::kernel::{cgroups, directories};
 use crate::model::{Claim, Lease, Phase};
 
 impl Engine {
@@ -102,61 +101,5 @@ impl Engine {
                 }
             }
         }
-    }
-
-    /// Asks for a lease's owner until it can be told whether it lives; until then it counts as living.
-    pub(super) fn ask_again(&self, lease: Lease, because: &io::Error) {
-        const INTERVAL: Duration = Duration::from_secs(1);
-        let id = lease.id;
-        tracing::error!(
-            lease = id.0,
-            "lease {id}: whether its owner, process {}, lives cannot be told, so the lease stays open, and it is asked again each second: {because}",
-            lease.owner.pid
-        );
-        let engine = self.clone();
-        tokio::task::spawn_local(async move {
-            loop {
-                tokio::time::sleep(INTERVAL).await;
-                let is_open = engine.shared.state.borrow().get(id).map(|record| record.state);
-                if is_open != Some(LeaseState::Open) {
-                    return;
-                }
-                match owner_now(&lease) {
-                    Owner::Unknown(_) => {}
-                    Owner::Ended => {
-                        engine.note_cause(id, Because::OwnerEnded);
-                        let grace = engine.shared.config.borrow().reclaim.grace;
-                        engine.end(id, grace);
-                        return;
-                    }
-                    Owner::Lives(pidfd) => {
-                        if engine.shared.watcher.watch_owner(id, pidfd).is_ok() {
-                            tracing::info!(lease = id.0, "lease {id}: its owner lives, and is watched");
-                            return;
-                        }
-                    }
-                }
-            }
-        });
-    }
-}
-
-/// What became of a lease's owner.
-enum Owner {
-    Lives(OwnedFd),
-    Ended,
-    Unknown(io::Error),
-}
-
-/// Its number and start are known; where the kernel has a handle of it, that is what counts.
-fn owner_now(lease: &Lease) -> Owner {
-    let pidfd = match signals::open(lease.owner) {
-        Ok(Some(pidfd)) => pidfd,
-        Ok(None) => return Owner::Ended,
-        Err(error) => return Owner::Unknown(error),
-    };
-    match (&lease.owner_handle, calls::file_handle(&pidfd)) {
-        (Some(known), Ok(now)) if now != *known => Owner::Ended,
-        (Some(_) | None, _) => Owner::Lives(pidfd),
     }
 }
