@@ -4,7 +4,7 @@ CARGO ?= cargo
 # What needs root and real kernel objects; `make test PRIVILEGED=no` leaves it out on purpose.
 PRIVILEGED ?= yes
 
-.PHONY: help demo build test test-vm test-vm-short test-churn test-crash test-kills fuzz test-cache bench lint setup setup-tests install uninstall clean
+.PHONY: help demo build test test-vm test-vm-short test-churn test-crash test-kills fuzz test-cache test-repeat bench lint setup setup-tests install uninstall clean
 
 help:
 	@echo "make demo      see Hostler work: builds an image, boots it, kills builders, cleans up (< 20 min)"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-vm-short  in one, only what cannot be tested elsewhere"
 	@echo "make test-churn 100,000 detaches against a process that binds the same device at full speed"
 	@echo "make test-cache 200 kills of a cache that is being filled, 1 GiB to 8 clients, 10 GiB to one (needs 11 GiB)"
+	@echo "make test-repeat each example built three times: from the archive, the cache, and with no network (hours without KVM)"
 	@echo "make test-crash hostlerd killed at 1,000 points, each kernel call failing, 10,000 leases (about 40 min)"
 	@echo "make test-kills a build killed at 200 random moments; KILLS=N (about 40 min)"
 	@echo "make fuzz      what parses what others write, fed with rubbish; SECONDS=60 for each of the six (nightly Rust)"
@@ -73,6 +74,12 @@ test-cache: setup-tests
 	HOSTLER_TESTS_KILLS=200 HOSTLER_TESTS_MEBIBYTES=1024 HOSTLER_TESTS_HUGE_MEBIBYTES=10300 \
 		$(CARGO) test --locked --package hostler-runner --test cache -- \
 		--test-threads 1 --nocapture kills:: together::
+
+# Real guests; RECIPES="FILE…" takes only some, CACHE=DIR keeps what was downloaded.
+test-repeat:
+	@tests/setup.sh run
+	@$(MAKE) --no-print-directory build
+	@CACHE='$(CACHE)' tests/repeat.sh $(target)/release $(RECIPES)
 
 # hostlerd is killed at 1,000 random points, each kernel call fails in each way, 10,000 leases, 500 at once
 # (about 40 min). HOSTLER_TESTS_SEED=N repeats the points of a run.

@@ -6,6 +6,7 @@
 mod answer;
 mod archive;
 mod audit;
+mod connection;
 mod digest;
 mod download;
 mod evict;

@@ -106,33 +106,54 @@ pub fn decode(path: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// The part of a file of `size` bytes that a `Range` header asks for: first byte and length.
-/// `Ok(None)` means the whole, which also answers what is not understood (RFC 9110, 14.2).
+/// The most parts that are given in one answer; clients of zchunk files ask for up to 256.
+const MOST_PARTS: usize = 256;
+
+/// The parts of a file of `size` bytes that a `Range` header asks for: first byte and length of each. None
+/// means the whole, which also answers what is not understood, or asks for more than there is (RFC 9110, 14.2).
 ///
 /// # Errors
-/// The range lies beyond the end.
-pub fn range(header: Option<&str>, size: u64) -> Result<Option<(u64, u64)>, BeyondEnd> {
-    let Some((first, last)) =
-        header.and_then(|value| value.trim().strip_prefix("bytes=")).and_then(|range| range.split_once('-'))
-    else {
-        return Ok(None);
+/// All of it lies beyond the end.
+pub fn ranges(header: Option<&str>, size: u64) -> Result<Vec<(u64, u64)>, BeyondEnd> {
+    let Some(list) = header.and_then(|value| value.trim().strip_prefix("bytes=")) else {
+        return Ok(Vec::new());
     };
-    let parts = (first.trim(), last.trim());
-    let (start, end) = match parts {
-        ("", count) => match count.parse::<u64>() {
-            Ok(count) => (size.saturating_sub(count), size),
-            Err(_) => return Ok(None),
-        },
-        (start, end) => match (start.parse::<u64>(), end.parse::<u64>()) {
-            (Ok(start), Err(_)) if end.is_empty() => (start, size),
-            (Ok(start), Ok(end)) if start <= end => (start, end.saturating_add(1).min(size)),
-            _ => return Ok(None),
-        },
-    };
-    if start >= end || start >= size {
+    let mut parts = Vec::new();
+    let mut total = 0_u64;
+    for range in list.split(',') {
+        match one_range(range, size) {
+            Some(Ok((start, length))) => {
+                total = total.saturating_add(length);
+                parts.push((start, length));
+            }
+            Some(Err(BeyondEnd)) => {}
+            None => return Ok(Vec::new()),
+        }
+    }
+    if parts.is_empty() {
         return Err(BeyondEnd);
     }
-    Ok(Some((start, end - start)))
+    // Parts that overlap would be a way to have much sent for little.
+    if parts.len() > 1 && (parts.len() > MOST_PARTS || total > size) {
+        return Ok(Vec::new());
+    }
+    Ok(parts)
+}
+
+fn one_range(range: &str, size: u64) -> Option<Result<(u64, u64), BeyondEnd>> {
+    let (first, last) = range.split_once('-')?;
+    let (start, end) = match (first.trim(), last.trim()) {
+        ("", count) => (size.saturating_sub(count.parse().ok()?), size),
+        (start, "") => (start.parse().ok()?, size),
+        (start, end) => {
+            let (start, end): (u64, u64) = (start.parse().ok()?, end.parse().ok()?);
+            if start > end {
+                return None;
+            }
+            (start, end.saturating_add(1).min(size))
+        }
+    };
+    Some(if start >= end { Err(BeyondEnd) } else { Ok((start, end - start)) })
 }
 
 /// The range lies beyond the end of the file.
@@ -209,15 +230,25 @@ mod tests {
     }
 
     #[test]
-    fn ranges() {
-        assert_eq!(range(None, 10), Ok(None));
-        assert_eq!(range(Some("bytes=2-4"), 10), Ok(Some((2, 3))));
-        assert_eq!(range(Some("bytes=2-"), 10), Ok(Some((2, 8))));
-        assert_eq!(range(Some("bytes=-3"), 10), Ok(Some((7, 3))));
-        assert_eq!(range(Some("bytes=8-99"), 10), Ok(Some((8, 2))));
-        assert_eq!(range(Some("bytes=10-"), 10), Err(BeyondEnd));
-        assert_eq!(range(Some("bytes=1-2,4-5"), 10), Ok(None));
-        assert_eq!(range(Some("lines=1-2"), 10), Ok(None));
+    fn ranges_are_parts_of_the_file() {
+        let of = |text: &str| ranges(Some(text), 10);
+        assert_eq!(ranges(None, 10), Ok(vec![]));
+        assert_eq!(of("bytes=2-4"), Ok(vec![(2, 3)]));
+        assert_eq!(of("bytes=2-"), Ok(vec![(2, 8)]));
+        assert_eq!(of("bytes=-3"), Ok(vec![(7, 3)]));
+        assert_eq!(of("bytes=8-99"), Ok(vec![(8, 2)]));
+        assert_eq!(of("bytes=10-"), Err(BeyondEnd));
+        assert_eq!(of("bytes=-0"), Err(BeyondEnd));
+        assert_eq!(of("bytes=4-2"), Ok(vec![]));
+        assert_eq!(of("bytes=x-2"), Ok(vec![]));
+        assert_eq!(of("lines=1-2"), Ok(vec![]));
+        assert_eq!(of("bytes=1-2,4-5, 9-"), Ok(vec![(1, 2), (4, 2), (9, 1)]));
+        // One that lies beyond is left out; those that overlap are the whole file.
+        assert_eq!(of("bytes=1-2,40-"), Ok(vec![(1, 2)]));
+        assert_eq!(of("bytes=40-,50-"), Err(BeyondEnd));
+        assert_eq!(of("bytes=0-9,0-9"), Ok(vec![]));
+        let many = format!("bytes={}", vec!["1-1"; MOST_PARTS + 1].join(","));
+        assert_eq!(ranges(Some(&many), 1 << 20), Ok(vec![]));
     }
 
     #[test]
@@ -229,8 +260,8 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn a_range_is_always_inside(text in "(bytes=)?[0-9]{0,3}-?[0-9]{0,20}", size in 0..2000_u64) {
-            if let Ok(Some((start, length))) = range(Some(&text), size) {
+        fn a_range_is_always_inside(text in "(bytes=)?[0-9]{0,3}-?[0-9]{0,20}(,[0-9]{0,3}-[0-9]{0,3})?", size in 0..2000_u64) {
+            for (start, length) in ranges(Some(&text), size).unwrap_or_default() {
                 proptest::prop_assert!(length > 0 && start + length <= size);
             }
         }

@@ -4,27 +4,24 @@
 //! ask; its first byte goes to the guest after its last one was checked. What the verified indices do
 //! not name does not exist. Runs on the fetcher's own threads; the listener may be bound in another
 //! network namespace. Deliberately absent: TLS and authentication (the only client is the guest, over a
-//! link of its own), and a limit on connections.
+//! link of its own).
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
 use std::io;
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use axum::Router;
-use axum::body::Body;
-use axum::extract::State;
-use axum::http::{Request, Response, StatusCode};
-use axum::serve::ListenerExt as _;
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::causes::in_one_line;
 use crate::debian::Selection;
 
-use super::answer::{Asked, Opened, Unreadable, bare};
+use super::answer::{Answer, Asked, Known, Status};
+use super::connection::{self, Answers};
 use super::digest::Digest;
 use super::fetch::Fetcher;
 use super::offer::{Archives, Offer, Offered};
@@ -82,7 +79,7 @@ pub struct MirrorReport {
 pub struct Mirror {
     shared: Arc<Shared>,
     fetcher: Arc<Fetcher>,
-    stop: Option<oneshot::Sender<()>>,
+    stop: Option<watch::Sender<()>>,
     server: Option<JoinHandle<()>>,
 }
 
@@ -147,20 +144,9 @@ impl Mirror {
         listener.set_nonblocking(true).map_err(failed)?;
         let inside = runtime.enter();
         let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
-        // Else the end of each answer waits for the client's acknowledgement, up to 40 ms. A socket that
-        // does not take the option is only slower.
-        let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
         drop(inside);
-        let router = Router::new().fallback(answer).with_state(Arc::clone(&shared));
-        let (stop, stopped) = oneshot::channel();
-        let server = runtime.spawn(async move {
-            let serving = axum::serve(listener, router).with_graceful_shutdown(async {
-                // An owner that is gone wants it stopped too.
-                let _ = stopped.await;
-            });
-            // It only ever ends by being stopped: accepting is tried again after an error.
-            let _ = serving.await;
-        });
+        let (stop, stopped) = watch::channel(());
+        let server = runtime.spawn(connection::serve(listener, Arc::clone(&shared), stopped));
         Ok(Self { shared, fetcher, stop: Some(stop), server: Some(server) })
     }
 
@@ -221,16 +207,16 @@ impl Shared {
     }
 
     /// The checked file behind an address, or the status to answer with.
-    async fn open(&self, path: &str) -> Result<Opened, StatusCode> {
+    async fn open(&self, path: &str) -> Result<Opened, Status> {
         let Some(Offered { wanted, modified }) = self.offer.find(path) else {
             self.note(path, None, "the verified indices do not name it".to_owned());
-            return Err(StatusCode::NOT_FOUND);
+            return Err(Status::NotFound);
         };
         let refused =
             self.refused().get(&wanted.digest).filter(|refused| refused.holds(Instant::now())).cloned();
         if let Some(refused) = refused {
             self.note(path, Some(refused.status), refused.reason);
-            return Err(StatusCode::BAD_GATEWAY);
+            return Err(Status::BadGateway);
         }
         match self.core.obtain(&wanted).await {
             Ok(file) => {
@@ -244,36 +230,52 @@ impl Shared {
                     self.refused().insert(wanted.digest, refused);
                 }
                 self.note(path, error.status(), reason);
-                Err(StatusCode::BAD_GATEWAY)
+                Err(Status::BadGateway)
             }
         }
     }
 }
 
-/// Answers one request; what could not be given is noted.
-async fn answer(State(shared): State<Arc<Shared>>, request: Request<Body>) -> Response<Body> {
-    shared.requests.fetch_add(1, Ordering::Relaxed);
-    let asked = match Asked::read(&request) {
-        Ok(asked) => asked,
-        Err(Unreadable::Method) => return bare(StatusCode::METHOD_NOT_ALLOWED),
-        Err(Unreadable::Address) => {
-            shared.note(request.uri().path(), None, "the address is malformed".to_owned());
-            return bare(StatusCode::BAD_REQUEST);
+/// A checked file that is to be handed out.
+struct Opened {
+    file: File,
+    digest: Digest,
+    /// In seconds since 1970.
+    modified: Option<u64>,
+}
+
+impl Answers for Shared {
+    async fn answer(&self, asked: &Asked) -> (Answer, Option<File>) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let refuse = |status| (asked.refuse(status, SystemTime::now()), None);
+        if asked.is_foreign {
+            return refuse(Status::Method);
         }
-    };
-    let opened = match shared.open(&asked.path).await {
-        Ok(opened) => opened,
-        Err(status) => return bare(status),
-    };
-    let served = Arc::clone(&shared);
-    let count = move |bytes| {
-        served.served.fetch_add(bytes, Ordering::Relaxed);
-    };
-    match asked.answer(opened, count) {
-        Ok(response) => response,
-        Err(error) => {
-            shared.note(&asked.path, None, format!("cannot read it from the cache: {error}"));
-            bare(StatusCode::INTERNAL_SERVER_ERROR)
+        let Some(path) = &asked.path else {
+            self.note(&asked.address, None, "the address is malformed".to_owned());
+            return refuse(Status::BadRequest);
+        };
+        let Opened { file, digest, modified } = match self.open(path).await {
+            Ok(opened) => opened,
+            Err(status) => return refuse(status),
+        };
+        match file.metadata() {
+            Ok(metadata) => {
+                let known = Known { digest, size: metadata.len(), modified };
+                (asked.answer(known, SystemTime::now()), Some(file))
+            }
+            Err(error) => {
+                self.note(path, None, format!("cannot read it from the cache: {error}"));
+                refuse(Status::Internal)
+            }
         }
+    }
+
+    fn count(&self, bytes: u64) {
+        self.served.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn refuse(&self, _: Status) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
     }
 }

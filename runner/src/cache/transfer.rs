@@ -232,6 +232,10 @@ impl Core {
     }
 
     async fn bring(&self, wanted: &Wanted) -> Result<File, FetchError> {
+        if let Some(file) = self.cache.get_known(wanted.digest, wanted.size) {
+            self.count_kept(&file);
+            return Ok(file);
+        }
         let flight = self.flight(wanted.digest);
         let _flight = flight.lock().await;
         if let Some(file) = self.kept_file(wanted).await? {
@@ -284,10 +288,14 @@ impl Core {
         let found = self.look_up(wanted.digest, wanted.size).await;
         let found = found.unwrap_or(Ok(None)).map_err(|source| store_error(wanted, source))?;
         if let Some(file) = &found {
-            add(&self.counters.cache_files, 1);
-            add(&self.counters.cache, file.metadata().map_or(0, |metadata| metadata.len()));
+            self.count_kept(file);
         }
         Ok(found)
+    }
+
+    fn count_kept(&self, file: &File) {
+        add(&self.counters.cache_files, 1);
+        add(&self.counters.cache, file.metadata().map_or(0, |metadata| metadata.len()));
     }
 
     pub(super) fn unreachable(&self, error: reqwest::Error, name: String) -> FetchError {

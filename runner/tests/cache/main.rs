@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod connections;
 mod full;
 mod host_sources;
 mod kills;
@@ -107,6 +108,10 @@ impl World {
     fn content(&self, digest: Digest) -> PathBuf {
         let name = digest.to_string();
         self.directory.path().join("sha256").join(&name[..2]).join(name)
+    }
+
+    fn apt(&self) -> Vec<u8> {
+        self.upstream.state.lock().unwrap().files["/debian/pool/apt_1+x_amd64.deb"].clone()
     }
 
     /// Downloads that were begun.
