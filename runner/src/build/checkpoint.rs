@@ -91,7 +91,8 @@ pub fn keep(cache: &Cache, key: &str, path: &Path, stop: &Stop) -> Result<(), St
     }
     let (digest, size) = (hasher.finish(), writer.size());
     writer.commit(digest, size)?;
-    let answer = Remembered { digest: digest.to_string(), size, etag: None, last_modified: None };
+    let answer =
+        Remembered { digest: digest.to_string(), size, etag: None, last_modified: None, policy: None };
     cache.remember(&address(key), &answer)
 }
 

@@ -178,7 +178,8 @@ mod tests {
         let (directory, cache) = cache();
         let digest = cache.put(b"hello").expect("written");
         cache.put(b"other").expect("written");
-        let answer = Remembered { digest: digest.to_string(), size: 5, etag: None, last_modified: None };
+        let answer =
+            Remembered { digest: digest.to_string(), size: 5, etag: None, last_modified: None, policy: None };
         cache.remember("http://mirror.test/a", &answer).expect("written");
         (directory, cache, digest)
     }

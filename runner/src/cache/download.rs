@@ -20,7 +20,7 @@ use super::writer::Writer;
 
 /// For a file whose size nobody tells: no image or disc is larger, and an upstream that never stops
 /// would fill the disk.
-const UNKNOWN_SIZE_LIMIT: u64 = 64 << 30;
+pub(super) const UNKNOWN_SIZE_LIMIT: u64 = 64 << 30;
 
 /// What an address is still good for.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -5,6 +5,7 @@
 //! may be called from any thread, also from within an asynchronous runtime: the fetcher has a small
 //! runtime of its own. Deliberately absent: what the digests ought to be, and printing.
 
+use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -291,6 +292,15 @@ impl Fetcher {
         Ok(bytes)
     }
 
+    /// Brings what nothing vouches for: whatever the first of `urls` that answers has, out of the cache as long
+    /// as HTTP's rules allow. Its digest, and the file.
+    ///
+    /// # Errors
+    /// It cannot be had, or is not in the lock that is kept to.
+    pub fn unvouched(&self, name: &str, urls: &[String]) -> Result<(Digest, File), FetchError> {
+        self.block_on(name, self.core.unvouched(name, urls))
+    }
+
     /// What was brought so far, from upstream or out of the cache, in the order in which it was asked for.
     #[must_use]
     pub fn brought(&self) -> Vec<LockedFile> {
@@ -347,8 +357,13 @@ impl Fetcher {
     pub fn keep(&self, metadata: &Metadata, identity: &str) -> Result<Digest, StoreError> {
         let digest = self.core.cache.put(&metadata.bytes)?;
         let size = metadata.bytes.len() as u64;
-        let answer =
-            |(etag, last_modified)| Remembered { digest: digest.to_string(), size, etag, last_modified };
+        let answer = |(etag, last_modified)| Remembered {
+            digest: digest.to_string(),
+            size,
+            etag,
+            last_modified,
+            policy: None,
+        };
         if let Some(validators) = metadata.validators.clone() {
             self.core.cache.remember(&metadata.url, &answer(validators))?;
         }

@@ -158,6 +158,20 @@ pub enum FetchError {
         /// Its digest.
         digest: Digest,
     },
+    /// The lock has nothing of this name that nobody vouches for.
+    #[error("the lock does not have {name}: build without --locked to make a new lock")]
+    NameNotLocked {
+        /// The file.
+        name: String,
+    },
+    /// It is no address.
+    #[error("{address:?} is no address that {name} could be had from")]
+    Address {
+        /// The file.
+        name: String,
+        /// What was written.
+        address: String,
+    },
     /// It would have to be downloaded, and must not be.
     #[error(
         "{name} is not in the cache, and --offline asks no upstream: build once without it, or bring it with `hostler cache import`"
@@ -210,6 +224,8 @@ impl FetchError {
             | Self::Altered { .. }
             | Self::Oversized { .. }
             | Self::NotLocked { .. }
+            | Self::NameNotLocked { .. }
+            | Self::Address { .. }
             | Self::Offline { .. }
             | Self::Store { .. }
             | Self::Stopped { .. }

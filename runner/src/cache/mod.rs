@@ -21,6 +21,7 @@ mod remote;
 mod serve;
 mod store;
 mod transfer;
+mod unvouched;
 mod upstream;
 mod uses;
 mod writer;

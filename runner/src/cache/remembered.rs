@@ -20,6 +20,9 @@ pub struct Remembered {
     pub etag: Option<String>,
     /// Its `Last-Modified`.
     pub last_modified: Option<String>,
+    /// By which rules it may be used again, where nothing vouches for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<serde_json::Value>,
 }
 
 impl Cache {
@@ -86,6 +89,7 @@ mod tests {
             size: 0,
             etag: Some("\"x\"".to_owned()),
             last_modified: None,
+            policy: None,
         };
         cache.remember("http://mirror.test/a", &answer).expect("written");
         let again = Cache::open(directory.path()).expect("usable");

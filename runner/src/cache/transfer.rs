@@ -21,6 +21,7 @@ use super::digest::Digest;
 use super::download::next_chunk;
 use super::fetch::{Counted, FetchOptions, Wanted};
 use super::fetch_error::{FetchError, METADATA_LIMIT};
+use super::flight::Turn;
 use super::remembered::Remembered;
 use super::store::{Cache, StoreError};
 use super::upstream::{Fault, Ledger, upstream_of};
@@ -84,6 +85,8 @@ struct Brought {
     files: Vec<Wanted>,
     places: HashMap<Digest, usize>,
     sizes: HashMap<Digest, u64>,
+    /// What nothing vouches for.
+    unverified: HashSet<Digest>,
 }
 
 /// The part that asynchronous tasks share.
@@ -157,9 +160,13 @@ impl Core {
         if let Some(upstream) = ledger.note(url, fault)
             && ledger.has_other(url, urls)
         {
-            let text = format!("{upstream} is asked last from now on: {fault} ({error})");
-            self.news.lock().unwrap_or_else(PoisonError::into_inner).push(text);
+            drop(ledger);
+            self.tell(format!("{upstream} is asked last from now on: {fault} ({error})"));
         }
+    }
+
+    pub(super) fn tell(&self, text: String) {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner).push(text);
     }
 
     /// What is to be told of upstreams, once.
@@ -168,7 +175,7 @@ impl Core {
     }
 
     /// One lock per digest, so that two who want the same file fetch it once.
-    fn flight(&self, digest: Digest) -> Arc<tokio::sync::Mutex<()>> {
+    pub(super) fn flight(&self, digest: Digest) -> Arc<tokio::sync::Mutex<()>> {
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(flight) = flights.get(&digest).and_then(Weak::upgrade) {
             return flight;
@@ -181,7 +188,11 @@ impl Core {
 
     /// Checks a digest on a thread of its own: a kernel's package takes a while to hash. `None` when
     /// the runtime is being stopped.
-    async fn look_up(&self, digest: Digest, size: Option<u64>) -> Option<Result<Option<File>, StoreError>> {
+    pub(super) async fn look_up(
+        &self,
+        digest: Digest,
+        size: Option<u64>,
+    ) -> Option<Result<Option<File>, StoreError>> {
         let cache = Arc::clone(&self.cache);
         tokio::task::spawn_blocking(move || cache.get(digest, size)).await.ok()
     }
@@ -204,6 +215,10 @@ impl Core {
         self.brought_so_far().sizes.insert(digest, size);
     }
 
+    pub(super) fn note_unverified(&self, digest: Digest) {
+        self.brought_so_far().unverified.insert(digest);
+    }
+
     pub(super) fn brought(&self) -> Vec<LockedFile> {
         let brought = self.brought_so_far();
         let describe = |wanted: &Wanted| {
@@ -213,7 +228,7 @@ impl Core {
                 // What was asked for and never had did not go into anything.
                 size: *brought.sizes.get(&wanted.digest)?,
                 urls: wanted.urls.clone(),
-                verified: true,
+                verified: !brought.unverified.contains(&wanted.digest),
             })
         };
         brought.files.iter().filter_map(describe).collect()
@@ -244,13 +259,7 @@ impl Core {
         if self.options.supply.offline {
             return Err(FetchError::Offline { name: wanted.name.clone() });
         }
-        // Other processes may want it as well. A turn is no matter of safety: where there are no locks,
-        // a file is fetched twice.
-        let mut _turn = self.cache.turn(wanted.digest);
-        while let Ok(None) = _turn {
-            tokio::time::sleep(TURN_WAIT).await;
-            _turn = self.cache.turn(wanted.digest);
-        }
+        let _turn = self.turn(wanted.digest).await;
         if let Some(file) = self.kept_file(wanted).await? {
             return Ok(file);
         }
@@ -262,7 +271,7 @@ impl Core {
         let under_way = UnderWay::begin(self, wanted);
         let file = self.download(wanted).await?;
         drop(under_way);
-        add(&self.counters.upstream_files, 1);
+        self.count_file();
         // Opened anew: a file's position is shared by all that are of one opening.
         if let Some(remote) = self.options.remote.clone()
             && let Ok(Some(own)) = self.cache.get(wanted.digest, wanted.size)
@@ -271,6 +280,17 @@ impl Core {
             self.gifts.lock().await.spawn(async move { remote.give(digest, own).await });
         }
         Ok(file)
+    }
+
+    /// Waits for the turn at a file, which other processes may want as well. It is no matter of safety: where
+    /// there are no locks, a file is fetched twice.
+    pub(super) async fn turn(&self, digest: Digest) -> Option<Turn> {
+        loop {
+            match self.cache.turn(digest) {
+                Ok(None) => tokio::time::sleep(TURN_WAIT).await,
+                turn => return turn.ok().flatten(),
+            }
+        }
     }
 
     /// Waits until the shared store has been given all.
@@ -293,7 +313,11 @@ impl Core {
         Ok(found)
     }
 
-    fn count_kept(&self, file: &File) {
+    pub(super) fn count_file(&self) {
+        add(&self.counters.upstream_files, 1);
+    }
+
+    pub(super) fn count_kept(&self, file: &File) {
         add(&self.counters.cache_files, 1);
         add(&self.counters.cache, file.metadata().map_or(0, |metadata| metadata.len()));
     }
@@ -437,6 +461,8 @@ fn fault_of(error: &FetchError) -> Option<Fault> {
         | FetchError::NoUpstream { .. }
         | FetchError::Everywhere { .. }
         | FetchError::NotLocked { .. }
+        | FetchError::NameNotLocked { .. }
+        | FetchError::Address { .. }
         | FetchError::Offline { .. }
         | FetchError::Store { .. }
         | FetchError::Stopped { .. }

@@ -88,6 +88,11 @@ impl<'a> Writer<'a> {
         self.size
     }
 
+    /// The digest of what was written so far.
+    pub(super) fn digest(&self) -> Digest {
+        self.hasher.clone().finish()
+    }
+
     /// From how many answers what was written so far comes.
     pub(super) fn pieces(&self) -> u32 {
         self.pieces

@@ -13,6 +13,7 @@ mod mirrors;
 mod secure;
 mod shared;
 mod together;
+mod unvouched;
 mod upstream;
 mod upstreams;
 

@@ -40,6 +40,8 @@ pub(crate) enum Fault {
 pub(crate) struct State {
     pub(crate) files: HashMap<String, Vec<u8>>,
     pub(crate) faults: HashMap<String, Fault>,
+    /// Further headers of a path's answers, each with its end of line.
+    pub(crate) headers: HashMap<String, String>,
     /// Requested addresses, with the range where there is one.
     pub(crate) log: Vec<String>,
 }
@@ -142,21 +144,25 @@ fn answer(mut stream: impl Read + Write, state: &Mutex<State>, stop: &AtomicBool
     let range = headers.get("range").cloned();
     // A proxy is asked with the whole address.
     let path = address.strip_prefix("http://archive.test").unwrap_or(&address).to_owned();
-    let (file, fault) = {
+    let (file, fault, more) = {
         let mut state = state.lock().unwrap();
         state.log.push(range.as_ref().map_or(address.clone(), |range| format!("{address} {range}")));
         let fault = state.faults.get(&path).cloned();
         if let Some(Fault::TruncatedOnce(_)) = fault {
             state.faults.remove(&path);
         }
-        (state.files.get(&path).cloned(), fault)
+        let more = state.headers.get(&path).cloned().unwrap_or_default();
+        (state.files.get(&path).cloned(), fault, more)
     };
     let Some(mut body) = file else {
         return write!(stream, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     };
+    if let Some(Fault::Status(status)) = fault {
+        return write!(stream, "HTTP/1.1 {status} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    }
     let tag = format!("\"{}\"", Digest::of(&body));
     if headers.get("if-none-match") == Some(&tag) {
-        return write!(stream, "HTTP/1.1 304 Not Modified\r\nETag: {tag}\r\nConnection: close\r\n\r\n");
+        return write!(stream, "HTTP/1.1 304 Not Modified\r\nETag: {tag}\r\n{more}Connection: close\r\n\r\n");
     }
     let start = (!matches!(fault, Some(Fault::Rangeless | Fault::Other)))
         .then_some(range)
@@ -166,15 +172,12 @@ fn answer(mut stream: impl Read + Write, state: &Mutex<State>, stop: &AtomicBool
     let total = body.len();
     let mut sent = usize::MAX;
     match fault {
-        Some(Fault::Status(status)) => {
-            return write!(stream, "HTTP/1.1 {status} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
-        }
         Some(Fault::Flipped) => body[total / 2] ^= 1,
         Some(Fault::Other) => body = b"<html>please log in</html>".to_vec(),
         Some(
             Fault::Truncated(count) | Fault::TruncatedOnce(count) | Fault::Stuck(count) | Fault::Drip(count),
         ) => sent = count,
-        Some(Fault::Rangeless) | None => {}
+        Some(Fault::Rangeless | Fault::Status(_)) | None => {}
     }
     let (status, extra) = match start {
         Some(start) => {
@@ -185,7 +188,7 @@ fn answer(mut stream: impl Read + Write, state: &Mutex<State>, stop: &AtomicBool
     };
     write!(
         stream,
-        "HTTP/1.1 {status}\r\nContent-Length: {}\r\nETag: {tag}\r\n{extra}Connection: close\r\n\r\n",
+        "HTTP/1.1 {status}\r\nContent-Length: {}\r\nETag: {tag}\r\n{extra}{more}Connection: close\r\n\r\n",
         body.len()
     )?;
     stream.write_all(&body[..sent.min(body.len())])?;
