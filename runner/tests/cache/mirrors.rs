@@ -121,11 +121,12 @@ fn a_sync_that_fails_leaves_the_mirror_as_it_was_and_goes_on_from_there() {
         assert!(state.files.remove(&index).is_some());
     }
     std::fs::remove_dir_all(site.root.path().join("store")).unwrap();
-    site.world.upstream.fault(BIG, Fault::Status(404));
+    // Late, so that the other has been fetched by then.
+    site.world.upstream.fault(BIG, Fault::Stuck(1000));
     site.publish("Second");
     let error = site.sync(Extent::Whole, 1).unwrap_err();
     assert!(
-        matches!(&error, DirectoryError::Fetch(FetchError::Status { name, .. }) if name.contains("big")),
+        matches!(&error, DirectoryError::Fetch(FetchError::Silent { name, .. }) if name.contains("big")),
         "{error:?}"
     );
     let directory = Directory::open(site.root.path()).unwrap();
