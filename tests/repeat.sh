@@ -3,7 +3,7 @@
 #
 #   repeat.sh PROGRAMS [RECIPE…]
 #
-# Builds each recipe (all examples, unless named) three times, as an ordinary user, with one cache. The
+# Builds each recipe (unless named, the examples that need nothing but an archive) three times, as an ordinary user, with one cache. The
 # second build must take no byte from upstream. The third runs with --offline in a network namespace that
 # has no interface but a loopback that is down. All three must have the same packages, by the dpkg databases
 # in their results, which are read without Hostler. Exit status 0 only if all of that is true.
@@ -13,7 +13,11 @@ set -euo pipefail
 programs=$(realpath "${1:?the folder with hostler}")
 shift
 here=$(dirname "$(realpath "$0")")
-[ $# -gt 0 ] || set -- "$here"/../runner/examples/*.toml
+if [ $# = 0 ]; then
+    for name in debian-12 debootstrap vmdb2 debian-installer; do
+        set -- "$@" "$here/../runner/examples/$name.toml"
+    done
+fi
 
 # Root builds as a user that nobody on this host is.
 user=$(id -u)
@@ -70,7 +74,7 @@ run() {
     build=
     if [ "$status" != 0 ]; then
         wrong "the build ended with status $status; it said:"
-        tail -n 25 "$work/$name.log" >&2
+        tail -n 25 "$work/$name.log" "$work/$name.json" >&2
         return 1
     fi
 }
@@ -101,8 +105,10 @@ for recipe; do
     mkdir "$work/recipes"
     cp "$recipe" "$work/recipes"
     [ ! -d "${recipe%.toml}" ] || cp -r "${recipe%.toml}" "$work/recipes"
-    chmod -R a+rX "$work/recipes"
     recipe=$work/recipes/$name.toml
+    # How long it takes on this host is not what is asked here.
+    sed -i 's/^total = .*/total = "6h"/' "$recipe"
+    chmod -R a+rX "$work/recipes"
     for turn in first second third; do
         wrap=()
         began=$SECONDS
