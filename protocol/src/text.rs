@@ -33,6 +33,19 @@ pub fn without_controls(text: &str) -> String {
     line
 }
 
+/// What stands in the place of what [`shortened`] left out.
+pub const LEFT_OUT: char = '…';
+
+/// The end of `line`, which tells more of a path than its begin does, where it has more than `limit` bytes.
+#[must_use]
+pub fn shortened(line: &str, limit: usize) -> String {
+    if line.len() <= limit {
+        return line.to_owned();
+    }
+    let begin = (line.len() - limit..line.len()).find(|at| line.is_char_boundary(*at)).unwrap_or(line.len());
+    format!("{LEFT_OUT}{}", &line[begin..])
+}
+
 fn push_character(line: &mut String, character: char) {
     match character {
         '\\' => line.push_str("\\\\"),
@@ -60,6 +73,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_long_line_keeps_its_end() {
+        assert_eq!(shortened("/a/b", 4), "/a/b");
+        assert_eq!(shortened("/a/bc", 4), "…a/bc");
+        assert_eq!(shortened("/äb", 2), "…b");
+    }
 
     #[test]
     fn leaves_ordinary_names_alone() {

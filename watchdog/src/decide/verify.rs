@@ -5,6 +5,7 @@ use std::path::Path;
 
 use hostler_protocol::lease::{LeaseId, Tracking};
 use hostler_protocol::resource::Outcome;
+use hostler_protocol::text::LEFT_OUT;
 
 use super::attribute::Ownership;
 use super::index::Index;
@@ -68,7 +69,10 @@ pub fn doubts<'a>(lease: &Lease, snapshot: &'a Snapshot) -> Vec<&'a Gap> {
 fn may_lie_below(lease: &Lease, snapshot: &Snapshot, number: u32) -> bool {
     let is_later = |device: &LoopDevice| device.sequence.is_none_or(|sequence| sequence > lease.loops_before);
     let lies_below = |device: &LoopDevice| {
-        lease.claims.iter().any(|claim| Path::new(&device.backing_text).starts_with(&claim.path))
+        // Of a long path only the end is known.
+        let is_above =
+            |path: &str| path.starts_with(LEFT_OUT) || Path::new(&device.backing_text).starts_with(path);
+        lease.claims.iter().any(|claim| is_above(&claim.path))
     };
     !lease.evidence_closed
         && snapshot

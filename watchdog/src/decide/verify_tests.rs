@@ -120,6 +120,7 @@ fn a_device_that_could_not_be_asked_is_a_doubt_of_whoever_may_have_it() {
     };
     // Its file is /images/3.img, and its number is 103.
     assert_eq!(doubted("/images", 102, false), 1);
+    assert_eq!(doubted("…ges", 102, false), 1);
     assert_eq!(doubted("/image", 102, false), 0);
     assert_eq!(doubted("/images", 103, false), 0);
     assert_eq!(doubted("/images", 102, true), 0);

@@ -8,6 +8,7 @@ mod acted;
 pub mod backing;
 pub mod block;
 pub mod block_calls;
+pub mod budget;
 pub mod calls;
 pub mod cgroups;
 pub mod claimed;

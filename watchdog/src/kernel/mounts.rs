@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, StatxFlags, statx};
 
 use super::statmount::{self, Basics};
 use super::visit::Visit;
-use super::{mountinfo, namespace_calls};
+use super::{budget, mountinfo, namespace_calls};
 use crate::model::{DeviceNumber, Mount, MountIdentity, MountNamespace, MountNumber};
 
 /// `STATX_MNT_ID_UNIQUE` (Linux 6.8), which rustix has no name for.
@@ -234,7 +234,8 @@ fn wanted_with_all_on_them(mounts: &[(u64, u64, bool)]) -> Vec<bool> {
 /// kernels that tell of a mount all that mountinfo does; see [`statmount::tells_all`].
 ///
 /// # Errors
-/// `ENOENT` when the namespace is gone, and `WouldBlock` when it does not hold still.
+/// `ENOENT` when the namespace is gone, `WouldBlock` when it does not hold still, and when it has too many;
+/// see [`budget`].
 pub fn of_number(unique: u64, namespace: MountNamespace, wanted: &Wanted) -> io::Result<Vec<Mount>> {
     let mut buffer = Vec::new();
     for reads in 0..READ_LIMIT {
@@ -270,7 +271,7 @@ fn read_listed(
     let tree: Vec<(u64, u64, bool)> =
         all.iter().map(|basics| (basics.unique, basics.parent, wanted.by_basics(basics))).collect();
     let keep = wanted_with_all_on_them(&tree);
-    let mut mounts = Vec::new();
+    let (mut mounts, mut size) = (Vec::new(), 0);
     for (basics, _) in all.iter().zip(keep).filter(|(_, keep)| *keep) {
         let whole = match statmount::whole(Some(unique), basics, buffer) {
             Ok(whole) => whole,
@@ -280,7 +281,12 @@ fn read_listed(
         if whole.basics.parent != basics.parent {
             return Ok(None);
         }
-        mounts.push(from_whole(whole, namespace));
+        let mount = from_whole(whole, namespace);
+        size += budget::size(&mount);
+        if size > budget::OF_ONE {
+            return Err(budget::too_much());
+        }
+        mounts.push(mount);
     }
     Ok(Some(mounts))
 }

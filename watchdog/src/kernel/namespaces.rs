@@ -20,6 +20,7 @@ use std::path::Path;
 use linux_raw_sys::general::NSFS_MAGIC;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, fstatfs, open, openat2, stat};
 
+use super::budget::{self, Budget};
 use super::mounts::{self, Wanted};
 use super::namespace_calls::{self, Neighbour};
 use super::statmount;
@@ -37,6 +38,7 @@ pub struct Others {
     pub unreadable: Vec<(MountNamespace, String)>,
     /// Why there may be namespaces that were not found.
     pub unlisted: Option<String>,
+    budget: Budget,
 }
 
 /// How namespaces are found and their mounts read.
@@ -106,14 +108,17 @@ pub fn others_by(
                 Some(unique) => mounts::of_number(unique, held.namespace.namespace, wanted),
                 None => Visit::to(&held.file)
                     .and_then(|visit| mounts::table(&visit))
-                    .map(|mounts| mounts::keep_wanted(mounts, wanted)),
+                    .and_then(|mounts| budget::of_one(mounts::keep_wanted(mounts, wanted))),
             };
             found.take(held, mounts);
             ControlFlow::Continue(())
         })?,
         Means::Search => {
             let missed = search(own_mounts, may_look, |held, mounts| {
-                found.take(held, mounts.map(|mounts| mounts::keep_wanted(mounts, wanted)));
+                found.take(
+                    held,
+                    mounts.and_then(|mounts| budget::of_one(mounts::keep_wanted(mounts, wanted))),
+                );
                 ControlFlow::Continue(())
             })?;
             found.unreadable.extend(missed.unopened);
@@ -130,7 +135,14 @@ fn hung_before() -> io::Error {
 impl Others {
     fn take(&mut self, held: &Held, mounts: io::Result<Vec<Mount>>) {
         match mounts {
-            Ok(mounts) => self.mounts.extend(mounts),
+            Ok(mounts) => {
+                let left_out = self.budget.take(held.namespace.namespace, &mounts);
+                self.mounts.extend(mounts);
+                for namespace in left_out {
+                    self.mounts.retain(|mount| mount.identity.namespace != namespace);
+                    self.unreadable.push((namespace, budget::too_much().to_string()));
+                }
+            }
             // It went meanwhile.
             Err(error) if is_gone(&error) => return,
             Err(error) => self.unreadable.push((held.namespace.namespace, error.to_string())),

@@ -29,7 +29,7 @@ pub struct Claim {
     pub directory: DirectoryIdentity,
     /// To be removed with all it holds.
     pub scratch: bool,
-    /// Where it was when it was claimed; for people.
+    /// Where it was when it was claimed, or the end of that when it is long; for people.
     pub path: String,
     /// The file handle that finds it again after a restart (`name_to_handle_at(2)`): the kernel's
     /// type and bytes; absent where the file system has none.

@@ -3,6 +3,7 @@
 //! Nothing here reads or acts. Identities are what the kernel cannot hand out twice; names and
 //! paths beside them are for people.
 
+mod bytes;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod identity;

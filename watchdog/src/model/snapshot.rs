@@ -104,6 +104,7 @@ pub struct Swap {
     /// Which.
     pub identity: SwapIdentity,
     /// Where, as `/proc/swaps` says: `swapoff` takes a path, and only one of a swap area in use.
+    #[serde(with = "super::bytes")]
     pub path: Vec<u8>,
 }
 
@@ -154,12 +155,15 @@ pub struct Mount {
     /// The mount it is on, by the same kind of number; absent for a namespace's root.
     pub parent: Option<u64>,
     /// Where it is mounted, as the kernel's bytes.
+    #[serde(with = "super::bytes")]
     pub point: Vec<u8>,
     /// Which part of the file system is mounted.
+    #[serde(with = "super::bytes")]
     pub root: Vec<u8>,
     /// The type of the file system.
     pub filesystem: String,
     /// What was mounted, as whoever mounted it called it. Never decided on.
+    #[serde(with = "super::bytes")]
     pub source: Vec<u8>,
     /// The peer group that it shares its mounts with (`shared:N`).
     pub peers: Option<u64>,
@@ -167,6 +171,7 @@ pub struct Mount {
     pub master: Option<u64>,
     /// The file system's own options, as mountinfo's last column has them: only for overlays, whose
     /// layers stand there. Text, so it tells what holds, and never whose anything is.
+    #[serde(with = "super::bytes")]
     pub layers: Vec<u8>,
     /// The user for whom a FUSE file system was mounted, in the own namespace. It only ever says that a
     /// mount is somebody else's.
@@ -175,7 +180,7 @@ pub struct Mount {
 }
 
 /// Where a process stands in the tree of files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Place {
     /// The mount, by mountinfo's number.
     pub mount: u64,
@@ -197,6 +202,7 @@ pub struct FileHold {
     /// The mount namespace that it is a file of, when it is an nsfs file.
     pub namespace: Option<MountNamespace>,
     /// `/proc`'s text for it. Enough to tell a person; never decided on.
+    #[serde(with = "super::bytes")]
     pub text: Vec<u8>,
 }
 
@@ -210,6 +216,7 @@ pub struct Process {
     /// Whose it is.
     pub uid: u32,
     /// Its name, as it calls itself.
+    #[serde(with = "super::bytes")]
     pub name: Vec<u8>,
     /// A zombie: ended, and not yet waited for. It holds nothing.
     pub ended: bool,

@@ -3,12 +3,13 @@
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use hostler_protocol::frame::{Decoder, FrameError, REPLY_LIMIT, encode};
+use hostler_protocol::frame::{Decoder, FrameError, encode};
 
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{PidfdFlags, getpid, getppid, pidfd_open};
 
-use super::message::{Request, Response};
+use super::fit::fit;
+use super::message::{REQUEST_LIMIT, Request, Response};
 use super::{act, examine, observe};
 use crate::confine::{self, ConfineError};
 use crate::descriptors::{receive, send};
@@ -77,7 +78,7 @@ fn serve_one(socket: BorrowedFd<'_>) -> Result<(), WorkerFailure> {
     let own = pidfd_open(getpid(), PidfdFlags::empty()).map_err(io::Error::from)?;
     write_beside(socket, &Response::Born, &[own.as_fd()])?;
     drop(own);
-    let mut decoder = Decoder::new(REPLY_LIMIT);
+    let mut decoder = Decoder::new(REQUEST_LIMIT);
     let mut buffer = vec![0u8; 64 * 1024];
     let mut passed: Vec<OwnedFd> = Vec::new();
     loop {
@@ -108,10 +109,11 @@ fn answer(request: Request, passed: &[OwnedFd], socket: BorrowedFd<'_>) -> Resul
                     failure.get_or_insert(error);
                 }
             };
-            let snapshot = observe::observe(&query, &skip, passed, &mut touching);
+            let mut snapshot = observe::observe(&query, &skip, passed, &mut touching);
             if let Some(failure) = failure {
                 return Err(failure);
             }
+            fit(&mut snapshot);
             Response::Seen(Box::new(snapshot))
         }
         Request::Act(tasks) => {

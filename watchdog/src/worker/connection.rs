@@ -7,13 +7,13 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use hostler_protocol::frame::{Decoder, REPLY_LIMIT, encode};
+use hostler_protocol::frame::{Decoder, encode};
 use rustix::process::Signal;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::message::{Request, Response};
+use super::message::{ANSWER_LIMIT, Request, Response};
 use super::pool::WorkerError;
 use crate::descriptors::{receive, send_all};
 use crate::kernel::signals;
@@ -53,7 +53,7 @@ impl Origin {
         Ok(Connection {
             pidfd: None,
             socket: ours,
-            decoder: Decoder::new(REPLY_LIMIT),
+            decoder: Decoder::new(ANSWER_LIMIT),
             passed: Vec::new(),
             doing: "starting".to_owned(),
         })

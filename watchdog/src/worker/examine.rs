@@ -9,12 +9,15 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
-use hostler_protocol::text::printable;
+use hostler_protocol::text::{printable, shortened};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 
 use crate::kernel::{calls, directories, loops, processes, signals};
 use crate::model::{Proof, ProvenDirectory, ProvenLoop, ProvenProcess, Wanted};
+
+/// How much of a directory's path is kept, which is for people only: it comes back with each look.
+pub(super) const PATH_LIMIT: usize = 512;
 
 /// What descriptor `number` of the process of `reader` is of; for a directory without a file handle also
 /// one by which it can be kept, whose closing does not hang.
@@ -91,7 +94,7 @@ fn directory(directory: &OwnedFd) -> io::Result<(Proof, Option<OwnedFd>)> {
     let proven = ProvenDirectory {
         directory: identity,
         owner: directories::owner(directory)?,
-        path: printable(path.as_os_str().as_encoded_bytes()),
+        path: shortened(&printable(path.as_os_str().as_encoded_bytes()), PATH_LIMIT),
         is_everybodys: directories::is_everybodys(directory)?,
         is_root: path == Path::new("/"),
         handle,

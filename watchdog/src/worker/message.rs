@@ -7,6 +7,12 @@ use crate::model::{
     CgroupIdentity, Claim, Criterion, DeviceNumber, Proof, Snapshot, SnapshotDepth, Step, StepResult, Wanted,
 };
 
+/// The largest request, in bytes. It is the daemon's own word, as long as what all users may claim together.
+pub(super) const REQUEST_LIMIT: usize = 2 * 1024 * 1024 * 1024;
+/// The largest answer. What users can make as large as they like is bounded before:
+/// [`budget`](crate::kernel::budget) bounds mounts, [`fit`](super::fit) the rest.
+pub(super) const ANSWER_LIMIT: usize = 256 * 1024 * 1024;
+
 /// What a look needs to know of a lease.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseQuery {
@@ -167,7 +173,8 @@ pub enum Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::DirectoryIdentity;
+    use crate::config::Limits;
+    use crate::model::{DirectoryIdentity, MountNumber};
 
     #[test]
     fn with_a_directory_hang_those_on_the_same_file_system() {
@@ -191,5 +198,27 @@ mod tests {
         assert_eq!(query.hanging_with(&words(2, "/net/b")), [words(1, "/net/a"), words(2, "/net/b")]);
         assert_eq!(query.hanging_with(&words(1, "/local")), [words(1, "/local")]);
         assert_eq!(query.hanging_with("processes"), ["processes"]);
+    }
+
+    #[test]
+    fn what_all_users_may_claim_together_fits_into_one_request() {
+        let device = DeviceNumber { major: u32::MAX, minor: u32::MAX };
+        let claim = Claim {
+            directory: DirectoryIdentity { device, inode: u64::MAX },
+            scratch: true,
+            // As `examine` keeps it, of characters that are written with two.
+            path: "\\".repeat(super::super::examine::PATH_LIMIT),
+            // MAX_HANDLE_SZ
+            handle: Some((i32::MAX, vec![u8::MAX; 128])),
+            mount: Some(MountNumber::Unique(u64::MAX)),
+        };
+        let claim = ClaimQuery { claim, descriptor: None };
+        let of_claim = serde_json::to_vec(&claim).expect("text").len();
+        let cgroup = Some((CgroupIdentity(u64::MAX), "\\".repeat(4096)));
+        let lease = LeaseQuery { lease: LeaseId(u64::MAX), cgroup, claims: Vec::new() };
+        let of_lease = serde_json::to_vec(&lease).expect("text").len();
+        let Limits { users, leases, claims, .. } = Limits::default();
+        let all = users * leases * (of_lease + claims * (of_claim + 1));
+        assert!(all < REQUEST_LIMIT / 2, "{all}");
     }
 }

@@ -15,6 +15,7 @@ mod claims;
 mod connection;
 mod criteria;
 mod examine;
+mod fit;
 mod glance;
 mod hold;
 mod hung;
