@@ -1,9 +1,10 @@
 //! What must survive the daemon: an append-only file of checked lines.
 //!
 //! A line is `1 CRC JSON`: the format's version, the CRC-32 of the rest, one [`Entry`]. It is
-//! durable before what it tells is acted on. A lease is written whole each time it changes, so
-//! reading back is taking the last of each. A torn or altered line is dropped and the file is kept
-//! aside; everything before and after it counts.
+//! durable before what it tells is acted on, as long as the disk takes it: one that is full must not keep
+//! what filled it from being taken back, so then what is in memory goes on, loudly, and is written as soon as
+//! there is room. A lease is written whole each time it changes, so reading back is taking the last of each.
+//! A torn or altered line is dropped and the file is kept aside; everything before and after it counts.
 //!
 //! Writing happens on a thread of its own: a slow disk delays those who wait for it, and nobody
 //! else.
@@ -20,11 +21,13 @@ use rustix::fs::{Mode, OFlags, openat, renameat};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use crate::causes::chain;
 use crate::model::{BootId, Lease, Plan, StepResult};
 
 /// The version of the format.
 const VERSION: &str = "1";
-/// Above this size the file is written anew with only what counts.
+/// Above this size the file is written anew with only what counts; or above twice what that took, when it is
+/// more.
 const COMPACT_ABOVE: u64 = 4 * 1024 * 1024;
 
 /// One thing that happened.
@@ -87,8 +90,6 @@ pub enum Entry {
 /// What a journal tells at the daemon's start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovered {
-    /// The boot it was last written on.
-    pub boot: Option<BootId>,
     /// The first number that was never given to a lease.
     pub next_lease: u64,
     /// The leases that had not ended.
@@ -106,8 +107,7 @@ pub fn recover(bytes: &[u8]) -> Recovered {
     let lines = bytes.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty());
     for (index, line) in lines {
         match parse_line(line) {
-            Some(Entry::Started { boot, next_lease }) => {
-                recovered.boot = Some(boot);
+            Some(Entry::Started { next_lease, .. }) => {
                 recovered.next_lease = recovered.next_lease.max(next_lease);
             }
             Some(Entry::Opening { lease, cgroup }) => {
@@ -173,6 +173,17 @@ pub enum JournalError {
     ThreadEnded,
 }
 
+impl JournalError {
+    fn is_full(&self) -> bool {
+        match self {
+            Self::File { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            Self::InUse { .. } | Self::NotDurable(_) | Self::ThreadEnded => false,
+        }
+    }
+}
+
 struct Job {
     entries: Vec<Entry>,
     /// Absent when nobody waits for it: it becomes durable together with what somebody waits for.
@@ -187,7 +198,7 @@ pub struct Journal {
 
 impl Journal {
     /// Opens the journal in `directory`, making it when it is not there, and tells what it holds.
-    /// A damaged file is copied to `journal.damaged` first.
+    /// A damaged file is copied to `journal.damaged` first. On a full disk it goes on with what it has read.
     ///
     /// # Errors
     /// When the directory cannot be used, or another daemon uses it.
@@ -219,23 +230,28 @@ impl Journal {
             Err(source) => return Err(JournalError::File { operation: "reading", path, source }),
         };
         let recovered = recover(&bytes);
-        if !recovered.damaged.is_empty() {
-            let aside = directory.join("journal.damaged");
-            fs::write(&aside, &bytes).map_err(failed("writing", &aside))?;
-        }
         let folder = File::open(directory).map_err(failed("opening", directory))?;
         let mut writer = Writer {
             folder,
             path,
             file: None,
             size: 0,
+            compact_above: COMPACT_ABOVE,
+            aside: (!recovered.damaged.is_empty()).then_some(bytes),
             boot: boot.clone(),
             next_lease: recovered.next_lease,
             leases: recovered.leases.clone(),
             unopened: recovered.unopened.clone(),
             _lock: lock,
         };
-        writer.rewrite()?;
+        match writer.rewrite() {
+            Ok(()) => {}
+            Err(error) if error.is_full() => tracing::error!(
+                "what the journal has is taken up, and a restart forgets what happens before there is room: {}",
+                chain(&error)
+            ),
+            Err(error) => return Err(error),
+        }
         let (jobs, queue) = mpsc::channel::<Job>();
         let thread = std::thread::Builder::new().name("journal".to_owned()).spawn(move || {
             while let Some(first) = writer.next(&queue) {
@@ -303,6 +319,10 @@ struct Writer {
     path: PathBuf,
     file: Option<File>,
     size: u64,
+    /// From which size on it is written anew.
+    compact_above: u64,
+    /// A damaged file's bytes, until they are in a file of their own.
+    aside: Option<Vec<u8>>,
     boot: BootId,
     next_lease: u64,
     leases: BTreeMap<LeaseId, Lease>,
@@ -342,7 +362,7 @@ impl Writer {
         }
         // After a failed write the end of the file is unknown: it is written anew from memory, so
         // that nothing is lost once the disk can take it again.
-        let Some(file) = self.file.as_mut().filter(|_| self.size < COMPACT_ABOVE) else {
+        let Some(file) = self.file.as_mut().filter(|_| self.size < self.compact_above) else {
             return self.rewrite();
         };
         let sync = |file: &File| if is_awaited { file.sync_data() } else { Ok(()) };
@@ -393,20 +413,27 @@ impl Writer {
         for entry in std::iter::once(started).chain(unopened).chain(leases) {
             write_line(&entry, &mut bytes).map_err(|source| self.failed("encoding for", source))?;
         }
-        let written = replace(&self.folder, &bytes).map_err(|source| self.failed("writing", source))?;
+        if let Some(damaged) = &self.aside {
+            let kept = replace(&self.folder, "journal.damaged", damaged);
+            kept.map_err(|source| self.failed("keeping the damaged lines of", source))?;
+            self.aside = None;
+        }
+        let written =
+            replace(&self.folder, "journal", &bytes).map_err(|source| self.failed("writing", source))?;
         self.file = Some(written);
         self.size = bytes.len() as u64;
+        self.compact_above = COMPACT_ABOVE.max(2 * self.size);
         Ok(())
     }
 }
 
-fn replace(folder: &File, bytes: &[u8]) -> io::Result<File> {
+fn replace(folder: &File, name: &str, bytes: &[u8]) -> io::Result<File> {
     const FRESH: &str = "journal.new";
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut file = File::from(openat(folder, FRESH, flags, Mode::RUSR | Mode::WUSR)?);
     file.write_all(bytes)?;
     file.sync_all()?;
-    renameat(folder, FRESH, folder, "journal")?;
+    renameat(folder, FRESH, folder, name)?;
     folder.sync_all()?;
     Ok(file)
 }

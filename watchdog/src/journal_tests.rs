@@ -66,7 +66,6 @@ fn a_restart_finds_the_leases_that_had_not_ended() {
     let (_, recovered) = reopened.expect("the lock is free once the thread ended");
     assert_eq!(recovered.leases.into_values().collect::<Vec<_>>(), [second]);
     assert_eq!(recovered.next_lease, 3);
-    assert_eq!(recovered.boot, Some(boot()));
     assert_eq!(recovered.damaged, Vec::<usize>::new());
 }
 
@@ -153,4 +152,27 @@ fn a_lease_that_was_never_opened_is_known_until_it_has_ended() {
     assert_eq!(recovered.unopened, unopened);
     let again = fs::read(place.path().join("journal")).expect("written anew");
     assert_eq!((recover(&again).unopened, recover(&again).next_lease), (unopened, 6));
+}
+
+#[test]
+fn with_much_to_keep_it_is_not_written_anew_for_each_entry() {
+    use std::os::unix::fs::MetadataExt;
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let (journal, _) = Journal::open(place.path(), &boot()).expect("fresh");
+    let append = |entries| runtime().block_on(journal.append(entries)).expect("writable");
+    let number = || fs::metadata(place.path().join("journal")).expect("there").ino();
+    let large = |id| Lease { name: "x".repeat(1024 * 1024), ..lease(id) };
+    // More than the size at which what is superseded goes.
+    append((1..=6).map(|id| lease_entry(&large(id))).collect());
+    append(vec![lease_entry(&lease(7))]);
+    let written = number();
+    for _ in 0..20 {
+        append(vec![lease_entry(&lease(7))]);
+        assert_eq!(number(), written);
+    }
+    // It does not grow without end either.
+    for _ in 0..8 {
+        append(vec![lease_entry(&large(8))]);
+    }
+    assert_ne!(number(), written);
 }

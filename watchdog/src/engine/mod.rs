@@ -201,13 +201,24 @@ impl Engine {
     }
 
     /// Writes to the journal. A journal that cannot be written is told loudly, and what is in
-    /// memory goes on.
-    async fn record(&self, entries: Vec<Entry>) {
-        if let Err(error) = self.shared.journal.append(entries).await {
-            self.shared.metrics.journal_failures.inc();
-            tracing::error!("a restart now would forget what just happened: {}", chain(&error));
+    /// memory goes on: whoever promises something to a client has to look at what this returns.
+    async fn record(&self, entries: Vec<Entry>) -> Durable {
+        match self.shared.journal.append(entries).await {
+            Ok(()) => Durable::Yes,
+            Err(error) => {
+                self.shared.metrics.journal_failures.inc();
+                tracing::error!("a restart now would forget what just happened: {}", chain(&error));
+                Durable::No
+            }
         }
     }
+}
+
+/// Whether a restart will know of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Durable {
+    Yes,
+    No,
 }
 
 /// What a look has to know of a lease.

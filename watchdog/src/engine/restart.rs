@@ -19,7 +19,9 @@ impl Engine {
     pub async fn forget_unopened(&self, unopened: BTreeMap<LeaseId, PathBuf>) {
         for (lease, cgroup) in unopened {
             match cgroups::remove_unused(&cgroup) {
-                Ok(()) => self.record(vec![Entry::Ended { lease }]).await,
+                Ok(()) => {
+                    self.record(vec![Entry::Ended { lease }]).await;
+                }
                 Err(error) => {
                     tracing::warn!(
                         lease = lease.0,

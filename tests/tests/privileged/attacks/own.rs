@@ -103,6 +103,47 @@ fn a_full_state_directory_is_told_of_and_loses_nothing_that_is_in_memory() {
 }
 
 #[test]
+fn a_full_disk_keeps_it_neither_from_starting_nor_from_taking_back() {
+    scenario::privileged("full-start", |place| {
+        let state = place.directory("state");
+        let options = Some("size=256k");
+        mount(Some("state"), &state, Some("tmpfs"), MsFlags::empty(), options).or_fail("mounting");
+        let mut daemon = Daemon::start(place, &Settings::default());
+        let first = build(&daemon, place, "first");
+        let second = build(&daemon, place, "second");
+        daemon.kill();
+        // A line that was torn, and no room to keep the file aside, or to write another.
+        let journal = state.join("journal");
+        let mut bytes = fs::read(&journal).or_fail("reading the journal");
+        bytes.extend(b"1 00000000 {");
+        fs::write(&journal, &bytes).or_fail("tearing a line");
+        let filler = state.join("filler");
+        assert!(fs::write(&filler, vec![0u8; 1024 * 1024]).is_err());
+        end(first);
+        daemon.start_again();
+        daemon.wait_for_end("first", SOON);
+        assert_eq!(probe::loops_below(&place.path("first")), []);
+        assert!(daemon.lease("second").is_some());
+        let log = daemon.log();
+        assert!(log.contains("is taken up") && log.contains("No space left on device"), "{log}");
+        assert_eq!(fs::read(&journal).or_fail("the journal as it was"), bytes);
+        fs::remove_file(&filler).or_fail("making room");
+        wait_until("the journal to be whole again", SOON, || {
+            daemon.log().contains("the journal can be written again")
+        });
+        assert_eq!(fs::read(state.join("journal.damaged")).or_fail("the file aside"), bytes);
+        daemon.kill();
+        daemon.start_again();
+        let names: Vec<_> = daemon.status().leases.into_iter().map(|lease| lease.name).collect();
+        assert_eq!(names, ["second"]);
+        end(second);
+        daemon.wait_until_idle(SOON);
+        daemon.stop();
+        program::succeed("umount", [state.as_os_str()]);
+    });
+}
+
+#[test]
 fn with_a_read_only_state_directory_it_does_not_start_and_says_why() {
     scenario::privileged("read-only", |place| {
         let mut daemon = Daemon::start(place, &Settings::default());
