@@ -14,7 +14,8 @@
 //!
 //! Deliberately absent: names, paths and environment variables. They are nobody's proof.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::path::{Path, PathBuf};
 
 use hostler_protocol::lease::{LeaseId, Tracking};
 
@@ -46,6 +47,16 @@ impl Ownership {
     /// What one lease owns.
     pub fn of(&self, lease: LeaseId) -> impl Iterator<Item = ResourceIdentity> + '_ {
         self.owners.iter().filter(move |(_, owner)| **owner == lease).map(|(identity, _)| *identity)
+    }
+
+    /// What each lease owns that owns something.
+    #[must_use]
+    pub fn by_lease(&self) -> BTreeMap<LeaseId, Vec<ResourceIdentity>> {
+        let mut all: BTreeMap<LeaseId, Vec<ResourceIdentity>> = BTreeMap::new();
+        for (identity, owner) in &self.owners {
+            all.entry(*owner).or_default().push(*identity);
+        }
+        all
     }
 
     /// Whether a lease owns it.
@@ -88,15 +99,18 @@ struct Nesting {
 impl Nesting {
     /// By the paths of the control groups, which the daemon itself made.
     fn of(leases: &[&Lease]) -> Self {
-        let path = |lease: &Lease| lease.cgroup.as_ref().map(|(_, path)| std::path::PathBuf::from(path));
+        let path = |lease: &&'_ Lease| -> Option<(LeaseId, PathBuf)> {
+            lease.cgroup.as_ref().map(|(_, path)| (lease.id, PathBuf::from(path)))
+        };
+        let placed: Vec<(LeaseId, PathBuf)> = leases.iter().filter_map(path).collect();
+        let mut at: HashMap<&Path, Vec<LeaseId>> = HashMap::new();
+        for (lease, path) in &placed {
+            at.entry(path).or_default().push(*lease);
+        }
         let mut pairs = BTreeSet::new();
-        for inner in leases {
-            for outer in leases {
-                let (Some(below), Some(above)) = (path(inner), path(outer)) else { continue };
-                if inner.id != outer.id && below.starts_with(above) {
-                    pairs.insert((inner.id, outer.id));
-                }
-            }
+        for (inner, path) in &placed {
+            let above = path.ancestors().filter_map(|path| at.get(path)).flatten();
+            pairs.extend(above.filter(|outer| *outer != inner).map(|outer| (*inner, *outer)));
         }
         let over = leases.iter().filter(|lease| lease.phase == Phase::Over).map(|lease| lease.id).collect();
         Self { pairs, over }
@@ -120,10 +134,15 @@ impl LoopDevice {
         }
     }
 
+    /// Its number, and its partitions'.
+    pub fn devices(&self) -> impl Iterator<Item = DeviceNumber> + '_ {
+        std::iter::once(self.device).chain(self.partitions.iter().map(|partition| partition.device))
+    }
+
     /// Whether a device number is this device's or one of its partitions'.
     #[must_use]
     pub fn has_device(&self, device: DeviceNumber) -> bool {
-        self.device == device || self.partitions.iter().any(|partition| partition.device == device)
+        self.devices().any(|own| own == device)
     }
 }
 
@@ -133,7 +152,8 @@ pub fn attribute<'a>(snapshot: &Snapshot, leases: impl IntoIterator<Item = &'a L
     let leases: Vec<&Lease> = leases.into_iter().collect();
     let index = Index::new(snapshot);
     let protected = protected(&index);
-    let deriver = Deriver { index, protected, nesting: Nesting::of(&leases), leases };
+    let by_number = leases.iter().map(|lease| (lease.id, *lease)).collect();
+    let deriver = Deriver { index, protected, nesting: Nesting::of(&leases), leases, by_number };
     // What turns out to be doubtful is no evidence for anything, so what followed from it is derived
     // again without it.
     let mut doubtful = BTreeSet::new();
@@ -150,6 +170,7 @@ struct Deriver<'a> {
     index: Index<'a>,
     protected: BTreeSet<ResourceIdentity>,
     leases: Vec<&'a Lease>,
+    by_number: HashMap<LeaseId, &'a Lease>,
     nesting: Nesting,
 }
 
@@ -199,7 +220,7 @@ impl Deriver<'_> {
                 (Some(owners), _) if all_read && owners.len() == 1 => owners.first().copied().flatten(),
                 (Some(_) | None, _) => None,
             };
-            let lease = owner.and_then(|owner| self.leases.iter().find(|lease| lease.id == owner));
+            let lease = owner.and_then(|owner| self.by_number.get(&owner));
             let is_later = |lease: &&&Lease| {
                 lease.namespaces_there.as_ref().is_some_and(|there| !there.contains(&unique))
             };
@@ -280,8 +301,7 @@ impl Deriver<'_> {
         identity: ResourceIdentity,
         ownership: &mut Ownership,
     ) -> bool {
-        let opener = self.leases.iter().find(|lease| lease.id == owner).map(|lease| lease.opener);
-        match opener {
+        match self.by_number.get(&owner).map(|lease| lease.opener) {
             Some(Opener::Client) => ownership.claim(identity, owner, &self.nesting),
             Some(Opener::Policy | Opener::Administrator) | None => false,
         }
@@ -293,16 +313,16 @@ impl Deriver<'_> {
 
     /// Whether a loop device was attached after a lease had claimed something.
     fn came_later(&self, lease: LeaseId, identity: LoopIdentity) -> bool {
-        self.leases.iter().any(|other| other.id == lease && identity.sequence > other.loops_before)
+        self.by_number.get(&lease).is_some_and(|lease| identity.sequence > lease.loops_before)
     }
 
     /// Whether a mount was below the directory of a lease when that claimed it.
     fn was_there(&self, lease: LeaseId, mount: MountIdentity) -> bool {
-        self.leases.iter().any(|other| other.id == lease && other.mounts_before.contains(&mount))
+        self.by_number.get(&lease).is_some_and(|lease| lease.mounts_before.contains(&mount))
     }
 
     fn is_anothers(&self, lease: LeaseId, mount: &Mount) -> bool {
-        self.leases.iter().any(|other| other.id == lease && is_anothers(other, mount))
+        self.by_number.get(&lease).is_some_and(|lease| is_anothers(lease, mount))
     }
 
     /// The lease that a file system with this number is of: all that it lies on is, or, where it lies on
@@ -313,7 +333,7 @@ impl Deriver<'_> {
             None
         } else if blocks.is_empty() {
             // Only when it is known which those are.
-            if self.index.snapshot.gaps.iter().any(|gap| matches!(gap, Gap::Mounts(_))) {
+            if self.index.snapshot.gaps.iter().any(|gap| matches!(gap, Gap::Mounts(_) | Gap::Unasked)) {
                 return None;
             }
             let mounts = self.index.mounts_of(device).iter();

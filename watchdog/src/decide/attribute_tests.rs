@@ -1,12 +1,15 @@
+use std::path::Path;
+
 use hostler_protocol::lease::{LeaseId, Tracking};
+use proptest::prelude::*;
 
 use super::super::fixture::{
     HOST, ROOT_DISK, claim_file, host, lease, loop_device, loop_identity, loop_number, mount, process,
     process_identity,
 };
-use super::attribute;
+use super::{Nesting, attribute};
 use crate::model::{
-    BackingFile, CgroupIdentity, DiskSequence, Gap, LoopState, MountIdentity, MountNumber, Phase,
+    BackingFile, CgroupIdentity, DiskSequence, Gap, Lease, LoopState, MountIdentity, MountNumber, Phase,
     ResourceIdentity, UnderClaim,
 };
 
@@ -208,7 +211,7 @@ fn a_file_of_the_same_inode_on_another_file_system_is_another_file() {
 }
 
 /// A lease within another, by its control group.
-fn nested() -> (crate::model::Lease, crate::model::Lease) {
+fn nested() -> (Lease, Lease) {
     let (mut outer, mut inner) = (lease(1, Phase::Over), lease(2, Phase::Open));
     outer.cgroup = Some((CgroupIdentity(5), "/cg/job/hostler-lease-1".to_owned()));
     inner.cgroup = Some((CgroupIdentity(6), "/cg/job/hostler-lease-1/hostler-lease-2".to_owned()));
@@ -339,4 +342,29 @@ fn a_namespace_is_later_when_it_was_not_there_whatever_its_number() {
     assert!(namespaces(Some(&[5, 9])).is_empty());
     // Where it was not known what was there, nothing is later.
     assert!(namespaces(None).is_empty());
+}
+
+proptest! {
+    #[test]
+    fn one_lease_is_within_another_when_its_control_group_is(
+        paths in proptest::collection::vec(proptest::option::of("(/[ab]{1,2}){1,4}"), 0..12)
+    ) {
+        let leases: Vec<Lease> = (1..)
+            .zip(&paths)
+            .map(|(id, path)| Lease {
+                cgroup: path.clone().map(|path| (CgroupIdentity(id), path)),
+                ..lease(id, Phase::Open)
+            })
+            .collect();
+        let nesting = Nesting::of(&leases.iter().collect::<Vec<_>>());
+        for (inner, below) in (1..).zip(&paths) {
+            for (outer, above) in (1..).zip(&paths) {
+                let is_below = match (below, above) {
+                    (Some(below), Some(above)) => inner != outer && Path::new(below).starts_with(above),
+                    _ => false,
+                };
+                prop_assert_eq!(nesting.is_within(LeaseId(inner), LeaseId(outer)), is_below);
+            }
+        }
+    }
 }

@@ -33,4 +33,4 @@ pub use plan::{PlanSettings, plan, stuck};
 pub use protect::strangers_below;
 pub use requested::{NotTaken, requested};
 pub use settled::{forget_what_is_gone, is_settled, may_still_go};
-pub use verify::{doubts, everything_of, verify};
+pub use verify::{doubts, everything_by_lease, everything_of, verify};

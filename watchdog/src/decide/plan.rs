@@ -49,7 +49,7 @@ pub fn plan(lease: &Lease, snapshot: &Snapshot, ownership: &Ownership, settings:
         });
     }
     // Without the list of mounts nobody knows what holds a device or lies in a directory.
-    let mounts_known = !snapshot.gaps.iter().any(|gap| matches!(gap, Gap::Mounts(_)));
+    let mounts_known = !snapshot.gaps.iter().any(|gap| matches!(gap, Gap::Mounts(_) | Gap::Unasked));
     if mounts_known {
         let index = Index::new(snapshot);
         let planner = Planner { lease: lease.id, index: &index, ownership, settings };

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::super::attribute;
 use super::super::fake_kernel::Kernel;
 use super::super::fixture::{any_host, lease};
+use super::super::{everything_by_lease, everything_of};
 use super::{Ownership, PlanSettings, plan};
 use crate::model::{Gap, LoopState, Phase, ResourceIdentity, Snapshot, Step, SwapIdentity, UnmountHow};
 
@@ -47,6 +48,19 @@ proptest! {
                 prop_assert!(ownership.is_of(resource, LeaseId(1)), "{step:?}");
             }
         }
+    }
+
+    #[test]
+    fn what_is_looked_up_is_what_is_in_the_lists(snapshot in any_host()) {
+        let (plan, ownership) = planned(&snapshot);
+        for step in plan.steps {
+            for resource in resources(&snapshot) {
+                prop_assert_eq!(step.acts_on(resource), step.resources().contains(&resource), "{:?}", step);
+            }
+        }
+        let by_lease = everything_by_lease(&snapshot, &ownership);
+        let of_one = by_lease.get(&LeaseId(1)).into_iter().flatten().copied().collect();
+        prop_assert_eq!(everything_of(LeaseId(1), &snapshot, &ownership), of_one);
     }
 
     #[test]

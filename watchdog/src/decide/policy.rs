@@ -132,6 +132,7 @@ fn may_hide_a_holder(gap: &Gap) -> bool {
         Gap::Loops(_)
         | Gap::Loop(..)
         | Gap::Mounts(_)
+        | Gap::Unasked
         | Gap::Namespace(..)
         | Gap::Namespaces(_)
         | Gap::Blocks(_)

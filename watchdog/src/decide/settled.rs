@@ -29,7 +29,8 @@ pub fn forget_what_is_gone(lease: &mut Lease, before: &Lease, snapshot: &Snapsho
                 })
         });
     }
-    if !has_gap(|gap| matches!(gap, Gap::Mounts(_) | Gap::Namespaces(_) | Gap::Namespace(..))) {
+    if !has_gap(|gap| matches!(gap, Gap::Mounts(_) | Gap::Namespaces(_) | Gap::Namespace(..) | Gap::Unasked))
+    {
         let there: HashSet<_> = snapshot.mounts.iter().map(|mount| mount.identity).collect();
         lease.mounts.retain(|identity| !before.mounts.contains(identity) || there.contains(identity));
     }

@@ -1,6 +1,6 @@
 //! What became of each resource, by a second look. No call's success counts here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 
 use hostler_protocol::lease::{LeaseId, Tracking};
@@ -21,10 +21,34 @@ pub fn everything_of(
     snapshot: &Snapshot,
     ownership: &Ownership,
 ) -> BTreeSet<ResourceIdentity> {
-    ownership
-        .of(lease)
-        .filter(|identity| match identity {
-            ResourceIdentity::Process(process) => is_running(*process, snapshot),
+    let running = Running::of(snapshot);
+    ownership.of(lease).filter(|identity| running.is_there(*identity)).collect()
+}
+
+/// The same of each lease that has something.
+#[must_use]
+pub fn everything_by_lease(
+    snapshot: &Snapshot,
+    ownership: &Ownership,
+) -> BTreeMap<LeaseId, Vec<ResourceIdentity>> {
+    let running = Running::of(snapshot);
+    let mut all = ownership.by_lease();
+    all.values_mut().for_each(|of_lease| of_lease.retain(|identity| running.is_there(*identity)));
+    all
+}
+
+/// The processes of a look that have not ended: a lease may have as many as the host.
+struct Running(HashSet<ProcessIdentity>);
+
+impl Running {
+    fn of(snapshot: &Snapshot) -> Self {
+        let running = snapshot.processes.iter().filter(|process| !process.ended);
+        Self(running.map(|process| process.identity).collect())
+    }
+
+    fn is_there(&self, identity: ResourceIdentity) -> bool {
+        match identity {
+            ResourceIdentity::Process(process) => self.0.contains(&process),
             ResourceIdentity::Mount(_)
             | ResourceIdentity::Loop(_)
             | ResourceIdentity::Map(_)
@@ -32,8 +56,8 @@ pub fn everything_of(
             | ResourceIdentity::Swap(_)
             | ResourceIdentity::Directory(_)
             | ResourceIdentity::Cgroup(_) => true,
-        })
-        .collect()
+        }
+    }
 }
 
 /// What could not be read and may hide something of a lease: while there is any, nobody can say that
@@ -56,6 +80,8 @@ pub fn doubts<'a>(lease: &Lease, snapshot: &'a Snapshot) -> Vec<&'a Gap> {
             lease.mounts.iter().any(|mount| snapshot.namespace.is_none_or(|host| host != mount.namespace))
         }
         Gap::Namespace(namespace, _) => lease.mounts.iter().any(|mount| mount.namespace == *namespace),
+        // Such a look tells nothing of what is there besides.
+        Gap::Unasked => true,
         // It tells what holds things, not what is there.
         Gap::Process(..) => false,
         // What may be protected is left as if it were.
@@ -113,7 +139,7 @@ fn is_only_out_of_sight(resource: ResourceIdentity, plan: &Plan, after: &Snapsho
 /// Whether the daemon did something that made it go.
 fn acted_on(resource: ResourceIdentity, plan: &Plan, results: &[StepResult]) -> bool {
     let tried = || plan.steps.iter().zip(results);
-    let own = || tried().filter(|(step, _)| step.resources().contains(&resource));
+    let own = || tried().filter(|(step, _)| step.acts_on(resource));
     let by_itself = own().any(|(_, result)| match result {
         StepResult::Done | StepResult::Locked | StepResult::Failed { .. } | StepResult::Hung { .. } => true,
         StepResult::Replaced | StepResult::Gone => false,
@@ -139,6 +165,9 @@ enum Presence {
 }
 
 fn presence(resource: ResourceIdentity, after: &Snapshot) -> Presence {
+    if after.gaps.contains(&Gap::Unasked) {
+        return Presence::Unclear;
+    }
     let gone = |name_in_use| Presence::Gone { name_in_use };
     let has_gap = |is_it: fn(&Gap) -> bool| after.gaps.iter().any(is_it);
     match resource {

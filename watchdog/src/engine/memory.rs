@@ -20,9 +20,10 @@ impl Engine {
     /// Keeps what a look found out.
     pub(super) async fn remember(&self, snapshot: &Snapshot, ownership: &Ownership, seen: Seen<'_>) {
         let mut entries = Vec::new();
+        let by_lease = ownership.by_lease();
         for record in self.shared.state.borrow_mut().records_mut() {
             let before = record.lease.clone();
-            for resource in ownership.of(record.lease.id) {
+            for resource in by_lease.get(&record.lease.id).into_iter().flatten().copied() {
                 match resource {
                     ResourceIdentity::Loop(identity) => {
                         record.lease.loops.insert(identity);

@@ -181,7 +181,7 @@ impl Engine {
     ) -> Result<(), CallError> {
         let snapshot = self.observe_claim(id, &claim, kept.as_ref()).await.map_err(unavailable)?;
         let unclear = snapshot.gaps.iter().find(|gap| match gap {
-            Gap::Mounts(_) | Gap::Loops(_) => true,
+            Gap::Mounts(_) | Gap::Loops(_) | Gap::Unasked => true,
             Gap::Claim(lease, _) => *lease == id,
             Gap::Loop(..)
             | Gap::Blocks(_)

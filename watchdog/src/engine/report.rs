@@ -37,7 +37,7 @@ impl Engine {
             reasons.push(Reason::Unknown);
         }
         if detail.is_empty() {
-            let said = plan.steps.iter().zip(results).find(|(step, _)| step.resources().contains(&resource));
+            let said = plan.steps.iter().zip(results).find(|(step, _)| step.acts_on(resource));
             detail = match said {
                 Some((_, StepResult::Failed { cause })) => cause.clone(),
                 Some((_, result @ StepResult::Locked)) => result.sentence(),
@@ -68,6 +68,7 @@ impl Engine {
                 }
                 Gap::Loops(_)
                 | Gap::Mounts(_)
+                | Gap::Unasked
                 | Gap::Blocks(_)
                 | Gap::Namespaces(_)
                 | Gap::Processes(_)
@@ -180,7 +181,7 @@ fn no_longer_its_own(resource: ResourceIdentity, ownership: &Ownership) -> (Vec<
 /// A resource's name for people, as the plan, its lease or a look has it.
 fn name_in(plan: &Plan, resource: ResourceIdentity, lease: &Lease, seen: &Snapshot) -> String {
     use hostler_protocol::text::printable;
-    let step = plan.steps.iter().find(|step| step.resources().contains(&resource));
+    let step = plan.steps.iter().find(|step| step.acts_on(resource));
     match (resource, step) {
         (ResourceIdentity::Mount(_), Some(Step::Unmount { point, .. })) => printable(point),
         (ResourceIdentity::Directory(_), Some(Step::RemoveDirectory { path, .. }))

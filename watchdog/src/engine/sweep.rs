@@ -38,6 +38,11 @@ impl Sweeps {
         self.set_again.notify_one();
     }
 
+    /// Whether a rule is about a resource.
+    pub(super) fn knows(&self, resource: ResourceIdentity) -> bool {
+        self.sightings.borrow().contains_key(&resource)
+    }
+
     /// What is known of a resource that a rule is about.
     pub(super) fn sighting(&self, resource: ResourceIdentity) -> Option<Sighting> {
         self.sightings.borrow().get(&resource).cloned()

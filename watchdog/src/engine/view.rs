@@ -1,6 +1,6 @@
 //! What clients and Prometheus are shown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use hostler_protocol::lease::{LeaseState, LeaseView};
@@ -16,10 +16,13 @@ use super::sweep::Sweeps;
 use super::{Engine, now_ms};
 use crate::causes::chain;
 use crate::decide::policy::Stage;
-use crate::decide::{Access, Ownership, PROTECTED, everything_of, explain};
+use crate::decide::{Access, Ownership, PROTECTED, everything_by_lease, explain};
 use crate::kernel::{loops, processes};
 use crate::metrics::LEASE_STATES;
-use crate::model::{Gap, Lease, LoopState, ResourceIdentity, Snapshot, SnapshotDepth};
+use crate::model::{
+    DeviceNumber, Gap, Lease, LoopDevice, LoopState, Mount, MountIdentity, Process, ProcessIdentity,
+    ResourceIdentity, Snapshot, SnapshotDepth,
+};
 
 impl Engine {
     /// Leases and resources of the host: of leases the caller's own, and for root all.
@@ -30,15 +33,16 @@ impl Engine {
         let look = self.look(SnapshotDepth::Status).await.map_err(unavailable)?;
         let Look { snapshot, ownership } = &*look;
         let now = now_ms();
+        let everything = everything_by_lease(snapshot, ownership);
+        let things = Things::of(snapshot);
         let state = self.shared.state.borrow();
         let ended = state.ended().filter(|lease| caller.may_use(lease.uid));
         let mut leases: Vec<LeaseView> = ended.cloned().collect();
         for record in state.records().filter(|record| caller.may_use(record.lease.uid)) {
             let verdict = verdict_of(record.state);
-            let resources = everything_of(record.lease.id, snapshot, ownership)
-                .into_iter()
-                .map(|identity| show(identity, snapshot, verdict, Some(&record.lease)))
-                .collect();
+            let resources = everything.get(&record.lease.id).into_iter().flatten();
+            let resources =
+                resources.map(|identity| show(*identity, &things, verdict, Some(&record.lease))).collect();
             leases.push(record.view(now, resources));
         }
         leases.sort_by_key(|lease| lease.lease);
@@ -67,6 +71,7 @@ impl Engine {
             Gap::Loops(_)
             | Gap::Loop(..)
             | Gap::Mounts(_)
+            | Gap::Unasked
             | Gap::Namespace(..)
             | Gap::Namespaces(_)
             | Gap::Blocks(_)
@@ -152,10 +157,11 @@ impl Engine {
     pub(super) fn measure(&self, snapshot: &Snapshot, ownership: &Ownership) {
         let metrics = &self.shared.metrics;
         let state = self.shared.state.borrow();
+        let everything = everything_by_lease(snapshot, ownership);
         let mut counts: BTreeMap<(&str, &str), i64> = BTreeMap::new();
         for record in state.records() {
             let verdict = verdict_of(record.state);
-            for identity in everything_of(record.lease.id, snapshot, ownership) {
+            for identity in everything.get(&record.lease.id).into_iter().flatten() {
                 *counts.entry((identity.kind().name(), verdict.name())).or_default() += 1;
             }
         }
@@ -190,6 +196,7 @@ fn verdict_of(state: LeaseState) -> Verdict {
 
 /// Loop devices, mounts of loop devices, and whatever else a rule is about, that no lease has.
 fn others(snapshot: &Snapshot, ownership: &Ownership, sweeps: &Sweeps) -> Vec<ResourceView> {
+    let things = Things::of(snapshot);
     let is_free = |identity: &ResourceIdentity| !ownership.owners.contains_key(identity);
     let show_free = |identity| {
         let sighting = sweeps.sighting(identity);
@@ -202,7 +209,7 @@ fn others(snapshot: &Snapshot, ownership: &Ownership, sweeps: &Sweeps) -> Vec<Re
             let verdict = if is_quarantined { Verdict::Quarantined } else { Verdict::Bystander };
             (verdict, sighting.map(|sighting| sighting.sentence()))
         };
-        let mut shown = show(identity, snapshot, verdict, None);
+        let mut shown = show(identity, &things, verdict, None);
         if let Some(remark) = remark {
             shown.detail = format!("{} ({remark})", shown.detail);
         }
@@ -227,10 +234,10 @@ fn others(snapshot: &Snapshot, ownership: &Ownership, sweeps: &Sweeps) -> Vec<Re
             }),
         }
     }
+    let of_loops: HashSet<DeviceNumber> = snapshot.loops.iter().flat_map(LoopDevice::devices).collect();
     for mount in &snapshot.mounts {
         let identity = ResourceIdentity::Mount(mount.identity);
-        let of_a_loop = snapshot.loops.iter().any(|device| device.has_device(mount.device()));
-        if (of_a_loop || sweeps.sighting(identity).is_some()) && is_free(&identity) {
+        if (of_loops.contains(&mount.device()) || sweeps.knows(identity)) && is_free(&identity) {
             found.push(show_free(identity));
         }
     }
@@ -239,41 +246,59 @@ fn others(snapshot: &Snapshot, ownership: &Ownership, sweeps: &Sweeps) -> Vec<Re
 
 /// A resource's name for people, as a look has it.
 pub(super) fn name_of(identity: ResourceIdentity, snapshot: &Snapshot) -> String {
-    show(identity, snapshot, Verdict::Bystander, None).name
+    show(identity, &Things::of(snapshot), Verdict::Bystander, None).name
+}
+
+/// The things of a look by what identifies them: each of a lease's may be one of thousands.
+struct Things<'look> {
+    snapshot: &'look Snapshot,
+    processes: HashMap<ProcessIdentity, &'look Process>,
+    mounts: HashMap<MountIdentity, &'look Mount>,
+    loops: HashMap<u32, &'look LoopDevice>,
+}
+
+impl<'look> Things<'look> {
+    fn of(snapshot: &'look Snapshot) -> Self {
+        let Snapshot { processes, mounts, loops, .. } = snapshot;
+        Self {
+            snapshot,
+            processes: processes.iter().map(|process| (process.identity, process)).collect(),
+            mounts: mounts.iter().map(|mount| (mount.identity, mount)).collect(),
+            loops: loops.iter().map(|device| (device.number, device)).collect(),
+        }
+    }
 }
 
 fn show(
     identity: ResourceIdentity,
-    snapshot: &Snapshot,
+    things: &Things<'_>,
     verdict: Verdict,
     lease: Option<&Lease>,
 ) -> ResourceView {
     let (name, detail) = match identity {
         ResourceIdentity::Process(process) => {
-            let found = snapshot.processes.iter().find(|other| other.identity == process);
+            let found = things.processes.get(&process);
             let name = found.map(|process| printable(&process.name)).unwrap_or_default();
             (process.pid.to_string(), name)
         }
-        ResourceIdentity::Mount(mount) => {
-            match snapshot.mounts.iter().find(|other| other.identity == mount) {
-                Some(mount) => {
-                    let elsewhere = if snapshot.namespace == Some(mount.identity.namespace) {
-                        String::new()
-                    } else {
-                        format!(" in mount namespace {}", mount.identity.namespace.0)
-                    };
-                    let detail = format!(
-                        "{} on {}{elsewhere}",
-                        printable(mount.filesystem.as_bytes()),
-                        printable(&mount.source)
-                    );
-                    (printable(&mount.point), detail)
-                }
-                None => (format!("{:?}", mount.number), String::new()),
+        ResourceIdentity::Mount(mount) => match things.mounts.get(&mount) {
+            Some(mount) => {
+                let elsewhere = if things.snapshot.namespace == Some(mount.identity.namespace) {
+                    String::new()
+                } else {
+                    format!(" in mount namespace {}", mount.identity.namespace.0)
+                };
+                let detail = format!(
+                    "{} on {}{elsewhere}",
+                    printable(mount.filesystem.as_bytes()),
+                    printable(&mount.source)
+                );
+                (printable(&mount.point), detail)
             }
-        }
+            None => (format!("{:?}", mount.number), String::new()),
+        },
         ResourceIdentity::Loop(device) => {
-            let found = snapshot.loops.iter().find(|other| other.number == device.number);
+            let found = things.loops.get(&device.number);
             let backing = found.map(|device| device.backing_text.clone()).unwrap_or_default();
             (format!("/dev/loop{}", device.number), backing)
         }

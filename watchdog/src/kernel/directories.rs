@@ -219,15 +219,15 @@ fn is_elsewhere(error: rustix::io::Errno) -> bool {
     matches!(error, Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV)
 }
 
-/// Removes a directory with all it holds, and says how many entries that were.
+/// Removes a directory with all it holds.
 ///
 /// Never follows a link, never crosses onto another mount: what is mounted below stays, and makes
 /// this fail.
 ///
 /// # Errors
 /// The first thing that could not be removed.
-pub fn remove(directory: impl AsFd) -> io::Result<u64> {
-    let removed = empty(directory.as_fd(), 0)?;
+pub fn remove(directory: impl AsFd) -> io::Result<()> {
+    empty(directory.as_fd(), 0)?;
     let own = identity(&directory)?;
     let up = openat2(
         &directory,
@@ -242,18 +242,16 @@ pub fn remove(directory: impl AsFd) -> io::Result<u64> {
     if (DirectoryIdentity { device: device_number(status.st_dev), inode: status.st_ino }) != own {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it was renamed while it was removed"));
     }
-    unlinkat(&up, name, AtFlags::REMOVEDIR)?;
-    Ok(removed + 1)
+    Ok(unlinkat(&up, name, AtFlags::REMOVEDIR)?)
 }
 
 /// A tree deeper than this is not a scratch directory but an attack on this process's descriptors.
 const DEPTH_LIMIT: usize = 512;
 
-fn empty(directory: std::os::fd::BorrowedFd<'_>, depth: usize) -> io::Result<u64> {
+fn empty(directory: std::os::fd::BorrowedFd<'_>, depth: usize) -> io::Result<()> {
     if depth == DEPTH_LIMIT {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "directories are nested deeper than 512"));
     }
-    let mut removed = 0;
     // A directory that is changed while it is read may not show all; it is read until it is empty.
     loop {
         let mut names = Vec::new();
@@ -266,18 +264,17 @@ fn empty(directory: std::os::fd::BorrowedFd<'_>, depth: usize) -> io::Result<u64
             }
         }
         if names.is_empty() {
-            return Ok(removed);
+            return Ok(());
         }
         for (name, kind) in names {
-            removed += match kind {
+            match kind {
                 FileType::Directory => remove_directory(directory, &name, depth)?,
                 _ => match unlinkat(directory, &name, AtFlags::empty()) {
-                    Ok(()) => 1,
+                    Ok(()) | Err(rustix::io::Errno::NOENT) => {}
                     Err(rustix::io::Errno::ISDIR) => remove_directory(directory, &name, depth)?,
-                    Err(rustix::io::Errno::NOENT) => 0,
                     Err(error) => return Err(named(error, &name)),
                 },
-            };
+            }
         }
     }
 }
@@ -286,16 +283,15 @@ fn remove_directory(
     parent: std::os::fd::BorrowedFd<'_>,
     name: &std::ffi::CStr,
     depth: usize,
-) -> io::Result<u64> {
+) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let how = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH;
     match openat2(parent, name, flags, Mode::empty(), how) {
         Ok(directory) => {
-            let removed = empty(directory.as_fd(), depth + 1)?;
-            unlinkat(parent, name, AtFlags::REMOVEDIR).map_err(|error| named(error, name))?;
-            Ok(removed + 1)
+            empty(directory.as_fd(), depth + 1)?;
+            unlinkat(parent, name, AtFlags::REMOVEDIR).map_err(|error| named(error, name))
         }
-        Err(rustix::io::Errno::NOENT) => Ok(0),
+        Err(rustix::io::Errno::NOENT) => Ok(()),
         Err(rustix::io::Errno::XDEV) => {
             let name = hostler_protocol::text::printable(name.to_bytes());
             Err(io::Error::new(io::ErrorKind::ResourceBusy, format!("something is mounted on {name}")))
@@ -348,7 +344,7 @@ mod tests {
         fs::hard_link(outside.join("file"), scratch.join("hard")).expect("fresh");
 
         let directory = open(&scratch);
-        assert_eq!(remove(&directory).expect("ours to remove"), 8);
+        remove(&directory).expect("ours to remove");
         assert!(!scratch.exists());
         assert!(is_removed(&directory).expect("still open"));
         assert_eq!(fs::read_to_string(outside.join("file")).expect("untouched"), "kept");

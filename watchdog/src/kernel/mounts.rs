@@ -351,15 +351,6 @@ pub fn one_of(visit: &Visit, unique: u64) -> io::Result<Option<Mount>> {
     }
 }
 
-/// The unique numbers of the mounts of the own namespace that were made after the one with this number:
-/// as many as there are, however many older ones there may be. For a look after events were lost.
-///
-/// # Errors
-/// `ENOSYS` before Linux 6.8.
-pub fn made_after(unique: u64) -> io::Result<Vec<u64>> {
-    namespace_calls::list_mounts(None, unique)
-}
-
 /// The number of the mount that `path`, seen from `directory`, lies on: of its topmost mount when
 /// it is a mount point. Asks no file system for anything, so it does not hang.
 ///

@@ -125,17 +125,34 @@ impl Step {
             Self::EndProcesses { processes, .. } => {
                 processes.iter().copied().map(ResourceIdentity::Process).collect()
             }
-            Self::AbortFuse { mount } | Self::Unmount { mount, .. } => {
-                vec![ResourceIdentity::Mount(*mount)]
-            }
-            Self::SwapOff { swap, .. } => vec![ResourceIdentity::Swap(*swap)],
-            Self::ReleaseFilesystem { resource, .. } => vec![**resource],
-            Self::RemoveMap { map, .. } => vec![ResourceIdentity::Map(*map)],
-            Self::DisconnectNbd { nbd } => vec![ResourceIdentity::Nbd(*nbd)],
-            Self::DetachLoop { identity, .. } => vec![ResourceIdentity::Loop(*identity)],
-            Self::RemoveDirectory { directory, .. } => vec![ResourceIdentity::Directory(*directory)],
-            Self::RemoveCgroup { cgroup, .. } => vec![ResourceIdentity::Cgroup(*cgroup)],
+            other => other.resource().into_iter().collect(),
         }
+    }
+
+    /// Whether it acts on a resource.
+    #[must_use]
+    pub fn acts_on(&self, resource: ResourceIdentity) -> bool {
+        match (self, resource) {
+            (Self::EndProcesses { processes, .. }, ResourceIdentity::Process(process)) => {
+                processes.contains(&process)
+            }
+            (other, resource) => other.resource() == Some(resource),
+        }
+    }
+
+    /// The one resource that it acts on; `None` when that is several processes.
+    fn resource(&self) -> Option<ResourceIdentity> {
+        Some(match self {
+            Self::EndProcesses { .. } => return None,
+            Self::AbortFuse { mount } | Self::Unmount { mount, .. } => ResourceIdentity::Mount(*mount),
+            Self::SwapOff { swap, .. } => ResourceIdentity::Swap(*swap),
+            Self::ReleaseFilesystem { resource, .. } => **resource,
+            Self::RemoveMap { map, .. } => ResourceIdentity::Map(*map),
+            Self::DisconnectNbd { nbd } => ResourceIdentity::Nbd(*nbd),
+            Self::DetachLoop { identity, .. } => ResourceIdentity::Loop(*identity),
+            Self::RemoveDirectory { directory, .. } => ResourceIdentity::Directory(*directory),
+            Self::RemoveCgroup { cgroup, .. } => ResourceIdentity::Cgroup(*cgroup),
+        })
     }
 
     /// What it does, for a person.

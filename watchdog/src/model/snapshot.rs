@@ -255,6 +255,8 @@ pub enum Gap {
     Loop(u32, String),
     /// The host's mounts.
     Mounts(String),
+    /// All but what an event told of: nothing else was looked at, so nothing follows from what is not there.
+    Unasked,
     /// Another namespace's mounts.
     Namespace(MountNamespace, String),
     /// The list of mount namespaces: one that is not listed may hold anything.
@@ -274,18 +276,13 @@ pub enum Gap {
 }
 
 impl Gap {
-    /// Only a part of the host was looked at, so nothing follows from what is not there.
-    #[must_use]
-    pub fn only_a_part() -> Self {
-        Self::Mounts("only what is new was looked at".to_owned())
-    }
-
     /// One line for a person.
     #[must_use]
     pub fn sentence(&self) -> String {
         match self {
             Self::Loops(cause) => format!("loop devices could not be listed: {cause}"),
             Self::Loop(number, cause) => format!("/dev/loop{number} could not be asked: {cause}"),
+            Self::Unasked => "only what is new was looked at".to_owned(),
             Self::Mounts(cause) => format!("mounts could not be listed: {cause}"),
             Self::Namespace(namespace, cause) => {
                 format!("the mounts of namespace {} could not be listed: {cause}", namespace.0)

@@ -23,7 +23,7 @@ pub(super) fn glance(
     passed: &[OwnedFd],
     touching: &mut dyn FnMut(Option<u32>, &str),
 ) -> Snapshot {
-    let mut snapshot = Snapshot { gaps: vec![Gap::only_a_part()], ..Snapshot::default() };
+    let mut snapshot = Snapshot { gaps: vec![Gap::Unasked], ..Snapshot::default() };
     match mounts::namespace_of(None) {
         Ok(namespace) => snapshot.namespace = Some(namespace),
         Err(error) => snapshot.gaps.push(Gap::Mounts(error.to_string())),
