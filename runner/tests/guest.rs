@@ -34,7 +34,7 @@ use hostler_runner::vm::modules;
 use hostler_runner::vm::nonce::nonce;
 use hostler_runner::vm::outcome::{Activity, Because, Failure, Outcome};
 use hostler_runner::vm::qemu;
-use hostler_runner::vm::run::{Downloads, Report, Run, run};
+use hostler_runner::vm::run::{Downloads, PowerOff, Report, Run, run};
 use hostler_runner::vm::watch::Limits;
 
 #[path = "guest/bad.rs"]
@@ -161,7 +161,7 @@ impl<'a> Guest<'a> {
             viewers: None,
             holds: false,
             installer_log: None,
-            power_off: Duration::from_secs(15),
+            power_off: PowerOff { within: Duration::from_secs(15), is_needed: false },
             picture: None,
             cancel: self.cancel,
             sink: &Silent,

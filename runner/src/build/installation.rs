@@ -87,9 +87,12 @@ impl Session<'_> {
         let path = &installer.answers;
         let mut text = String::new();
         let file = self.request.beside.file(path)?;
-        file.take(LARGEST_ANSWERS)
+        file.take(LARGEST_ANSWERS + 1)
             .read_to_string(&mut text)
             .map_err(|source| MediumError::Open { path: path.clone(), source })?;
+        if text.len() as u64 > LARGEST_ANSWERS {
+            return Err(MediumError::TooLarge { path: path.clone(), limit: LARGEST_ANSWERS }.into());
+        }
         let checked = match installer.family {
             Family::DebianInstaller => preseed::check(&text),
             Family::Anaconda => kickstart::check(&text),
@@ -219,19 +222,22 @@ impl Session<'_> {
             .map_err(|source| MediumError::NotBootable { path: path.to_owned(), source })?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let material = Artifact { name: format!("file:{name}"), sha256: image::digest(&source, &self.stop)? };
-        let format = match layout {
-            Layout::Raw => DiskFormat::Raw,
-            Layout::Qcow2 => DiskFormat::Qcow2,
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| BuildError::Write { path, source }
         };
-        image::to_raw(&host.qemu_img, &source, format, disk, &self.stop)?;
-        let failed = |source| BuildError::Write { path: disk.to_owned(), source };
-        let file = File::options().write(true).open(disk).map_err(failed)?;
-        let has = file.metadata().map_err(failed)?.len();
+        let (format, has) = match layout {
+            Layout::Raw => (DiskFormat::Raw, fs::metadata(&source).map_err(failed(&source))?.len()),
+            Layout::Qcow2 { size } => (DiskFormat::Qcow2, size),
+        };
+        // Before it is unpacked: a file of some kilobytes can be a disk of any size.
         let wanted = self.request.recipe.image.size;
         if has > wanted {
             return Err(BuildError::TooSmallForImage { has, wanted });
         }
-        file.set_len(wanted).map_err(failed)?;
+        image::to_raw(&host.qemu_img, &source, format, disk, &self.stop)?;
+        let file = File::options().write(true).open(disk).map_err(failed(disk))?;
+        file.set_len(wanted).map_err(failed(disk))?;
         Ok(material)
     }
 

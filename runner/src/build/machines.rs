@@ -12,7 +12,7 @@ use crate::contents::provenance::Artifact;
 use crate::disk::{self, ComposedDisk};
 use crate::event::{Event, Stage};
 use crate::lock::LockedMachine;
-use crate::recipe::{Kind, Verify};
+use crate::recipe::{Family, Kind, Verify};
 use crate::vm::NO_TIMER_CHECK;
 use crate::vm::argv::{
     Accelerator, Boot, CONTROL_PORT, Disk, DiskFormat, Network, PROOF_PORT, VmSpec, arguments,
@@ -20,7 +20,7 @@ use crate::vm::argv::{
 use crate::vm::confinement::Enforced;
 use crate::vm::nonce::nonce;
 use crate::vm::outcome::{self, Outcome};
-use crate::vm::run::{Report, Run, run};
+use crate::vm::run::{PowerOff, Report, Run, run};
 use crate::vm::viewers::Viewers;
 use crate::vm::watch::Limits;
 
@@ -173,14 +173,15 @@ impl Session<'_> {
     ) -> Result<(Report, VmSpec), BuildError> {
         let recipe = &self.request.recipe;
         let nonce = nonce().map_err(BuildError::Nonce)?;
-        let mut disks = vec![Disk::new(overlay.to_owned(), DiskFormat::Qcow2)];
-        if recipe.verify.target.is_some() || !recipe.verify.commands.is_empty() {
-            let path = self.scratch.path().join("checks");
-            fs::write(&path, checks(&recipe.verify))
-                .map_err(|source| BuildError::Write { path: path.clone(), source })?;
-            let serial = Some("hostler-checks");
-            disks.push(Disk { serial, ..Disk::new(path, DiskFormat::Raw) });
-        }
+        let path = self.scratch.path().join("checks");
+        fs::write(&path, checks(&recipe.verify))
+            .map_err(|source| BuildError::Write { path: path.clone(), source })?;
+        let serial = Some("hostler-checks");
+        // Always there, so that one that cannot be read is never taken for nothing to check.
+        let disks = vec![
+            Disk::new(overlay.to_owned(), DiskFormat::Qcow2),
+            Disk { serial, ..Disk::new(path, DiskFormat::Raw) },
+        ];
         let spec = VmSpec {
             accelerator,
             processors: recipe.guest.cpus,
@@ -229,10 +230,15 @@ impl Session<'_> {
         }
         let power_off = match (stage, &self.request.recipe.kind) {
             // A throwaway copy.
-            (Stage::Verify, _) => Duration::ZERO,
-            // Some installers prove that they are done before they unmount.
-            (Stage::Guest, Kind::Installer(_)) => Duration::from_secs(120),
-            _ => Duration::from_secs(15),
+            (Stage::Verify, _) => PowerOff::AT_ONCE,
+            (Stage::Guest, Kind::Installer(installer)) => match installer.family {
+                // They have unmounted, or can write no more, when they give the proof.
+                Family::DebianInstaller | Family::CloudImage => PowerOff::AT_ONCE,
+                Family::Anaconda | Family::Subiquity => {
+                    PowerOff { within: Duration::from_secs(120), is_needed: true }
+                }
+            },
+            _ => PowerOff { within: Duration::from_secs(15), is_needed: false },
         };
         let mut asked = Run {
             programs: &host.programs,
@@ -319,7 +325,7 @@ pub(super) fn accept(
 
 /// What `guest/verify-boot` reads: as many bytes as make whole sectors.
 fn checks(verify: &Verify) -> Vec<u8> {
-    let mut text = format!("{}\n", verify.target.as_deref().unwrap_or(""));
+    let mut text = format!("{} {}\n", verify.commands.len(), verify.target.as_deref().unwrap_or(""));
     for command in &verify.commands {
         text.push_str(&format!("{command}\n"));
     }
@@ -359,7 +365,7 @@ mod tests {
             Verify { boot: true, target: None, commands: vec!["true".to_owned(), "id -u".to_owned()] };
         let bytes = checks(&verify);
         assert_eq!(bytes.len(), 512);
-        assert!(bytes.starts_with(b"\ntrue\nid -u\n\0"));
+        assert!(bytes.starts_with(b"2 \ntrue\nid -u\n\0"));
     }
 
     #[test]

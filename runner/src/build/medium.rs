@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write as _};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
+
 use crate::beside::{Beside, BesideError};
 use crate::contents::provenance::Artifact;
 use crate::debian::{SelectError, describe};
@@ -84,6 +86,14 @@ pub enum MediumError {
         /// The package.
         package: String,
     },
+    /// A file is larger than what it is taken for ever is.
+    #[error("{} has more than {limit} bytes: no such file is that large", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// How many it may have.
+        limit: u64,
+    },
     /// A file of the scratch directory cannot be written.
     #[error("could not write {}; is the disk full?", path.display())]
     Write {
@@ -128,7 +138,16 @@ fn places(family: Family) -> &'static [(&'static str, &'static str)] {
 /// Opens what the recipe names: beside it, or by its full path.
 pub(super) fn open(beside: &Beside, path: &Path) -> Result<File, MediumError> {
     if path.is_absolute() {
-        return File::open(path).map_err(|source| MediumError::Open { path: path.to_owned(), source });
+        let failed = |source| MediumError::Open { path: path.to_owned(), source };
+        // A pipe would be waited for.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(
+            rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from).map_err(failed)?,
+        );
+        if !file.metadata().map_err(failed)?.is_file() {
+            return Err(failed(io::Error::other("it is not a plain file")));
+        }
+        return Ok(file);
     }
     Ok(beside.file(path)?)
 }
@@ -289,7 +308,12 @@ pub(super) fn start(path: &Path) -> Result<Vec<u8>, MediumError> {
 fn copy(input: &mut dyn Read, target: &Path) -> Result<(), MediumError> {
     let failed = |source| MediumError::Write { path: target.to_owned(), source };
     let mut output = File::create(target).map_err(failed)?;
-    io::copy(&mut input.take(LARGEST), &mut output).and_then(|_| output.flush()).map_err(failed)
+    let copied = io::copy(&mut input.take(LARGEST + 1), &mut output);
+    let copied = copied.and_then(|copied| output.flush().map(|()| copied)).map_err(failed)?;
+    if copied > LARGEST {
+        return Err(MediumError::TooLarge { path: target.to_owned(), limit: LARGEST });
+    }
+    Ok(())
 }
 
 /// Gives an open file a name where the machine may read it: by a link where it can be, else as a copy.

@@ -70,14 +70,16 @@ impl Session<'_> {
         let text: String = files.iter().map(|file| format!("{}  {}\n", file.sha256, file.name())).collect();
         fs::write(&sums, text).map_err(|source| BuildError::Write { path: sums.clone(), source })?;
         let delivery = &self.environment.delivery;
-        let logs = product.logs.iter().map(|log| delivery.deliver(log, None)).collect::<Result<_, _>>()?;
-        delivery.deliver(&sums, None)?;
+        // The sums last: whoever finds them finds what they are of.
+        let lock = self.lock(host, &product.packages)?;
         let mut built = Vec::new();
         for file in &files {
             let path = delivery.deliver(&file.path, file.folder.as_deref())?;
             built.push(BuiltFile { path, bytes: file.bytes, sha256: file.sha256.clone() });
         }
-        let lock = self.lock(host, &product.packages)?;
+        let lock = lock.map(|lock| delivery.deliver(&lock, None)).transpose()?;
+        let logs = product.logs.iter().map(|log| delivery.deliver(log, None)).collect::<Result<_, _>>()?;
+        delivery.deliver(&sums, None)?;
         product.packages.fetcher.settle(SETTLE_LIMIT);
         Ok(Built {
             files: built,
@@ -92,7 +94,7 @@ impl Session<'_> {
         })
     }
 
-    /// Delivers what went in, if that is wanted; and tells how it differs from what a lock has.
+    /// Writes down what went in, if that is wanted; and tells how it differs from what a lock has.
     fn lock(&self, host: &Host, packages: &Packages) -> Result<Option<PathBuf>, BuildError> {
         let Packages { selection, fetcher, .. } = packages;
         let recipe = &self.request.recipe;
@@ -119,7 +121,7 @@ impl Session<'_> {
         }
         let path = self.scratch.path().join(format!("{}.lock", recipe.image.name));
         fs::write(&path, lock.text()?).map_err(|source| BuildError::Write { path: path.clone(), source })?;
-        Ok(Some(self.environment.delivery.deliver(&path, None)?))
+        Ok(Some(path))
     }
 
     /// Makes every format that the recipe asks for.
@@ -135,9 +137,12 @@ impl Session<'_> {
             machine: (recipe.guest.memory / (1024 * 1024), recipe.guest.cpus),
             time: seconds(self.request.time.unwrap_or_else(SystemTime::now)),
         };
+        let folder = self.scratch.path().join("out");
+        fs::create_dir(&folder).map_err(|source| BuildError::Write { path: folder.clone(), source })?;
         let mut files = Vec::new();
         for format in &recipe.output.formats {
-            let place = (self.scratch.path(), recipe.image.name.as_str());
+            // Apart from the build's own files, which may be called as the image is.
+            let place = (folder.as_path(), recipe.image.name.as_str());
             for path in outputs::make(*format, sources, place, &host.qemu_img, &self.stop)? {
                 files.push(self.finished(&path, None)?);
             }

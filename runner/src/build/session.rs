@@ -128,7 +128,8 @@ impl<'a> Session<'a> {
             Kind::Builder(builder) => self.make_in_throwaway(host, builder)?,
             Kind::Installer(installer) => self.make_by_installer(host, installer)?,
         };
-        self.deliver(host, product)
+        let delivered = self.deliver(host, product);
+        delivered.map_err(|error| given_up(self.request, Stage::Convert, error))
     }
 
     /// The kind `debian`: the host unpacks packages into the image's disk, a guest finishes it.

@@ -14,6 +14,8 @@ use crate::stop::{Stop, Stopped};
 const LARGEST_FILE: u64 = 1 << 40;
 /// The most entries that are looked at.
 const MOST_ENTRIES: usize = 100_000;
+/// The longest name, or list of a file's attributes, in bytes. They are read into memory.
+const LONGEST_HEADER: u64 = 1 << 20;
 /// What is read at a time; a part of a file that has nothing but zeros this long becomes a hole.
 const BLOCK: usize = 64 * 1024;
 
@@ -124,7 +126,10 @@ pub fn take(
     stop: &Stop,
 ) -> Result<Vec<PathBuf>, WorkspaceError> {
     let unreadable = |source| WorkspaceError::Read { path: results.to_owned(), source };
-    let input = BufReader::with_capacity(1 << 20, File::open(results).map_err(unreadable)?);
+    let mut file = File::open(results).map_err(unreadable)?;
+    walk(&mut file, stop)?;
+    file.rewind().map_err(unreadable)?;
+    let input = BufReader::with_capacity(1 << 20, file);
     let mut archive = tar::Archive::new(input);
     let mut taken = Vec::new();
     for entry in archive.entries().map_err(WorkspaceError::Archive)?.take(MOST_ENTRIES) {
@@ -149,6 +154,88 @@ pub fn take(
     }
 }
 
+/// Goes over the headers of an archive, and says where its last file ends. What follows a header, and what a
+/// name or attribute may take, is its writer's word: no reader is to believe it before this has.
+fn walk(file: &mut File, stop: &Stop) -> Result<u64, WorkspaceError> {
+    let damaged = |text: &str| WorkspaceError::Archive(io::Error::new(io::ErrorKind::InvalidData, text));
+    let mut block = [0; 512];
+    let (mut at, mut end) = (0, 0);
+    // A file of 8 GiB or more has its size only in the extended header before its own.
+    let mut size_before = None;
+    loop {
+        stop.check().map_err(WorkspaceError::Stopped)?;
+        file.seek(SeekFrom::Start(at)).map_err(WorkspaceError::Archive)?;
+        let length = fill(file, &mut block).map_err(WorkspaceError::Archive)?;
+        if length < block.len() || block.iter().all(|&byte| byte == 0) {
+            return Ok(end);
+        }
+        let header = tar::Header::from_byte_slice(&block);
+        let sum: u32 = block
+            .iter()
+            .enumerate()
+            .map(|(at, &byte)| u32::from(if (148..156).contains(&at) { b' ' } else { byte }))
+            .sum();
+        if !header.cksum().is_ok_and(|said| said == sum) {
+            return Err(damaged("something in it is no header"));
+        }
+        let kind = header.entry_type();
+        let size = match size_before.take() {
+            Some(size) => size,
+            None => header.entry_size().map_err(WorkspaceError::Archive)?,
+        };
+        at += 512;
+        if kind.is_gnu_longname()
+            || kind.is_gnu_longlink()
+            || kind.is_pax_global_extensions()
+            || kind.is_pax_local_extensions()
+        {
+            if size > LONGEST_HEADER {
+                return Err(damaged("a name or a list of attributes in it is too long"));
+            }
+            let mut text = vec![0; usize::try_from(size).unwrap_or_default()];
+            if fill(file, &mut text).map_err(WorkspaceError::Archive)? < text.len() {
+                return Err(WorkspaceError::Archive(io::ErrorKind::UnexpectedEof.into()));
+            }
+            if kind.is_pax_local_extensions() {
+                size_before = size_in(&text);
+            }
+        }
+        if kind.is_gnu_sparse() {
+            // Further blocks say where its parts are, each whether another follows.
+            let mut follows = header.as_gnu().is_some_and(tar::GnuHeader::is_extended);
+            let mut parts = 0;
+            while follows {
+                parts += 1;
+                if parts > MOST_ENTRIES || fill(file, &mut block).map_err(WorkspaceError::Archive)? < 512 {
+                    return Err(damaged("a file in it has too many parts"));
+                }
+                at += 512;
+                follows = block[504] == 1;
+            }
+        }
+        at = size
+            .checked_next_multiple_of(512)
+            .and_then(|size| at.checked_add(size))
+            .ok_or_else(|| damaged("a size in it is none"))?;
+        end = at;
+    }
+}
+
+/// The size in an extended header: lines of `LENGTH KEY=VALUE`, of which the last one of a key counts.
+fn size_in(text: &[u8]) -> Option<u64> {
+    let mut found = None;
+    let mut left = text;
+    while let Some(space) = left.iter().position(|&byte| byte == b' ') {
+        let length: usize = std::str::from_utf8(&left[..space]).ok()?.parse().ok()?;
+        let record = left.get(space + 1..length.checked_sub(1)?)?;
+        if let Some(size) = record.strip_prefix(b"size=") {
+            found = Some(std::str::from_utf8(size).ok()?.parse().ok()?);
+        }
+        left = left.get(length..)?;
+    }
+    found
+}
+
 /// Cuts the archive at the start of a disk off at its end.
 ///
 /// # Errors
@@ -156,16 +243,7 @@ pub fn take(
 pub fn cut(disk: &Path) -> Result<(), WorkspaceError> {
     let unreadable = |source| WorkspaceError::Read { path: disk.to_owned(), source };
     let mut file = File::options().read(true).write(true).open(disk).map_err(unreadable)?;
-    let end = {
-        let mut archive = tar::Archive::new(&mut file);
-        let mut end = 0;
-        for entry in archive.entries_with_seek().map_err(WorkspaceError::Archive)?.raw(true) {
-            let entry = entry.map_err(WorkspaceError::Archive)?;
-            // What an entry says is its writer's word.
-            end = entry.raw_file_position().saturating_add(entry.size()).saturating_add(511) / 512 * 512;
-        }
-        end
-    };
+    let end = walk(&mut file, &Stop::default())?;
     let size = file.metadata().map_err(unreadable)?.len();
     if end == 0 || end > size {
         return Err(WorkspaceError::Archive(io::ErrorKind::UnexpectedEof.into()));
@@ -333,5 +411,61 @@ mod tests {
         fs::write(&results, [0x55; 4096]).unwrap();
         let error = take(&results, &names(&["a"]), folder.path(), &Stop::default()).unwrap_err();
         assert!(matches!(error, WorkspaceError::Archive(_)), "{error}");
+    }
+
+    fn header(kind: tar::EntryType, name: &str, size: u64) -> [u8; 512] {
+        let mut header = tar::Header::new_ustar();
+        header.set_path(name).unwrap();
+        header.set_entry_type(kind);
+        header.set_size(size);
+        header.set_mode(0o644);
+        header.set_cksum();
+        *header.as_bytes()
+    }
+
+    fn disk(place: &Path, parts: &[(u64, &[u8])], size: u64) -> PathBuf {
+        let path = place.join("disk");
+        let mut file = File::create(&path).unwrap();
+        for (at, bytes) in parts {
+            file.seek(SeekFrom::Start(*at)).unwrap();
+            file.write_all(bytes).unwrap();
+        }
+        file.set_len(size).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_file_whose_size_only_the_extended_header_tells_is_not_cut_off() {
+        let place = tempfile::tempdir().unwrap();
+        let large = 9_u64 << 30;
+        let record = format!("19 size={large}\n");
+        let mut extended = record.clone().into_bytes();
+        extended.resize(512, 0);
+        // As tar writes one: the header itself says 0, and the file's first block may be all zeros.
+        let path = disk(
+            place.path(),
+            &[
+                (0, &header(tar::EntryType::XHeader, "x", record.len() as u64)),
+                (512, &extended),
+                (1024, &header(tar::EntryType::Regular, "swap", 0)),
+                (1536 + large, &header(tar::EntryType::Regular, "last", 3)),
+                (2048 + large, b"end"),
+            ],
+            large + (1 << 20),
+        );
+        cut(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().len(), (2560 + large + 1024).next_multiple_of(20 * 512));
+    }
+
+    #[test]
+    fn a_name_of_many_gigabytes_is_refused_unread() {
+        let place = tempfile::tempdir().unwrap();
+        for kind in [tar::EntryType::XHeader, tar::EntryType::GNULongName, tar::EntryType::GNULongLink] {
+            let path = disk(place.path(), &[(0, &header(kind, "x", 7 << 30))], 8 << 30);
+            let wanted = ["file".to_owned()];
+            let refused = take(&path, &wanted, place.path(), &Stop::default()).unwrap_err();
+            let cause = std::error::Error::source(&refused).map(ToString::to_string).unwrap_or_default();
+            assert!(cause.contains("too long"), "{refused}: {cause}");
+        }
     }
 }

@@ -23,9 +23,15 @@ fn read(text: &str) -> Result<Mapping, Rejected> {
     }
 }
 
-fn write(mapping: Mapping) -> String {
-    let text = serde_yaml_ng::to_string(&Value::Mapping(mapping)).unwrap_or_default();
-    format!("#cloud-config\n{text}")
+/// As JSON, which is YAML of every version: who reads it takes `yes`, `22:22` or `2032-09-01` without quotes
+/// for something else than text.
+fn write(mapping: &Mapping) -> Result<String, Rejected> {
+    match serde_json::to_string_pretty(mapping) {
+        Ok(text) => Ok(format!("#cloud-config\n{text}\n")),
+        Err(error) => {
+            Err(Rejected { line: None, message: format!("the answers cannot be written anew: {error}") })
+        }
+    }
 }
 
 /// The list under `key`, which is made where it is missing.
@@ -64,7 +70,7 @@ pub fn autoinstall(text: &str, nonce: &str) -> Result<String, Rejected> {
     );
     list(answers, "late-commands")?.push(Value::from(proof));
     answers.entry(Value::from("shutdown")).or_insert_with(|| Value::from("poweroff"));
-    Ok(write(mapping))
+    write(&mapping)
 }
 
 /// Arguments for the kernel of a live system with subiquity; the answers are on the volume `CIDATA`.
@@ -103,9 +109,11 @@ pub fn user_data(text: &str, nonce: &str) -> Result<String, Rejected> {
         file("/run/hostler/proof", "0755", script),
         file("/run/systemd/system/hostler-proof.service", "0644", UNIT.to_owned()),
     ]);
-    list(&mut mapping, "runcmd")?
-        .push(Value::from("systemctl daemon-reload && systemctl start --no-block hostler-proof.service"));
-    Ok(write(mapping))
+    // First, as all of them are one script, which fails as its last command does; what is started waits for
+    // the end of all.
+    let start = "systemctl daemon-reload && systemctl start --no-block hostler-proof.service";
+    list(&mut mapping, "runcmd")?.insert(0, Value::from(start));
+    write(&mapping)
 }
 
 /// Waits for the stage in which it is started itself.
@@ -158,9 +166,13 @@ mod tests {
         let complete = user_data(text, "5fe7").unwrap();
         let read: Value = serde_yaml_ng::from_str(&complete).unwrap();
         assert_eq!(read["packages"][0].as_str(), Some("less"));
-        assert_eq!(read["runcmd"][0][1].as_str(), Some("/etc/x"));
-        assert!(read["runcmd"][1].as_str().unwrap().contains("hostler-proof"));
+        // The last command is the user's, since how it ends is how all of them end.
+        assert!(read["runcmd"][0].as_str().unwrap().contains("hostler-proof"));
+        assert_eq!(read["runcmd"][1][1].as_str(), Some("/etc/x"));
         assert_eq!(read["write_files"][0]["path"].as_str(), Some("/a"));
+        let text = "#cloud-config\nusers:\n - expiredate: '2032-09-01'\n   gecos: \"yes\"\n";
+        let complete = user_data(text, "5fe7").unwrap();
+        assert!(complete.contains("\"2032-09-01\"") && complete.contains("\"yes\""), "{complete}");
         assert_eq!(complete.matches("5fe7").count(), 1);
     }
 }

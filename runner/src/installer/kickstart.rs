@@ -6,6 +6,10 @@ use crate::vm::argv::CONTROL_PORT;
 /// The name of the virtio port on which anaconda writes its log, if there is one of that name.
 pub const LOG_PORT: &str = "org.fedoraproject.anaconda.log.0";
 
+/// What has an end of its own.
+const SECTIONS: [&str; 8] =
+    ["%pre", "%pre-install", "%post", "%packages", "%addon", "%anaconda", "%onerror", "%traceback"];
+
 /// Where the installer's own files and the packages come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source<'a> {
@@ -15,13 +19,12 @@ pub enum Source<'a> {
     Answers,
 }
 
-/// Looks for what anaconda would reject at once: sections that do not end, and ends without a section.
+/// Looks for what anaconda would reject at once: sections that do not end, and ends without a section; and
+/// for what keeps the machine on.
 ///
 /// # Errors
 /// The first of them.
 pub fn check(text: &str) -> Result<(), Rejected> {
-    const SECTIONS: [&str; 8] =
-        ["%pre", "%pre-install", "%post", "%packages", "%addon", "%anaconda", "%onerror", "%traceback"];
     let mut open: Option<(usize, &str)> = None;
     for (number, line) in (1..).zip(text.lines()) {
         let word = line.split_whitespace().next().unwrap_or("");
@@ -47,12 +50,30 @@ pub fn check(text: &str) -> Result<(), Rejected> {
             _ => {}
         }
     }
-    match open {
-        Some((number, section)) => {
-            Err(Rejected::at(number, format!("{section} does not end: write %end after it")))
+    if let Some((number, section)) = open {
+        return Err(Rejected::at(number, format!("{section} does not end: write %end after it")));
+    }
+    match commands(text).find(|(_, word)| *word == "halt") {
+        Some((number, _)) => {
+            Err(Rejected::at(number, "halt leaves the machine on for ever: write poweroff, or nothing"))
         }
         None => Ok(()),
     }
+}
+
+/// The words that begin the commands, outside of all sections, with their lines' numbers.
+fn commands(answers: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut is_inside = false;
+    answers.lines().enumerate().filter_map(move |(index, line)| {
+        let word = line.split_whitespace().next()?;
+        match word {
+            "%end" => is_inside = false,
+            _ if SECTIONS.contains(&word) => is_inside = true,
+            _ if !is_inside => return Some((index + 1, word)),
+            _ => {}
+        }
+        None
+    })
 }
 
 /// The answers with the build's own: an end without a question, and the proof as the last of all scripts,
@@ -61,8 +82,7 @@ pub fn check(text: &str) -> Result<(), Rejected> {
 pub fn complete(answers: &str, nonce: &str) -> String {
     let mut text = answers.trim_end().to_owned();
     text.push_str("\n\n# The build's own: an end without a question, and the proof.\n");
-    let ends = |word: &str| matches!(word, "poweroff" | "shutdown" | "reboot" | "halt");
-    if !answers.lines().any(|line| line.split_whitespace().next().is_some_and(ends)) {
+    if !commands(answers).any(|(_, word)| matches!(word, "poweroff" | "shutdown" | "reboot")) {
         text.push_str("poweroff\n");
     }
     text.push_str(&format!(
@@ -114,6 +134,9 @@ mod tests {
         assert!(text.contains("\npoweroff\n"));
         assert!(text.trim_end().ends_with("echo 'done 5fe7' >\"$port\"\n%end"));
         assert!(!complete("reboot --eject\n", "5fe7").contains("poweroff"));
+        // What a script does is no answer.
+        assert!(complete("%post\nreboot\n%end\n", "5fe7").contains("\npoweroff\n"));
+        assert!(check("halt\n").unwrap_err().to_string().contains("write poweroff"));
     }
 
     #[test]

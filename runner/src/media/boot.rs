@@ -57,7 +57,10 @@ pub enum Layout {
     /// Sector by sector.
     Raw,
     /// qemu's own, alone in its file.
-    Qcow2,
+    Qcow2 {
+        /// How large it makes the disk, in bytes: its file may be small.
+        size: u64,
+    },
 }
 
 /// The layout of a disk that begins so.
@@ -72,9 +75,11 @@ pub fn disk(start: &[u8]) -> Result<Layout, NotBootable> {
         let version =
             start.get(4..8).map(|bytes| u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
         let features = if version == Some(2) { Some(0) } else { number(72) };
-        return match (version, number(8), features) {
+        return match (version, number(8), features, number(24)) {
             // Bit 2: data in another file.
-            (Some(2 | 3), Some(0), Some(features)) if features & 4 == 0 => Ok(Layout::Qcow2),
+            (Some(2 | 3), Some(0), Some(features), Some(size)) if features & 4 == 0 => {
+                Ok(Layout::Qcow2 { size })
+            }
             _ => Err(NotBootable::Backed),
         };
     }
@@ -108,7 +113,8 @@ mod tests {
     fn a_disk_that_leads_to_the_hosts_files_is_refused() {
         let mut start = vec![0; 1024];
         start[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
-        assert_eq!(disk(&start), Ok(Layout::Qcow2));
+        start[24..32].copy_from_slice(&(5_u64 << 30).to_be_bytes());
+        assert_eq!(disk(&start), Ok(Layout::Qcow2 { size: 5 << 30 }));
         start[79] = 4;
         assert_eq!(disk(&start), Err(NotBootable::Backed));
         start[79] = 0;

@@ -26,7 +26,7 @@ use super::confinement::Enforced;
 use super::console::{Console, keep_last};
 use super::control;
 use super::launch::{LaunchError, Machine, Programs, launch};
-use super::outcome::{Failure, Outcome, Refused};
+use super::outcome::{Because, Failure, Outcome, Refused};
 use super::processors;
 use super::qmp::{self, BlockTotals, Said};
 use super::viewers::Viewers;
@@ -73,8 +73,8 @@ pub struct Run<'a> {
     /// Where the installer's own log goes, if there is one to expect: what comes on the log port and as
     /// syslog.
     pub installer_log: Option<File>,
-    /// How long a guest that gave its proof may take to switch itself off.
-    pub power_off: Duration,
+    /// How a guest that gave its proof ends.
+    pub power_off: PowerOff,
     /// Where a picture of the screen goes when the run fails, as a PNG file.
     pub picture: Option<&'a Path>,
     /// Those who may look at the console, and type.
@@ -88,6 +88,20 @@ pub struct Run<'a> {
     pub sink: &'a dyn Sink,
     /// The stage of the build that this is.
     pub stage: Stage,
+}
+
+/// How a guest that gave its proof ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PowerOff {
+    /// How long it may take to switch itself off. That leaves a clean end in the console's log.
+    pub within: Duration,
+    /// Whether it has to: its file systems are still mounted when it gives the proof.
+    pub is_needed: bool,
+}
+
+impl PowerOff {
+    /// It is not waited for: what it wrote is on its disk, or of no interest.
+    pub const AT_ONCE: Self = Self { within: Duration::ZERO, is_needed: false };
 }
 
 /// What came of it.
@@ -183,7 +197,19 @@ pub fn run(run: &mut Run<'_>, console_log: File) -> Result<Report, RunError> {
         stages: Vec::new(),
         open: [true; CHANNELS.len()],
     };
-    let outcome = session.attend(run, &mut machine)?;
+    let mut outcome = session.attend(run, &mut machine)?;
+    if outcome == Outcome::Proven {
+        let went = session.let_switch_off(run, &mut machine)?;
+        if run.cancel.is_cancelled() {
+            outcome = Outcome::Failed(Failure::Cancelled);
+        } else if run.power_off.is_needed && !went {
+            let instead = format!(
+                "the proof, and then it did not switch itself off within {}: what it has to write may not be on its disk",
+                humantime::format_duration(run.power_off.within)
+            );
+            outcome = Outcome::Failed(Failure::NoProof { instead, because: Because::default() });
+        }
+    }
     if run.holds
         && let Outcome::Failed(failure) = &outcome
         && *failure != Failure::Cancelled
@@ -191,11 +217,6 @@ pub fn run(run: &mut Run<'_>, console_log: File) -> Result<Report, RunError> {
         session.hold(run, &mut machine, failure)?;
     }
     let pid = machine.pid();
-    if outcome == Outcome::Proven {
-        // Letting the guest switch itself off leaves a clean end in the console's log, and an installer's
-        // file systems unmounted.
-        let _ = machine.wait(run.power_off);
-    }
     let _ = session.drain(&mut machine);
     let has_picture = match (&outcome, run.picture) {
         (Outcome::Failed(failure), Some(path)) if *failure != Failure::Cancelled => {
@@ -310,6 +331,7 @@ impl Session {
                     return Ok(outcome);
                 }
             }
+            self.show(machine);
             if ended && let Some(outcome) = self.ended(machine)? {
                 return Ok(outcome);
             }
@@ -325,6 +347,25 @@ impl Session {
             let typed = viewers.serve(self.console.terminal());
             // A guest that does not read loses what is typed, as on any serial line.
             let _ = machine.console.write(&typed);
+        }
+    }
+
+    /// Gives a machine that proved itself the time to switch itself off, and says whether it did.
+    fn let_switch_off(&mut self, run: &Run<'_>, machine: &mut Machine) -> Result<bool, RunError> {
+        let until = Instant::now() + run.power_off.within;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let (ready, ended) =
+                self.wait(run, machine, Instant::now() + left.min(BEAT)).map_err(RunError::Watch)?;
+            for channel in CHANNELS {
+                if ready[channel as usize] {
+                    self.take(machine, channel)?;
+                }
+            }
+            self.show(machine);
+            if ended || left.is_zero() || run.cancel.is_cancelled() {
+                return Ok(ended);
+            }
         }
     }
 

@@ -43,7 +43,7 @@ fn run_one(folder: &Path, programs: &Programs, disks: &[Disk], no_progress: Dura
         viewers: None,
         holds: false,
         installer_log: None,
-        power_off: Duration::from_secs(15),
+        power_off: PowerOff { within: Duration::from_secs(15), is_needed: false },
         picture: Some(&picture),
         cancel: &Cancel::new().unwrap(),
         sink: &Silent,

@@ -19,7 +19,7 @@ use hostler_runner::vm::NO_TIMER_CHECK;
 use hostler_runner::vm::argv::{Accelerator, Boot, CONTROL_PORT, Disk, DiskFormat, Network, VmSpec};
 use hostler_runner::vm::nonce::nonce;
 use hostler_runner::vm::outcome::Outcome;
-use hostler_runner::vm::run::{Downloads, Report, Run, run};
+use hostler_runner::vm::run::{Downloads, PowerOff, Report, Run, run};
 use hostler_runner::vm::viewers::{Viewers, connect};
 
 use super::{limits, programs, tools};
@@ -134,7 +134,7 @@ fn boot(
         holds: viewers.is_some(),
         viewers,
         installer_log: None,
-        power_off: Duration::from_secs(15),
+        power_off: PowerOff { within: Duration::from_secs(15), is_needed: false },
         picture: None,
         cancel,
         sink: &Silent,

@@ -22,7 +22,7 @@ use hostler_runner::stop::Stop;
 use hostler_runner::vm::NO_TIMER_CHECK;
 use hostler_runner::vm::argv::{Accelerator, Boot, CONTROL_PORT, Network, VmSpec};
 use hostler_runner::vm::outcome::{Failure, Refused};
-use hostler_runner::vm::run::{Downloads, Report, Run, run};
+use hostler_runner::vm::run::{Downloads, PowerOff, Report, Run, run};
 use hostler_runner::vm::watch::Limits;
 use sha2::{Digest as _, Sha256};
 
@@ -126,7 +126,7 @@ fn install(
         viewers: None,
         holds: false,
         installer_log: Some(File::create(folder.path().join("installer.log")).unwrap()),
-        power_off: Duration::from_secs(15),
+        power_off: PowerOff { within: Duration::from_secs(15), is_needed: false },
         picture: Some(&picture),
         cancel: &Cancel::new().unwrap(),
         sink: &Silent,

@@ -24,7 +24,7 @@ use hostler_runner::vm::launch::Programs;
 use hostler_runner::vm::nonce::nonce;
 use hostler_runner::vm::outcome::Outcome;
 use hostler_runner::vm::qemu;
-use hostler_runner::vm::run::{Downloads, Run, run};
+use hostler_runner::vm::run::{Downloads, PowerOff, Run, run};
 use hostler_runner::vm::watch::Limits;
 
 use super::Arguments;
@@ -138,7 +138,7 @@ fn boot_in(
             viewers: None,
             holds: false,
             installer_log: None,
-            power_off: Duration::from_secs(15),
+            power_off: PowerOff { within: Duration::from_secs(15), is_needed: false },
             picture: None,
             cancel,
             sink: &Silent,

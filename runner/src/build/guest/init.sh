@@ -163,7 +163,7 @@ for script in /hostler/steps/*; do
     name="${script##*/}"
     name="${name#*-}"
     stage "$name"
-    cp "$script" /target/run/hostler/step
+    cp "$script" /target/run/hostler/step || fail "$name" $?
     enter /usr/bin/env -i \
         PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb LC_ALL=C.UTF-8 \
         DEBIAN_FRONTEND=noninteractive DEBCONF_NONINTERACTIVE_SEEN=true \
