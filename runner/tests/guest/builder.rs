@@ -7,7 +7,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hostler_runner::build::finish::{GuestPrograms, Task, Work, initramfs};
 use hostler_runner::cancel::Cancel;
@@ -207,7 +207,13 @@ fn a_person_looks_into_a_guest_that_failed_and_ends_it() {
             }
             Ok(())
         };
+        // Also while it runs, and not only once it is kept.
+        wait_for(&mut console, "it works on it")?;
+        let seen = Instant::now();
         wait_for(&mut console, "a shell; the system is in /target")?;
+        if seen.elapsed() < Duration::from_secs(2) {
+            return Err(format!("shown {:?} before it failed", seen.elapsed()));
+        }
         // What is typed before the shell has set its terminal up is lost; then it asks.
         wait_for(&mut console, "/ #")?;
         console
@@ -217,7 +223,7 @@ fn a_person_looks_into_a_guest_that_failed_and_ends_it() {
         wait_for(&mut console, "42-times")?;
         console.write_all(b"exit\n").map_err(|error| error.to_string())
     };
-    let command = "echo left behind >/left; exit 7".to_owned();
+    let command = "echo it works on it >/dev/console; sleep 4; echo left behind >/left; exit 7".to_owned();
     let report = std::thread::scope(|scope| {
         let looking = scope.spawn(|| {
             let looked = person();
