@@ -70,7 +70,12 @@ impl<R: Read + Seek> Iso<R> {
                 break;
             }
             if bytes[0] == 1 {
-                let label = String::from_utf8_lossy(&bytes[40..72]).trim_end().to_owned();
+                let label = String::from_utf8_lossy(&bytes[40..72]);
+                let label = label.trim_end_matches(['\0', ' ']).to_owned();
+                // It goes into a command line.
+                if label.contains(char::is_control) {
+                    return Err(IsoError::Damaged { sector });
+                }
                 let root = record(&bytes[156..190]).ok_or(IsoError::Damaged { sector })?;
                 return Ok(Self { input, label, root });
             }

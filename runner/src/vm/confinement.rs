@@ -102,7 +102,7 @@ impl Confinement {
     #[must_use]
     pub fn of(spec: &VmSpec, program: &Path) -> Self {
         let mut reads: Vec<Name> = SYSTEM.iter().map(|path| Name::from(Path::new(path))).collect();
-        reads.push(Name::from(own_tree(program).as_path()));
+        reads.extend(own_files(program).iter().map(|path| Name::from(path.as_path())));
         if let Boot::Kernel { kernel, initramfs, .. } = &spec.boot {
             reads.extend([Name::from(kernel.as_path()), Name::from(initramfs.as_path())]);
         }
@@ -174,15 +174,15 @@ impl Confinement {
     }
 }
 
-/// The tree that a program was installed in, `/opt/qemu` for `/opt/qemu/bin/qemu-system-x86_64`: it has
-/// its firmware and modules there.
-fn own_tree(program: &Path) -> PathBuf {
+/// A program, and where it has its firmware, modules and libraries when it was installed in a tree of its own,
+/// such as `/opt/qemu` for `/opt/qemu/bin/qemu-system-x86_64`. Not the tree itself, which may be a home.
+fn own_files(program: &Path) -> Vec<PathBuf> {
     let real = std::fs::canonicalize(program).unwrap_or_else(|_| program.to_owned());
-    let folder = real.parent().unwrap_or(Path::new("/"));
-    match folder.parent() {
-        Some(tree) if tree != Path::new("/") => tree.to_owned(),
-        _ => real,
-    }
+    let tree =
+        real.parent().and_then(Path::parent).filter(|tree| *tree != Path::new("/")).map(Path::to_owned);
+    let places = ["share/qemu", "share/seabios", "lib", "lib64", "libexec"];
+    let in_tree = tree.iter().flat_map(|tree| places.iter().map(|place| tree.join(place)));
+    std::iter::once(real.clone()).chain(in_tree).collect()
 }
 
 /// How large a disk is, in bytes, and the files that it lies on, if it is an overlay.
@@ -210,7 +210,19 @@ fn look(disk: &Disk) -> (u64, Vec<PathBuf>) {
 #[derive(Debug, PartialEq, Eq)]
 struct Header {
     size: u64,
+    /// The file behind it.
     backing: Option<PathBuf>,
+    /// Its data is in another file.
+    has_data_file: bool,
+}
+
+/// The other files that a machine's disks name. qemu may write their headers, so whoever took it over could
+/// have them name any of the user's files, which the next reader of the disk would open.
+pub(super) fn named_by(disks: &[Disk]) -> Vec<Option<(Option<PathBuf>, bool)>> {
+    let overlays = disks.iter().filter(|disk| disk.format == DiskFormat::Qcow2);
+    overlays
+        .map(|disk| read_header(&disk.path).map(|header| (header.backing, header.has_data_file)))
+        .collect()
 }
 
 fn read_header(path: &Path) -> Option<Header> {
@@ -235,7 +247,10 @@ fn parse_header(bytes: &[u8]) -> Option<Header> {
         let name = bytes.get(at..at.checked_add(usize::try_from(length).ok()?)?)?;
         Some(OsString::from_vec(name.to_vec()).into())
     };
-    Some(Header { size, backing })
+    // Version 3 tells it among what a reader has to know.
+    let is_new = bytes.get(4..8)? != [0, 0, 0, 2];
+    let has_data_file = is_new && number(72)? & 4 != 0;
+    Some(Header { size, backing, has_data_file })
 }
 
 #[cfg(test)]
@@ -294,19 +309,44 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_comes_to_name_another_file_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("overlay");
+        std::fs::write(&path, qcow2(5, "base")).unwrap();
+        let disks = [Disk::new(path.clone(), DiskFormat::Qcow2)];
+        let before = named_by(&disks);
+        assert_eq!(before, [Some((Some(PathBuf::from("base")), false))]);
+        let mut changed = qcow2(5, "/home/me/.ssh/id_rsa");
+        std::fs::write(&path, &changed).unwrap();
+        assert_ne!(named_by(&disks), before);
+        changed = qcow2(5, "base");
+        changed[79] = 4;
+        std::fs::write(&path, &changed).unwrap();
+        assert_ne!(named_by(&disks), before);
+    }
+
+    #[test]
     fn a_header_that_lies_is_none() {
         assert_eq!(parse_header(b"QFI\xfb"), None);
         assert_eq!(parse_header(&[0; 600]), None);
         let mut bytes = qcow2(1, "x");
         bytes[8..16].copy_from_slice(&u64::MAX.to_be_bytes());
         assert_eq!(parse_header(&bytes), None);
-        assert_eq!(parse_header(&qcow2(5, "")), Some(Header { size: 5, backing: None }));
+        assert_eq!(
+            parse_header(&qcow2(5, "")),
+            Some(Header { size: 5, backing: None, has_data_file: false })
+        );
     }
 
     #[test]
     fn a_tree_is_never_the_whole_system() {
-        assert_eq!(own_tree(Path::new("/opt/qemu/bin/qemu")), Path::new("/opt/qemu"));
-        assert_eq!(own_tree(Path::new("/qemu")), Path::new("/qemu"));
-        assert_eq!(own_tree(Path::new("/nobin/qemu")), Path::new("/nobin/qemu"));
+        let of = |program: &str| own_files(Path::new(program));
+        assert_eq!(
+            of("/opt/qemu/bin/qemu")[..2],
+            [Path::new("/opt/qemu/bin/qemu"), Path::new("/opt/qemu/share/qemu")]
+        );
+        assert!(!of("/home/me/bin/qemu").contains(&PathBuf::from("/home/me")));
+        assert_eq!(of("/qemu"), [Path::new("/qemu")]);
+        assert_eq!(of("/nobin/qemu"), [Path::new("/nobin/qemu")]);
     }
 }

@@ -22,7 +22,7 @@ use crate::signs::{Finding, Lines, Place, Rules};
 
 use super::argv::{VmSpec, arguments};
 use super::bounded::Bounded;
-use super::confinement::Enforced;
+use super::confinement::{Enforced, named_by};
 use super::console::{Console, keep_last};
 use super::control;
 use super::launch::{LaunchError, Machine, Programs, launch};
@@ -155,6 +155,11 @@ pub enum RunError {
     /// The console could not be logged.
     #[error("could not write the console's log; is the disk full?")]
     Log(#[source] io::Error),
+    /// A disk names other files than it did.
+    #[error(
+        "the machine's process changed which files its disks lie on, as only one that was taken over does: nothing of this build is used"
+    )]
+    Disks,
     /// qemu could not be ended.
     #[error("qemu, process {pid}, does not die; the kernel's log may tell why")]
     End {
@@ -174,6 +179,7 @@ pub fn run(run: &mut Run<'_>, console_log: File) -> Result<Report, RunError> {
     let (installer_log, viewers) = (run.installer_log.take(), run.viewers.take());
     let run = &*run;
     let started = Instant::now();
+    let named = named_by(&run.spec.disks);
     let mut machine = launch(run.programs, run.spec, run.register)?;
     if let Some(listener) = machine.mirror.take() {
         (run.serve)(listener).map_err(RunError::Serve)?;
@@ -225,6 +231,9 @@ pub fn run(run: &mut Run<'_>, console_log: File) -> Result<Report, RunError> {
         _ => false,
     };
     machine.end().map_err(|source| RunError::End { pid, source })?;
+    if named_by(&run.spec.disks) != named {
+        return Err(RunError::Disks);
+    }
     Ok(Report {
         outcome,
         screen: session.console.screen(),
