@@ -18,6 +18,9 @@ const DEPTH_LIMIT: usize = 32;
 /// How many things one answer names. Nobody reads more, and mounts that hide each other have as many ways
 /// from one to another as a user likes.
 const NAMED_LIMIT: usize = 1000;
+/// How many bytes all of them together may have. Mount points can be as long as the kernel lets them, and
+/// whoever asks takes no more than 64 MiB.
+const TEXT_LIMIT: usize = 8 * 1024 * 1024;
 /// Whose a thing is that the configuration says nobody may touch.
 pub const PROTECTED: &str = "protected by [protect]";
 
@@ -142,6 +145,8 @@ fn sentence_without_holder(reason: Reason) -> String {
 /// of what directly holds.
 struct Answer {
     named: Vec<Named>,
+    /// How many bytes that has.
+    length: usize,
 }
 
 /// One thing in an answer.
@@ -165,12 +170,12 @@ enum LeftOut {
 
 impl Answer {
     fn about(asked: Node, narrator: &Narrator<'_>, access: impl Fn(Node) -> Access) -> Self {
-        let mut answer = Self { named: vec![Named::of(asked, narrator)] };
+        let mut answer = Self { named: vec![Named::of(asked, narrator)], length: 0 };
         let mut first = HashMap::from([(asked, 0)]);
         // Each thing once: its place in the answer, and how far it is from what was asked about.
         let mut queue = std::collections::VecDeque::from([(asked, 0, 0)]);
         while let Some((node, place, depth)) = queue.pop_front() {
-            if depth == DEPTH_LIMIT || answer.named.len() >= NAMED_LIMIT {
+            if depth == DEPTH_LIMIT || answer.is_full() {
                 // A process is never held.
                 let may_be_held = !matches!(node, Node::Process(_));
                 answer.named[place].left_out = may_be_held.then_some(LeftOut::All);
@@ -181,7 +186,7 @@ impl Answer {
             let mut others: HashMap<(Reason, &str), (usize, usize)> = HashMap::new();
             for (at, edge) in edges.iter().enumerate() {
                 let to = answer.named.len();
-                if to >= NAMED_LIMIT {
+                if answer.is_full() {
                     answer.named[place].left_out = Some(LeftOut::More(edge.reason, edges.len() - at));
                     break;
                 }
@@ -212,11 +217,16 @@ impl Answer {
                         Named { told_at, ..Named::of(holder, narrator) }
                     }
                 };
+                answer.length += named.what.len() + remedy.len();
                 answer.named.push(named);
                 answer.named[place].holders.push((edge.reason, remedy, to));
             }
         }
         answer
+    }
+
+    fn is_full(&self) -> bool {
+        self.named.len() >= NAMED_LIMIT || self.length >= TEXT_LIMIT
     }
 
     fn held(&self, place: usize) -> Held {
@@ -238,7 +248,7 @@ impl Answer {
             })
             .collect();
         if let Some(LeftOut::More(reason, count)) = named.left_out {
-            let what = format!("{count} more, left out: an answer names {NAMED_LIMIT} things at most");
+            let what = format!("{count} more, left out: an answer has no room for them");
             let by = Held { what, whose: String::new(), holders: Vec::new() };
             holders.push(Holder { reason, remedy: String::new(), by });
         }

@@ -274,6 +274,22 @@ fn mounts_that_hide_each_other_are_each_told_of_once() {
     assert_eq!(more.filter(|last| last.by.what.contains("more, left out")).count(), 1);
 }
 
+#[test]
+fn long_names_fill_an_answer_sooner() {
+    let mut snapshot = with_loop();
+    for number in 2..900 {
+        // What is printed of each of these takes five bytes.
+        let mut long = mount(number, 1, loop_number(3), &"\u{1}".repeat(4000));
+        long.identity.namespace = MountNamespace(number);
+        snapshot.mounts.push(long);
+    }
+    let tree = why("/dev/loop3", &snapshot);
+    let length = serde_json::to_vec(&tree).expect("text").len();
+    assert!(length < 32 * 1024 * 1024, "{length}");
+    let last = tree.holders.last().expect("one that says so");
+    assert!(last.by.what.ends_with("more, left out: an answer has no room for them"), "{}", last.by.what);
+}
+
 proptest! {
     #[test]
     fn an_answer_is_bounded_and_holds_nothing_of_what_is_hidden(snapshot in any_host()) {

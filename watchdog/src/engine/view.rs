@@ -38,25 +38,29 @@ impl Engine {
         let state = self.shared.state.borrow();
         let ended = state.ended().filter(|lease| caller.may_use(lease.uid));
         let mut leases: Vec<LeaseView> = ended.cloned().collect();
+        let mut room = Room { left: TOLD_LIMIT, left_out: 0 };
         for record in state.records().filter(|record| caller.may_use(record.lease.uid)) {
             let verdict = verdict_of(record.state);
             let resources = everything.get(&record.lease.id).into_iter().flatten();
-            let resources =
-                resources.map(|identity| show(*identity, &things, verdict, Some(&record.lease))).collect();
+            let resources = resources.map(|identity| show(*identity, &things, verdict, Some(&record.lease)));
+            let resources = room.take(resources);
             leases.push(record.view(now, resources));
         }
         leases.sort_by_key(|lease| lease.lease);
+        let others = room.take(others(snapshot, ownership, &self.shared.sweeps));
+        let mut gaps = self.gaps_for(caller, snapshot);
+        gaps.extend(room.sentence());
         Ok(HostStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             loops_in_use: snapshot.loops.len() as u64,
             loops_limit: loops::limit(),
             leases,
-            others: others(snapshot, ownership, &self.shared.sweeps),
+            others,
             stray_qemu: strays(snapshot, ownership, state.leases())
                 .into_iter()
                 .filter(|stray| caller.may_use(stray.uid))
                 .collect(),
-            gaps: self.gaps_for(caller, snapshot),
+            gaps,
         })
     }
 
@@ -186,6 +190,40 @@ impl Engine {
     }
 }
 
+/// How many bytes of resources one answer tells: users can bind a mount as often as they like, and whoever asks
+/// takes no more than 64 MiB.
+const TOLD_LIMIT: usize = 16 * 1024 * 1024;
+
+/// What an answer has room for.
+struct Room {
+    left: usize,
+    left_out: usize,
+}
+
+impl Room {
+    /// As many of these as there is room for.
+    fn take(&mut self, resources: impl IntoIterator<Item = ResourceView>) -> Vec<ResourceView> {
+        // The numbers and the words around them, and a backslash that JSON writes twice.
+        let size = |resource: &ResourceView| 100 + 2 * (resource.name.len() + resource.detail.len());
+        let mut taken = Vec::new();
+        for resource in resources {
+            match self.left.checked_sub(size(&resource)) {
+                Some(left) => {
+                    self.left = left;
+                    taken.push(resource);
+                }
+                None => self.left_out += 1,
+            }
+        }
+        taken
+    }
+
+    fn sentence(&self) -> Option<String> {
+        let count = self.left_out;
+        (count > 0).then(|| format!("{count} more things are not listed: an answer has no room for them"))
+    }
+}
+
 fn verdict_of(state: LeaseState) -> Verdict {
     match state {
         LeaseState::Open => Verdict::Owned,
@@ -310,4 +348,30 @@ fn show(
         }
     };
     ResourceView { kind: identity.kind(), name, detail, verdict, lease: lease.map(|lease| lease.id) }
+}
+
+#[cfg(test)]
+mod tests {
+    use hostler_protocol::resource::Kind;
+
+    use super::*;
+
+    #[test]
+    fn an_answer_has_room_for_so_much_and_says_what_it_leaves_out() {
+        let resource = |length: usize| ResourceView {
+            kind: Kind::Mount,
+            name: "\\".repeat(length),
+            detail: "\\".repeat(length),
+            verdict: Verdict::Bystander,
+            lease: None,
+        };
+        let mut room = Room { left: TOLD_LIMIT, left_out: 0 };
+        // A mount point of control characters is printed with five for each.
+        let taken = room.take((0..2000).map(|_| resource(5 * 4096)));
+        assert!(taken.len() > 100 && taken.len() + room.left_out == 2000);
+        assert!(serde_json::to_vec(&taken).expect("text").len() <= TOLD_LIMIT);
+        // What is small still has its place.
+        assert_eq!(room.take([resource(10)]).len(), 1);
+        assert!(room.sentence().is_some_and(|said| said.starts_with(&room.left_out.to_string())));
+    }
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use hostler_protocol::lease::LeaseId;
 use serde::{Deserialize, Serialize};
 
+use super::bytes;
 use super::identity::{
     BackingFile, CgroupIdentity, DeviceNumber, DirectoryIdentity, DiskSequence, MapIdentity, MountIdentity,
     MountNamespace, NbdIdentity, ProcessIdentity, ResourceIdentity, SwapIdentity,
@@ -177,6 +178,15 @@ pub struct Mount {
     /// mount is somebody else's.
     #[serde(default)]
     pub user: Option<u32>,
+}
+
+impl Mount {
+    /// How many bytes its texts take between a worker and the daemon.
+    #[must_use]
+    pub fn text_length(&self) -> usize {
+        let texts = [&self.point, &self.root, &self.source, &self.layers];
+        texts.map(|text| bytes::length(text)).into_iter().sum::<usize>() + 6 * self.filesystem.len()
+    }
 }
 
 /// Where a process stands in the tree of files.
