@@ -4,7 +4,7 @@ CARGO ?= cargo
 # What needs root and real kernel objects; `make test PRIVILEGED=no` leaves it out on purpose.
 PRIVILEGED ?= yes
 
-.PHONY: help demo build test test-vm test-vm-short test-churn test-crash test-kills fuzz test-cache test-repeat bench lint setup setup-tests install uninstall clean
+.PHONY: help demo build test test-vm test-vm-short test-churn test-crash test-kills fuzz test-cache test-images test-repeat bench lint setup setup-tests install uninstall clean
 
 help:
 	@echo "make demo      see Hostler work: builds an image, boots it, kills builders, cleans up (< 20 min)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-churn 100,000 detaches against a process that binds the same device at full speed"
 	@echo "make test-cache 200 kills of a cache that is being filled, 1 GiB to 8 clients, 10 GiB to one (needs 11 GiB)"
 	@echo "make test-repeat each example built three times: from the archive, the cache, and with no network (hours without KVM)"
+	@echo "make test-images  whole images: twice the same bytes, debian-installer, cloud-init (about 40 min)"
 	@echo "make test-crash hostlerd killed at 1,000 points, each kernel call failing, 10,000 leases (about 40 min)"
 	@echo "make test-kills a build killed at 200 random moments; KILLS=N (about 40 min)"
 	@echo "make fuzz      what parses what others write, fed with rubbish; SECONDS=60 for each of the six (nightly Rust)"
@@ -80,6 +81,11 @@ test-repeat:
 	@tests/setup.sh run
 	@$(MAKE) --no-print-directory build
 	@CACHE='$(CACHE)' tests/repeat.sh $(target)/release $(RECIPES)
+
+# One after the other: each has the host's processors to itself.
+test-images: setup-tests
+	$(CARGO) build --locked --workspace --bins
+	$(CARGO) test --locked --package hostler-tests --test images -- --test-threads 1 --nocapture
 
 # hostlerd is killed at 1,000 random points, each kernel call fails in each way, 10,000 leases, 500 at once
 # (about 40 min). HOSTLER_TESTS_SEED=N repeats the points of a run.

@@ -28,6 +28,8 @@ pub enum Stage {
     Prepare,
     /// The builder guest at work.
     Guest,
+    /// A disk is written anew, so that it depends on nothing but its files.
+    Rewrite,
     /// What a throwaway machine left is taken out of its disk.
     Collect,
     /// A guest looks into an image that was made elsewhere.
@@ -40,7 +42,7 @@ pub enum Stage {
 
 impl Stage {
     /// All of them, in their order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Preflight,
         Self::Select,
         Self::Fetch,
@@ -48,7 +50,9 @@ impl Stage {
         Self::Compose,
         Self::Prepare,
         Self::Guest,
+        Self::Rewrite,
         Self::Collect,
+        Self::Inspect,
         Self::Convert,
         Self::Verify,
     ];
@@ -64,6 +68,7 @@ impl Stage {
             Self::Compose => "compose",
             Self::Prepare => "prepare",
             Self::Guest => "guest",
+            Self::Rewrite => "rewrite",
             Self::Collect => "collect",
             Self::Inspect => "inspect",
             Self::Convert => "convert",

@@ -128,7 +128,7 @@ impl World {
         };
         let scratch = self.directory.path().join("scratch");
         std::fs::create_dir(&scratch).unwrap();
-        disk::compose((&recipe, &selection, None), &self.cache, &scratch, &Stop::default(), &Silent)
+        disk::compose((&recipe, &selection, None), None, &self.cache, &scratch, &Stop::default(), &Silent)
     }
 
     fn refused(&self) -> String {
@@ -296,4 +296,106 @@ fn a_disk_too_small_is_told_before_anything_is_written() {
     let error = world.refused();
     assert!(error.contains("raise image.size"), "{error}");
     assert_eq!(std::fs::read_dir(world.directory.path().join("scratch")).unwrap().count(), 0);
+}
+
+/// The root file system of a finished image, as its guest archives it.
+fn archive() -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut append =
+        |path: &str, kind: tar::EntryType, target: &str, (uid, mode): (u64, u32), contents: &str| {
+            if path == "./usr/bin/ping" {
+                // As GNU tar writes it.
+                let capability = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+                let field = [("SCHILY.xattr.security.capability", &capability[..])];
+                builder.append_pax_extensions(field).unwrap();
+            }
+            let mut header = tar::Header::new_ustar();
+            header.set_entry_type(kind);
+            header.set_uid(uid);
+            header.set_gid(uid);
+            header.set_mode(mode);
+            header.set_mtime(1_600_000_000);
+            header.set_size(contents.len() as u64);
+            match kind {
+                tar::EntryType::Symlink | tar::EntryType::Link => {
+                    builder.append_link(&mut header, path, target).unwrap();
+                }
+                _ => builder.append_data(&mut header, path, contents.as_bytes()).unwrap(),
+            }
+        };
+    use tar::EntryType as Type;
+    append("./", Type::Directory, "", (0, 0o755), "");
+    append("./bin", Type::Symlink, "usr/bin", (0, 0o777), "");
+    append("./lost+found/", Type::Directory, "", (0, 0o700), "");
+    append("./usr/", Type::Directory, "", (0, 0o755), "");
+    append("./usr/bin/", Type::Directory, "", (0, 0o755), "");
+    append("./usr/bin/ping", Type::Regular, "", (0, 0o755), "ping");
+    append("./usr/bin/su", Type::Regular, "", (0, 0o4755), "su");
+    append("./usr/bin/sudo", Type::Link, "./usr/bin/su", (0, 0o4755), "");
+    append("./usr/one's \"own\"", Type::Regular, "", (1000, 0o600), &"x".repeat(100_000));
+    builder.into_inner().unwrap()
+}
+
+#[test]
+fn a_disk_that_is_written_anew_depends_on_nothing_but_its_files_and_their_time() {
+    let mut world = World::new();
+    world.package("first", "Essential: yes\n", &[], &[Entry("./", DIRECTORY, "", 0, 0, 0o755)]);
+    let composed = world.compose().unwrap();
+    let root = world.directory.path().join("root.tar");
+    std::fs::write(&root, archive()).unwrap();
+    let before = std::fs::read(&composed.image).unwrap();
+    let again = |name: &str| {
+        let scratch = world.directory.path().join(name);
+        std::fs::create_dir(&scratch).unwrap();
+        let image = scratch.join("disk.raw");
+        std::fs::write(&image, &before).unwrap();
+        let disk = ComposedDisk { image, ..composed.clone() };
+        disk::rewrite(&disk, &root, 1_700_000_000, &scratch, &Stop::default()).unwrap();
+        disk
+    };
+    let first = again("one");
+    // The clocks of file systems and of e2fsprogs go on by then.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let second = again("two");
+    let (bytes, others) = (std::fs::read(&first.image).unwrap(), std::fs::read(&second.image).unwrap());
+    let differ: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] != others[*at]).collect();
+    assert!(
+        differ.is_empty(),
+        "{} bytes of {} differ, the first at {}",
+        differ.len(),
+        bytes.len(),
+        differ[0]
+    );
+
+    let start = usize::try_from(first.partition.offset).unwrap();
+    assert_eq!(bytes[..start], before[..start], "the boot loader");
+    assert_eq!(stat(&first, "/usr/bin/su"), tuple("04755", "0", "0"));
+    assert_eq!(stat(&first, "/usr/one's \"own\""), tuple("0600", "1000", "1000"));
+    assert!(debugfs(&first, "stat /bin").contains("usr/bin"));
+    assert!(debugfs(&first, "stat /usr/bin/sudo").contains("Links: 2"));
+    assert!(debugfs(&first, "ea_list /usr/bin/ping").contains("security.capability (20)"));
+    let told = debugfs(&first, "show_super_stats -h");
+    assert!(told.contains(&first.root_uuid), "{told}");
+}
+
+#[test]
+fn an_archive_that_leads_out_of_the_tree_is_refused() {
+    let mut world = World::new();
+    world.package("first", "Essential: yes\n", &[], &[Entry("./", DIRECTORY, "", 0, 0, 0o755)]);
+    let composed = world.compose().unwrap();
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(tar::EntryType::Symlink);
+    header.set_size(0);
+    builder.append_link(&mut header, "out", "/tmp").unwrap();
+    let mut header = tar::Header::new_ustar();
+    header.set_size(1);
+    builder.append_data(&mut header, "out/hostler-was-here", &b"x"[..]).unwrap();
+    let root = world.directory.path().join("root.tar");
+    std::fs::write(&root, builder.into_inner().unwrap()).unwrap();
+    let scratch = world.directory.path().join("one");
+    std::fs::create_dir(&scratch).unwrap();
+    let error = disk::rewrite(&composed, &root, 0, &scratch, &Stop::default()).unwrap_err();
+    assert!(error.to_string().contains("SOURCE_DATE_EPOCH"), "{error}");
+    assert!(!Path::new("/tmp/hostler-was-here").exists());
 }

@@ -8,7 +8,7 @@ use crate::beside::BesideError;
 use crate::cache::{FetchError, StoreError};
 use crate::class::Class;
 use crate::debian::SelectError;
-use crate::disk::{ComposeError, ToolsError};
+use crate::disk::{ComposeError, RewriteError, ToolsError};
 use crate::event::Stage;
 use crate::installer::Rejected;
 use crate::lock::LockError;
@@ -107,6 +107,9 @@ pub enum BuildError {
     /// An image file could not be converted.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The disk could not be written anew.
+    #[error(transparent)]
+    Rewrite(#[from] RewriteError),
     /// Something beside the recipe could not be opened.
     #[error(transparent)]
     Beside(#[from] BesideError),
@@ -208,7 +211,7 @@ impl BuildError {
             Self::Fetch(_) | Self::Tools(_) => Class::DownloadFailed,
             Self::Select(SelectError::Fetch(_)) => Class::DownloadFailed,
             Self::Select(_) => Class::PackagesRefused,
-            Self::Compose(_) => Class::ComposeFailed,
+            Self::Compose(_) | Self::Rewrite(_) => Class::ComposeFailed,
             Self::Canary(_) | Self::Finish(_) | Self::Nonce(_) | Self::Thread(_) | Self::Run { .. } => {
                 Class::MachineFailed
             }

@@ -66,6 +66,8 @@ pub struct Work<'a> {
     pub root_uuid: &'a str,
     /// The guest's `sources.list`, when it is to reach the mirror.
     pub sources: Option<&'a str>,
+    /// `SOURCE_DATE_EPOCH` for all that runs in the guest.
+    pub time: Option<u64>,
     /// What for.
     pub task: Task<'a>,
 }
@@ -210,11 +212,12 @@ fn settings(work: &Work<'_>) -> String {
     let root_device =
         if foreign.is_empty() { format!("/dev/vda{}", work.root_partition) } else { String::new() };
     format!(
-        "disk_device=/dev/vda\nroot_device={root_device}\nroot_uuid={}\nfile_system=ext4\nmirror={}\nthrowaway={throwaway}\nforeign={foreign}\nresults={results}\nroot_archive={}\nwants_kernel={}\n",
+        "disk_device=/dev/vda\nroot_device={root_device}\nroot_uuid={}\nfile_system=ext4\nmirror={}\nthrowaway={throwaway}\nforeign={foreign}\nresults={results}\nroot_archive={}\nwants_kernel={}\nsource_date={}\n",
         quoted(work.root_uuid),
         quoted(&mirror),
         tell.and_then(|tell| tell.root).unwrap_or(""),
         if tell.is_some_and(|tell| tell.kernel) { "yes" } else { "" },
+        work.time.map_or(String::new(), |time| time.to_string()),
     )
 }
 
@@ -277,7 +280,7 @@ mod tests {
     use super::*;
 
     fn work(task: Task<'static>) -> Work<'static> {
-        Work { nonce: "5fe7", root_partition: 2, root_uuid: "1-2", sources: None, task }
+        Work { nonce: "5fe7", root_partition: 2, root_uuid: "1-2", sources: None, time: None, task }
     }
 
     fn finish(verify: bool) -> Work<'static> {
@@ -317,7 +320,7 @@ mod tests {
         let look = work(Task::Inspect { tell, verify: false });
         let told = settings(&look);
         assert!(told.contains("\nroot_device=\n") && told.contains("\nforeign=ro\n"), "{told}");
-        assert!(told.ends_with("\nroot_archive=/dev/vdc\nwants_kernel=yes\n"), "{told}");
+        assert!(told.contains("\nroot_archive=/dev/vdc\nwants_kernel=yes\nsource_date=\n"), "{told}");
         assert_eq!(names(&look), ["report"]);
         let plant = work(Task::Inspect { tell, verify: true });
         assert_eq!(names(&plant), ["report", "plant-verify"]);

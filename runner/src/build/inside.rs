@@ -55,15 +55,15 @@ impl Telling {
 }
 
 impl Session<'_> {
-    /// Makes the disks.
-    pub(super) fn telling(&self, disk_size: u64) -> Result<Telling, BuildError> {
+    /// Makes the disks; one for the root file system where an output or the build itself needs that.
+    pub(super) fn telling(&self, disk_size: u64, wants_root: bool) -> Result<Telling, BuildError> {
         let output = &self.request.recipe.output;
         let make = |name: &str, size: u64| {
             let path = self.scratch.path().join(name);
             let made = File::create_new(&path).and_then(|file| file.set_len(size));
             made.map(|()| path.clone()).map_err(|source| BuildError::Write { path, source })
         };
-        let needs_root = output.formats.iter().any(|format| format.needs_root());
+        let needs_root = wants_root || output.formats.iter().any(|format| format.needs_root());
         Ok(Telling {
             results: make("told.tar", RESULTS_SIZE)?,
             // Beside the files, an archive has headers.
@@ -133,7 +133,7 @@ impl Session<'_> {
         image::overlay(&host.qemu_img, disk, DiskFormat::Raw, &copy, &self.stop)?;
         let size =
             fs::metadata(disk).map_err(|source| BuildError::Write { path: disk.to_owned(), source })?.len();
-        let telling = self.telling(size)?;
+        let telling = self.telling(size, false)?;
         let mut disks = vec![Disk::new(copy.clone(), DiskFormat::Qcow2)];
         disks.extend(telling.disks());
         let guest = Guest {

@@ -68,7 +68,9 @@ impl Session<'_> {
     ) -> Result<(Worked, Contents), BuildError> {
         let recipe = &self.request.recipe;
         let preinst = preinst_lines(disk);
-        let telling = self.telling(recipe.image.size)?;
+        // Where the disk is to be written anew, it is out of that.
+        let is_rewritten = self.request.time.is_some();
+        let telling = self.telling(recipe.image.size, is_rewritten)?;
         let mut disks = vec![Disk::new(disk.image.clone(), DiskFormat::Raw)];
         disks.extend(telling.disks());
         let guest = Guest {
@@ -105,6 +107,7 @@ impl Session<'_> {
             root_partition,
             root_uuid,
             sources: guest.is_networked.then_some(sources.as_str()),
+            time: self.request.epoch(),
             task: guest.task,
         };
         let programs = GuestPrograms { busybox: &packages.tools.busybox, modules: &packages.tools.modules };

@@ -39,6 +39,18 @@ pub struct Request {
     pub time: Option<SystemTime>,
 }
 
+impl Request {
+    /// The time in seconds since 1970, if one was asked for.
+    pub(super) fn epoch(&self) -> Option<u64> {
+        self.time.map(seconds)
+    }
+}
+
+/// Seconds since 1970.
+pub(super) fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 /// What is done for a person who looks for the cause of a failure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Debugging {

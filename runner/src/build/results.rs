@@ -17,7 +17,7 @@ use super::image;
 use super::outputs::{self, Sources};
 use super::preflight::Host;
 use super::product::Product;
-use super::request::{Built, BuiltFile};
+use super::request::{Built, BuiltFile, seconds};
 use super::session::{Packages, Session};
 
 /// How long the shared store may take to be given what it lacked, after a build.
@@ -135,7 +135,7 @@ impl Session<'_> {
             kernel: kernel.map(|(kernel, initrd)| (kernel.as_path(), initrd.as_path())),
             distribution: contents.map_or("", |contents| &contents.manifest.distribution),
             machine: (recipe.guest.memory / (1024 * 1024), recipe.guest.cpus),
-            time: seconds(self.request.time.unwrap_or_else(SystemTime::now)),
+            time: self.request.epoch().unwrap_or_else(|| seconds(SystemTime::now())),
         };
         let folder = self.scratch.path().join("out");
         fs::create_dir(&folder).map_err(|source| BuildError::Write { path: folder.clone(), source })?;
@@ -184,8 +184,4 @@ impl Finished {
 
 fn is_qcow2(file: &Finished) -> bool {
     file.path.extension().is_some_and(|extension| extension == "qcow2")
-}
-
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -140,6 +140,11 @@ impl<'a> Session<'a> {
         let disk = self.stage(Stage::Compose, |session| session.compose(&packages, None))?;
         let (worked, contents) =
             self.stage(Stage::Guest, |session| session.guest(host, &packages, &disk, accelerator))?;
+        if let (Some(time), Some(root)) = (self.request.epoch(), &contents.root) {
+            self.stage(Stage::Rewrite, |session| {
+                Ok(disk::rewrite(&disk, root, time, session.scratch.path(), &session.stop)?)
+            })?;
+        }
         Ok(Product {
             disk: Some(disk.image),
             contents: Some(contents),
@@ -251,8 +256,9 @@ impl<'a> Session<'a> {
         let stop = self.stop.clone();
         self.interruptible(Stage::Compose, move || {
             let cache = fetcher.cache();
+            let time = request.epoch();
             let what = (&request.recipe, &*selection, modules.as_deref());
-            Ok(disk::compose(what, cache, &scratch, &stop, sink.as_ref())?)
+            Ok(disk::compose(what, time, cache, &scratch, &stop, sink.as_ref())?)
         })
     }
 

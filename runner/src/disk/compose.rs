@@ -12,6 +12,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest as _, Sha256};
+
 use crate::cache::Cache;
 use crate::debian::Selection;
 use crate::debian::signature::{self, SignatureError};
@@ -20,7 +22,7 @@ use crate::recipe::Recipe;
 use crate::stop::Stop;
 
 use super::database::{self, Described, Triggers};
-use super::filesystem::{self, FilesystemError};
+use super::filesystem::{self, FilesystemError, Sources};
 use super::layout::Attributes;
 use super::partition::Partition;
 use super::tree::{Tree, TreeError};
@@ -124,12 +126,14 @@ pub struct ComposedDisk {
 
 /// Makes the disk `disk.raw` in `scratch`, an empty directory of the caller's that may be removed as
 /// a whole afterwards. All packages must be in `cache`. The directory `modules`, whose last component is a
-/// kernel's release, goes to where that kernel looks for its modules.
+/// kernel's release, goes to where that kernel looks for its modules. With a `time`, in seconds since 1970, the
+/// disk's identity follows from that and the recipe; else it is another each time.
 ///
 /// # Errors
 /// See [`ComposeError`].
 pub fn compose(
     (recipe, selection, modules): (&Recipe, &Selection, Option<&Path>),
+    time: Option<u64>,
     cache: &Cache,
     scratch: &Path,
     stop: &Stop,
@@ -161,7 +165,10 @@ pub fn compose(
     };
     progress("writing dpkg's database");
     let preinst = write_database(selection, &unpacked, &tree, modified)?;
-    let identity = Identity::random().map_err(|source| ComposeError::Random { source })?;
+    let identity = match time {
+        Some(time) => Identity::fixed(recipe, time),
+        None => Identity::random().map_err(|source| ComposeError::Random { source })?,
+    };
     write_configuration(recipe, selection, &tree, &identity.uuid, modified)?;
     if let Some(modules) = modules {
         let release = modules.file_name().unwrap_or_default().to_string_lossy();
@@ -175,7 +182,8 @@ pub fn compose(
     create_disk(&image, recipe.image.size, partition)
         .map_err(|source| ComposeError::Write { path: image.clone(), source })?;
     let layout = tree.layout();
-    filesystem::make(&image, partition, &identity.uuid, tree.root(), &layout, scratch, stop)?;
+    let sources = Sources { tree: tree.root(), layout: &layout, attributes: &[], time: None };
+    filesystem::make((&image, partition), &identity.uuid, sources, scratch, stop)?;
     let paths = layout.nodes().count();
     drop(layout);
     // Hundreds of MB that the guest needs the room of.
@@ -208,11 +216,24 @@ impl Identity {
         if count < bytes.len() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        Ok(Self::of(bytes))
+    }
+
+    /// The same for each build of one recipe for one time.
+    fn fixed(recipe: &Recipe, time: u64) -> Self {
+        let digest =
+            Sha256::new().chain_update(recipe.text.as_bytes()).chain_update(time.to_le_bytes()).finalize();
+        let mut bytes = [0_u8; 20];
+        bytes.copy_from_slice(&digest[..20]);
+        Self::of(bytes)
+    }
+
+    fn of(mut bytes: [u8; 20]) -> Self {
         // Version 4, variant 1 (RFC 9562).
         bytes[6] = (bytes[6] & 0x0f) | 0x40;
         bytes[8] = (bytes[8] & 0x3f) | 0x80;
         let digits: String = bytes[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self {
+        Self {
             uuid: format!(
                 "{}-{}-{}-{}-{}",
                 &digits[..8],
@@ -222,7 +243,7 @@ impl Identity {
                 &digits[20..]
             ),
             signature: u32::from_le_bytes([bytes[16], bytes[17], bytes[18], bytes[19]]),
-        })
+        }
     }
 }
 

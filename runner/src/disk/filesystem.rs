@@ -10,7 +10,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::child::{HostTool, ToolError};
+use crate::child::{HostTool, Tool, ToolError};
 use crate::stop::Stop;
 
 use super::layout::{Kind, Layout};
@@ -76,17 +76,29 @@ pub enum FilesystemError {
     },
 }
 
-/// Makes the file system of `tree`, whose owners `layout` tells, in the partition of the disk
-/// `image`. Files for the tools are left in `scratch`.
+/// What a file system is made of.
+#[derive(Clone, Copy)]
+pub struct Sources<'a> {
+    /// The files.
+    pub tree: &'a Path,
+    /// Their owners and modes.
+    pub layout: &'a Layout,
+    /// Extended attributes that no user may set on the host: path, name and value.
+    pub attributes: &'a [(String, String, Vec<u8>)],
+    /// The time that everything is to have happened at, in seconds since 1970: the same files make the same
+    /// bytes then.
+    pub time: Option<u64>,
+}
+
+/// Makes a file system with this UUID in the partition of the disk `image`. Files for the tools are left in
+/// `scratch`.
 ///
 /// # Errors
 /// A tool fails, or the result is not sound.
 pub fn make(
-    image: &Path,
-    partition: Partition,
+    (image, partition): (&Path, Partition),
     uuid: &str,
-    tree: &Path,
-    layout: &Layout,
+    sources: Sources<'_>,
     scratch: &Path,
     stop: &Stop,
 ) -> Result<(), FilesystemError> {
@@ -96,20 +108,34 @@ pub fn make(
     let configuration = scratch.join("mke2fs.conf");
     write(&configuration, CONFIGURATION)?;
     // The inode tables of a fresh sparse file are zero already; saying so spares the guest the work.
-    let extended = format!("offset={},root_owner=0:0,lazy_itable_init=0", partition.offset);
-    let make = MKE2FS
-        .find()?
+    let mut extended = format!("offset={},root_owner=0:0,lazy_itable_init=0", partition.offset);
+    if sources.time.is_some() {
+        extended.push_str(&format!(",hash_seed={uuid}"));
+    }
+    // e2fsprogs' own name for what others call SOURCE_DATE_EPOCH (e2fsprogs 1.47.0, lib/ext2fs/initialize.c).
+    let at_its_time = |tool: Tool| match sources.time {
+        Some(time) => tool.variable("E2FSPROGS_FAKE_TIME", time.to_string()),
+        None => tool,
+    };
+    let make = at_its_time(MKE2FS.find()?)
         .arguments(["-q", "-F", "-t", "ext4", "-L", "root", "-U", uuid, "-E", &extended, "-d"])
-        .arguments([tree, image])
+        .arguments([sources.tree, image])
         // A bare number means kibibytes, whatever the size of a block (mke2fs(8)).
         .argument(format!("{}k", partition.length / KIBIBYTE))
         .variable("MKE2FS_CONFIG", configuration);
     make.run(LIMIT, stop)?.success()?;
 
     let commands = scratch.join("owners.debugfs");
-    write(&commands, &corrections(layout))?;
+    let mut text = corrections(sources.layout, sources.time);
+    for (number, (path, name, value)) in sources.attributes.iter().enumerate() {
+        let file = scratch.join(format!("attribute-{number}"));
+        let written = std::fs::write(&file, value);
+        written.map_err(|source| FilesystemError::Write { path: file.clone(), source })?;
+        text.push_str(&format!("ea_set -f \"{}\" \"/{}\" {name}\n", file.display(), quoted(path)));
+    }
+    write(&commands, &text)?;
     let place = at(image, partition);
-    let correct = DEBUGFS.find()?.arguments(["-w", "-f"]).argument(commands).argument(&place);
+    let correct = at_its_time(DEBUGFS.find()?).arguments(["-w", "-f"]).argument(commands).argument(&place);
     let finished = correct.run(LIMIT, stop)?.success()?;
     let complaint = |line: &&str| !line.is_empty() && !line.starts_with("debugfs ");
     if finished.stderr.lines().any(|line| complaint(&line)) {
@@ -129,9 +155,14 @@ pub fn at(image: &Path, partition: Partition) -> OsString {
     place
 }
 
-/// The commands for debugfs that give every path its owner and mode.
+fn quoted(path: &str) -> String {
+    path.replace('"', "\"\"")
+}
+
+/// The commands for debugfs that give every path its owner and mode; and one time, where there is one, to all that
+/// the host's own files would tell of when they were made.
 #[must_use]
-pub fn corrections(layout: &Layout) -> String {
+pub fn corrections(layout: &Layout, time: Option<u64>) -> String {
     let mut text = String::new();
     for (path, node) in layout.nodes() {
         let attributes = node.attributes;
@@ -143,12 +174,15 @@ pub fn corrections(layout: &Layout) -> String {
             // It shares the inode of the path that comes first.
             Kind::HardLink(_) => continue,
         };
-        let quoted = path.replace('"', "\"\"");
+        let quoted = quoted(path);
         text.push_str(&format!("sif \"/{quoted}\" uid {}\n", attributes.uid));
         text.push_str(&format!("sif \"/{quoted}\" gid {}\n", attributes.gid));
         if attributes.mode != on_disk {
             let mode = kind | attributes.mode;
             text.push_str(&format!("sif \"/{quoted}\" mode 0{mode:o}\n"));
+        }
+        for field in time.iter().flat_map(|_| ["atime", "ctime", "crtime"]) {
+            text.push_str(&format!("sif \"/{quoted}\" {field} @{}\n", time.unwrap_or(0)));
         }
     }
     text
@@ -173,7 +207,7 @@ mod tests {
             layout.admit(path, kind, attributes, 1, |_, _| false).expect("admitted");
         }
         assert_eq!(
-            corrections(&layout),
+            corrections(&layout, None),
             "sif \"/\" uid 0\nsif \"/\" gid 0\nsif \"/\" mode 040755\nsif \"/a\"\"b\" uid 0\nsif \"/a\"\"b\" gid 42\nsif \"/a\"\"b\" mode 0102755\nsif \"/plain\" uid 0\nsif \"/plain\" gid 0\nsif \"/tmp\" uid 0\nsif \"/tmp\" gid 0\nsif \"/tmp\" mode 041777\n"
         );
     }

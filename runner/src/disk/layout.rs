@@ -95,9 +95,17 @@ pub enum Admitted {
 #[derive(Clone, Debug, Default)]
 pub struct Layout {
     nodes: BTreeMap<String, Node>,
+    /// Whether paths lead where they say, as in a system that has its links already.
+    is_plain: bool,
 }
 
 impl Layout {
+    /// One in which paths are not merged into `/usr`.
+    #[must_use]
+    pub fn plain() -> Self {
+        Self { is_plain: true, ..Self::default() }
+    }
+
     /// All paths, parents before children. The root is the empty path.
     pub fn nodes(&self) -> impl Iterator<Item = (&str, &Node)> {
         self.nodes.iter().map(|(path, node)| (path.as_str(), node))
@@ -113,7 +121,7 @@ impl Layout {
     /// builder itself wrote there does not count.
     #[must_use]
     pub fn is_taken_over(&self, path: &str, owner: usize) -> bool {
-        let node = place(path).ok().and_then(|path| self.nodes.get(&path));
+        let node = self.place(path).ok().and_then(|path| self.nodes.get(&path));
         node.is_some_and(|node| node.kind != Kind::Directory && node.owner != owner && node.owner != 0)
     }
 
@@ -130,11 +138,11 @@ impl Layout {
         owner: usize,
         replaces: impl Fn(usize, usize) -> bool,
     ) -> Result<Admitted, Refusal> {
-        let path = place(path)?;
+        let path = self.place(path)?;
         self.check_parents(&path)?;
         let kind = match kind {
             Kind::HardLink(target) => {
-                let target = place(&target)?;
+                let target = self.place(&target)?;
                 let sound = matches!(self.nodes.get(&target), Some(node) if node.kind == Kind::File && node.owner == owner);
                 if !sound {
                     return Err(Refusal::DeadLink { path, target });
@@ -172,7 +180,7 @@ impl Layout {
     /// # Errors
     /// The entry must not be made.
     pub fn replace(&mut self, path: &str, node: Node) -> Result<String, Refusal> {
-        let path = place(path)?;
+        let path = self.place(path)?;
         self.check_parents(&path)?;
         match self.nodes.get(&path) {
             Some(there) if there.kind == Kind::Directory => Err(Refusal::Taken { path, other: there.owner }),
@@ -186,6 +194,10 @@ impl Layout {
     /// Puts one of the links of a merged `/usr` in place, which no package's path can name.
     pub(super) fn insert_merged(&mut self, path: &str, node: Node) {
         self.nodes.insert(path.to_owned(), node);
+    }
+
+    fn place(&self, path: &str) -> Result<String, Refusal> {
+        if self.is_plain { inside(path) } else { place(path) }
     }
 
     fn check_parents(&self, path: &str) -> Result<(), Refusal> {
@@ -207,6 +219,13 @@ impl Layout {
 /// # Errors
 /// It is no path of an archive.
 pub fn place(path: &str) -> Result<String, Refusal> {
+    let place = inside(path)?;
+    let first = place.split('/').next().unwrap_or("");
+    Ok(if MERGED.contains(&first) { format!("usr/{place}") } else { place })
+}
+
+/// The same without merging.
+fn inside(path: &str) -> Result<String, Refusal> {
     let refused = || Refusal::Path(path.to_owned());
     if path.starts_with('/') || path.len() > 2000 || path.contains(char::is_control) {
         return Err(refused());
@@ -219,9 +238,6 @@ pub fn place(path: &str) -> Result<String, Refusal> {
             part if part.len() > 255 => return Err(refused()),
             part => parts.push(part),
         }
-    }
-    if parts.first().is_some_and(|first| MERGED.contains(first)) {
-        parts.insert(0, "usr");
     }
     Ok(parts.join("/"))
 }

@@ -71,6 +71,17 @@ impl Tree {
         Ok(tree)
     }
 
+    /// Makes an empty tree at `root`, which must not exist, for a system that has its own links.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn plain(root: PathBuf) -> Result<Self, TreeError> {
+        let failed = |source| TreeError::Write { path: root.clone(), source };
+        fs::create_dir(&root).map_err(failed)?;
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o700)).map_err(failed)?;
+        Ok(Self { root, layout: Mutex::new(Layout::plain()) })
+    }
+
     /// Where it lies.
     #[must_use]
     pub fn root(&self) -> &Path {

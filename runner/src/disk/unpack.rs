@@ -277,13 +277,14 @@ fn damaged(source: io::Error) -> UnpackError {
     UnpackError::Deb(DebError::Archive { source })
 }
 
-struct Described {
-    path: String,
-    kind: Kind,
-    attributes: Attributes,
+/// An archive's entry.
+pub(super) struct Described {
+    pub(super) path: String,
+    pub(super) kind: Kind,
+    pub(super) attributes: Attributes,
 }
 
-fn describe<R: Read>(entry: &tar::Entry<'_, R>) -> Result<Described, UnpackError> {
+pub(super) fn describe<R: Read>(entry: &tar::Entry<'_, R>) -> Result<Described, UnpackError> {
     let raw = entry.path_bytes();
     let shown = String::from_utf8_lossy(&raw).into_owned();
     let name = || UnpackError::Name { path: shown.clone() };

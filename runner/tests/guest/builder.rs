@@ -103,6 +103,7 @@ fn boot(
         root_partition: 1,
         root_uuid: "1-2",
         sources: None,
+        time: None,
         task: Task::Finish { preinst: &[], run: commands, verify: false, tell: None },
     };
     let path = folder.path().join("builder.cpio");

@@ -75,8 +75,9 @@ fi
 exec 3>"$port"
 
 # disk_device, root_device, root_uuid, file_system, mirror; results and root_archive: disks that take tar
-# archives; wants_kernel; throwaway: whether the root file system is of no use to anyone afterwards;
-# foreign: whether it is that of an image made elsewhere, which has to be found first, and how it is mounted.
+# archives; wants_kernel; source_date: the time that all is to have happened at, if there is one; throwaway:
+# whether the root file system is of no use to anyone afterwards; foreign: whether it is that of an image made
+# elsewhere, which has to be found first, and how it is mounted.
 . /hostler/settings
 
 # Mounts the first file system of the disk that is a system's root.
@@ -170,6 +171,7 @@ for script in /hostler/steps/*; do
         DEBCONF_NOWARNINGS=yes HOSTLER_DISK="$disk_device" HOSTLER_ROOT="$root_device" HOSTLER_ROOT_UUID="$root_uuid" \
         HOSTLER_MIRROR="$mirror" HOSTLER_RESULTS="$results" \
         HOSTLER_ROOT_ARCHIVE="$root_archive" HOSTLER_WANTS_KERNEL="$wants_kernel" \
+        ${source_date:+SOURCE_DATE_EPOCH="$source_date"} \
         /bin/sh -e /run/hostler/step </dev/null 3>&-
     status=$?
     [ "$status" -eq 0 ] || fail "$name" "$status"

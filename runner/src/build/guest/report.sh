@@ -27,7 +27,9 @@ if [ -n "$HOSTLER_WANTS_KERNEL" ]; then
 fi
 tar --create --file="$HOSTLER_RESULTS" "$@"
 if [ -n "$HOSTLER_ROOT_ARCHIVE" ]; then
+    # shellcheck disable=SC2086 # two words, or none
     tar --create --file="$HOSTLER_ROOT_ARCHIVE" --directory=/run/hostler/root --one-file-system --sort=name \
+        ${SOURCE_DATE_EPOCH:+--mtime=@$SOURCE_DATE_EPOCH --clamp-mtime} \
         --numeric-owner --xattrs --xattrs-include='*' --format=posix \
         --pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime .
 fi
