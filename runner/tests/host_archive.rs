@@ -44,7 +44,8 @@ fn a_real_system_is_composed_with_the_owners_and_modes_of_its_packages() {
     let fetched = started.elapsed() - selected;
     let stop = Stop::default();
     let composed =
-        disk::compose((&recipe, &selection, None), None, fetcher.cache(), scratch.path(), &stop, &Silent).unwrap();
+        disk::compose((&recipe, &selection, None), None, fetcher.cache(), scratch.path(), &stop, &Silent)
+            .unwrap();
     let total = started.elapsed();
     println!(
         "select {selected:.1?}, fetch {fetched:.1?}, compose {:.1?}, total {total:.1?}; {} packages, {} bytes, {} paths; {:?}",

@@ -132,8 +132,16 @@ impl Running {
     /// # Panics
     /// When it cannot be started.
     #[must_use]
-    pub fn start(place: &Place, mut command: Command) -> Self {
-        let log = place.path("build.log");
+    pub fn start(place: &Place, command: Command) -> Self {
+        Self::start_logging_to(place.path("build.log"), command)
+    }
+
+    /// The same with a log of its own, for several at once.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start_logging_to(log: PathBuf, mut command: Command) -> Self {
         let file = || File::options().create(true).append(true).open(&log).or_fail("opening the build's log");
         // One after the other in one place: what the one before said is of no interest.
         file().set_len(0).or_fail("emptying the build's log");
@@ -185,6 +193,14 @@ impl Running {
         // Gone already is as good.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// Whether it has ended.
+    ///
+    /// # Panics
+    /// When that cannot be told.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().or_fail("looking at the build").is_some()
     }
 
     /// Waits for its end.

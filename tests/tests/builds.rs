@@ -24,5 +24,7 @@ mod rpm_mirror;
 mod stopped;
 #[path = "builds/throwaway.rs"]
 mod throwaway;
+#[path = "builds/together.rs"]
+mod together;
 #[path = "builds/unfit.rs"]
 mod unfit;
