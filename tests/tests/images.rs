@@ -108,7 +108,7 @@ hostname = "base"
 source = "host-apt"
 suite = "bookworm"
 architecture = "amd64"
-packages = ["linux-image-cloud-amd64", "grub-pc", "systemd-sysv", "dbus", "udev", "cloud-init", "cloud-guest-utils"]
+packages = ["linux-image-cloud-amd64", "grub-pc", "systemd-sysv", "dbus", "udev", "cloud-init", "cloud-guest-utils", "locales"]
 [guest]
 memory = "1GiB"
 [limits]
