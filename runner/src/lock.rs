@@ -49,6 +49,23 @@ pub enum LockError {
     Unwritable(#[source] toml::ser::Error),
 }
 
+/// A file or folder of the recipe's side is not the lock's.
+#[derive(Debug, thiserror::Error)]
+pub enum InputError {
+    /// It is another one.
+    #[error("{name} is not what the lock has: put the old one back, or make a new lock without --locked")]
+    Differs {
+        /// What.
+        name: String,
+    },
+    /// The lock knows no such thing.
+    #[error("the lock does not have {name}: make a new lock without --locked")]
+    Unknown {
+        /// What.
+        name: String,
+    },
+}
+
 /// What went into a build.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -65,6 +82,9 @@ pub struct Lock {
     /// What the machines were told.
     #[serde(default)]
     pub machines: Vec<LockedMachine>,
+    /// Files and folders of the recipe's side.
+    #[serde(default)]
+    pub inputs: Vec<LockedInput>,
     /// Suites of archives, in their order.
     #[serde(default)]
     pub suites: Vec<LockedSuite>,
@@ -102,6 +122,16 @@ pub struct LockedMachine {
     pub stage: String,
     /// qemu's arguments, without the names of scratch files and the nonce.
     pub arguments: Vec<String>,
+}
+
+/// A file or folder of the recipe's side.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockedInput {
+    /// What it is, and its name: `workspace:`, `answers:` or `file:`.
+    pub name: String,
+    /// Digest of the file, or of the archive that a folder is made into.
+    pub sha256: Digest,
 }
 
 /// A suite of an archive.
@@ -203,6 +233,18 @@ impl Lock {
         suites.chain(files).filter(|digest| seen.insert(*digest)).collect()
     }
 
+    /// Is this the input that it has?
+    ///
+    /// # Errors
+    /// It is another one, or there is none of this name.
+    pub fn check_input(&self, name: &str, sha256: Digest) -> Result<(), InputError> {
+        match self.inputs.iter().find(|input| input.name == name) {
+            Some(input) if input.sha256 == sha256 => Ok(()),
+            Some(_) => Err(InputError::Differs { name: name.to_owned() }),
+            None => Err(InputError::Unknown { name: name.to_owned() }),
+        }
+    }
+
     /// How `other`, a lock of the same build done again, differs in what is not bytes: tools and machines.
     #[must_use]
     pub fn differences(&self, other: &Self) -> Vec<String> {
@@ -236,6 +278,7 @@ mod tests {
             recipe: LockedRecipe { name: "x".to_owned(), sha256: Some(Digest::of(b"recipe")) },
             tools: vec![LockedTool { name: "qemu".to_owned(), version: "7.2".to_owned() }],
             machines: vec![LockedMachine { stage: "guest".to_owned(), arguments: vec!["-m".to_owned()] }],
+            inputs: vec![LockedInput { name: "workspace:w".to_owned(), sha256: Digest::of(b"w") }],
             suites: vec![LockedSuite {
                 name: "bookworm".to_owned(),
                 mirrors: vec!["http://mirror.test/debian".to_owned()],
@@ -275,6 +318,14 @@ mod tests {
         ] {
             assert!(refusal(&wrong).contains("make a new one with --lock"), "{wrong}");
         }
+    }
+
+    #[test]
+    fn inputs_are_held_to_the_lock() {
+        assert!(lock().check_input("workspace:w", Digest::of(b"w")).is_ok());
+        let told = |name: &str| lock().check_input(name, Digest::of(b"x")).expect_err("refused").to_string();
+        assert!(told("workspace:w").starts_with("workspace:w is not what the lock has"));
+        assert!(told("answers:a").starts_with("the lock does not have answers:a"));
     }
 
     #[test]

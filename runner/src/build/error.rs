@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::beside::BesideError;
-use crate::cache::{FetchError, StoreError};
+use crate::cache::{Counted, FetchError, StoreError};
 use crate::class::Class;
 use crate::debian::SelectError;
 use crate::disk::{ComposeError, RewriteError, ToolsError};
 use crate::event::Stage;
 use crate::installer::Rejected;
-use crate::lock::LockError;
+use crate::lock::{InputError, LockError};
 use crate::vm::argv::{Boot, Disk};
 use crate::vm::canary::{CanaryError, Verdicts};
 use crate::vm::outcome::Failure;
@@ -56,6 +56,9 @@ pub enum BuildError {
     /// The cache is not usable.
     #[error("the download cache is not usable; choose another directory with --cache")]
     Cache(#[from] StoreError),
+    /// A file of the recipe's side is not the lock's.
+    #[error(transparent)]
+    Input(#[from] InputError),
     /// The lock cannot be written.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -183,11 +186,13 @@ pub struct Failed {
     pub error: Box<BuildError>,
     /// The page that shows all that is known of it, where there is one.
     pub page: Option<PathBuf>,
+    /// What was downloaded until then.
+    pub counted: Box<Counted>,
 }
 
 impl From<BuildError> for Failed {
     fn from(error: BuildError) -> Self {
-        Self { error: Box::new(error), page: None }
+        Self { error: Box::new(error), page: None, counted: Box::default() }
     }
 }
 
@@ -217,7 +222,9 @@ impl BuildError {
             }
             Self::Guest(guest) => guest.failure.class(),
             Self::Answers { .. } => Class::AnswersRejected,
-            Self::Beside(_) | Self::Medium(_) | Self::TooSmallForImage { .. } => Class::RecipeFiles,
+            Self::Beside(_) | Self::Input(_) | Self::Medium(_) | Self::TooSmallForImage { .. } => {
+                Class::RecipeFiles
+            }
             Self::Exchange(WorkspaceError::Missing { .. } | WorkspaceError::Archive(_)) => Class::NoProof,
             Self::Exchange(_) => Class::HostFiles,
             Self::Image(_) => Class::ImageFailed,

@@ -4,7 +4,8 @@ use std::io;
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::cache::{Failure, Fetcher, Mirror};
+use crate::cache::offer::{Archives, WithFiles};
+use crate::cache::{Failure, Fetcher, Mirror, Wanted};
 use crate::contents::provenance::Artifact;
 use crate::debian::{InstallerArchives, Selection};
 use crate::vm::outcome::Refused;
@@ -18,6 +19,7 @@ pub(super) struct GuestMirror {
     fetcher: Arc<Fetcher>,
     /// What debian-installer may ask for beside that, until the mirror has it.
     archives: Mutex<Option<InstallerArchives>>,
+    downloads: Vec<(String, Wanted)>,
     running: Mutex<Option<Mirror>>,
 }
 
@@ -28,6 +30,7 @@ impl GuestMirror {
             selection: Arc::clone(&packages.selection),
             fetcher: Arc::clone(&packages.fetcher),
             archives: Mutex::new(archives),
+            downloads: packages.downloads.clone(),
             running: Mutex::default(),
         }
     }
@@ -38,7 +41,10 @@ impl GuestMirror {
         let archives = self.archives.lock().unwrap_or_else(PoisonError::into_inner).take();
         let started = match archives {
             Some(archives) => Mirror::offering(listener, archives, fetcher),
-            None => Mirror::start(listener, Arc::clone(&self.selection), fetcher),
+            None => {
+                let archives = Archives::new(Arc::clone(&self.selection));
+                Mirror::offering(listener, WithFiles::new("downloads", &self.downloads, archives), fetcher)
+            }
         };
         let started = started.map_err(io::Error::other)?;
         *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);

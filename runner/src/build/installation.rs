@@ -5,6 +5,7 @@ use std::io::{self, BufWriter, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::cache::Digest;
 use crate::contents::provenance::Artifact;
 use crate::debian::InstallerArchives;
 use crate::event::Stage;
@@ -100,6 +101,7 @@ impl Session<'_> {
             Family::CloudImage => cloud::check_user_data(&text),
         };
         checked.map_err(|rejected| self.rejected(path, rejected))?;
+        self.note_input(&format!("answers:{}", path.display()), &Digest::of(text.as_bytes()).to_string())?;
         Ok(text)
     }
 

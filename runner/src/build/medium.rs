@@ -218,7 +218,9 @@ impl Session<'_> {
 
     fn material(&self, name: &Path, file: &Path) -> Result<Artifact, BuildError> {
         let name = name.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Artifact { name: format!("file:{name}"), sha256: image::digest(file, &self.stop)? })
+        let (name, sha256) = (format!("file:{name}"), image::digest(file, &self.stop)?);
+        self.note_input(&name, &sha256)?;
+        Ok(Artifact { name, sha256 })
     }
 
     fn of_tree(

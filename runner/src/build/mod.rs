@@ -15,6 +15,7 @@ pub mod bundle;
 pub mod checkpoint;
 pub mod delivery;
 mod documents;
+mod downloads;
 mod error;
 pub mod finish;
 mod guest_mirror;

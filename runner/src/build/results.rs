@@ -102,6 +102,7 @@ impl Session<'_> {
             recipe: LockedRecipe { name: recipe.image.name.clone(), sha256: Some(recipe.digest()) },
             tools: vec![LockedTool { name: "qemu".to_owned(), version: host.qemu_version.clone() }],
             machines: self.machines.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            inputs: self.inputs.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             suites: selection.locked_suites(),
             files: fetcher.brought(),
             ..Lock::new()

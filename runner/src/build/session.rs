@@ -4,20 +4,21 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::cache::{self, Cache, FetchOptions, Fetcher, Proxies, Remote};
+use crate::cache::{self, Cache, FetchOptions, Fetcher, Proxies, Remote, Wanted};
 use crate::debian::{self, Selection};
 use crate::disk::{self, BuilderTools, ComposedDisk};
 use crate::event::{Event, Stage};
-use crate::lock::LockedMachine;
+use crate::lock::{LockedInput, LockedMachine};
 use crate::recipe::{Kind, Recipe};
 use crate::stop::{Stop, Stopped};
 use crate::vm::argv::Accelerator;
 use crate::vm::canary::Canary;
 
+use super::downloads;
 use super::error::{BuildError, Failed};
 use super::outputs;
 use super::preflight::{Fitness, Host, Needs, Workspace, examine};
@@ -42,8 +43,10 @@ pub fn build(request: &Request, environment: &Environment) -> Result<Built, Fail
         Err(failed) if failed.error.is_cancelled() => Ending::Cancelled,
         Err(_) => Ending::Failed,
     };
-    // A build that failed may have downloaded as well; only a finished one has counted it.
-    let counted = result.as_ref().map(|built| built.counted).unwrap_or_default();
+    let counted = match &result {
+        Ok(built) => built.counted,
+        Err(failed) => *failed.counted,
+    };
     environment.registrar.report(ending, started.elapsed().as_secs_f64(), counted);
     result
 }
@@ -57,6 +60,10 @@ pub(super) struct Session<'a> {
     pub(super) stages: Vec<(Stage, Duration)>,
     /// What machines were told, as a lock has it.
     pub(super) machines: Mutex<Vec<LockedMachine>>,
+    /// What went in from the recipe's side, as a lock has it.
+    pub(super) inputs: Mutex<Vec<LockedInput>>,
+    /// Who downloads, as soon as there is one.
+    downloading: Arc<OnceLock<Arc<Fetcher>>>,
     /// By how much limits on silence are stretched.
     pub(super) slowness: u32,
 }
@@ -72,6 +79,17 @@ pub(super) struct Packages {
     pub(super) selection: Arc<Selection>,
     pub(super) fetcher: Arc<Fetcher>,
     pub(super) tools: BuilderTools,
+    /// The recipe's own downloads, under the names by which the guest finds them.
+    pub(super) downloads: Vec<(String, Wanted)>,
+}
+
+impl Packages {
+    /// Notes all chosen packages as brought.
+    pub(super) fn note_all(&self) {
+        for package in &self.selection.packages {
+            self.fetcher.note_brought(&self.selection.wanted(&package.file));
+        }
+    }
 }
 
 impl<'a> Session<'a> {
@@ -109,11 +127,14 @@ impl<'a> Session<'a> {
             scratch,
             stages,
             machines: Mutex::default(),
+            inputs: Mutex::default(),
+            downloading: Arc::default(),
             slowness: 1,
         };
         let made = session.make(&host).map_err(|error| {
             let page = session.keep(&host, &error);
-            Failed { error: Box::new(error), page }
+            let counted = session.downloading.get().map(|fetcher| fetcher.counted()).unwrap_or_default();
+            Failed { error: Box::new(error), page, counted: Box::new(counted) }
         });
         // What is left of a build that failed is removed all the same, and said first.
         let removed = session.scratch.remove();
@@ -183,9 +204,12 @@ impl<'a> Session<'a> {
         self.stage(Stage::Select, |session| {
             let supply = session.request.supply.clone();
             let options = FetchOptions { supply, ..fetch_options(&session.stop) };
+            let downloading = Arc::clone(&session.downloading);
             session.interruptible(Stage::Select, move || {
                 let cache = Arc::new(Cache::open(&request.cache)?);
                 let fetcher = Arc::new(Fetcher::new(cache, options)?);
+                // There is no other before it.
+                let _ = downloading.set(Arc::clone(&fetcher));
                 let chosen = debian::select(&request.recipe, &fetcher, &request.apt_root, sink.as_ref())?;
                 Ok(Chosen { selection: Arc::new(chosen), fetcher })
             })
@@ -198,17 +222,30 @@ impl<'a> Session<'a> {
         let sink = Arc::clone(&self.environment.sink);
         let shared = (Arc::clone(&selection), Arc::clone(&fetcher));
         let scratch = self.scratch.path().to_owned();
-        let tools = self.stage(Stage::Fetch, |session| {
+        let wanted = self.request.recipe.downloads.clone();
+        let (tools, downloads) = self.stage(Stage::Fetch, |session| {
             session.interruptible(Stage::Fetch, move || {
                 let (selection, fetcher) = shared;
                 if is_unpacked {
                     debian::fetch(&selection, &fetcher, sink.as_ref())?;
                 }
-                Ok(disk::builder_tools(&selection, &fetcher, &scratch, sink.as_ref())?)
+                let tools = disk::builder_tools(&selection, &fetcher, &scratch, sink.as_ref())?;
+                Ok((tools, downloads::bring(&wanted, &fetcher, sink.as_ref())?))
             })
         })?;
         self.keep_cache_small(&fetcher)?;
-        Ok(Packages { selection, fetcher, tools })
+        Ok(Packages { selection, fetcher, tools, downloads })
+    }
+
+    /// Takes note of a file or folder of the recipe's side; a build that keeps to a lock has the lock's.
+    pub(super) fn note_input(&self, name: &str, sha256: &str) -> Result<(), BuildError> {
+        let sha256 = sha256.parse().expect("the digits of a digest");
+        if let Some(lock) = &self.request.supply.lock {
+            lock.check_input(name, sha256)?;
+        }
+        let input = LockedInput { name: name.to_owned(), sha256 };
+        self.inputs.lock().unwrap_or_else(PoisonError::into_inner).push(input);
+        Ok(())
     }
 
     /// Makes room in the cache, when all that this build needs from it is in use.

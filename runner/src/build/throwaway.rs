@@ -38,6 +38,10 @@ impl Session<'_> {
         let key = checkpoint::key(&chosen.selection, &kernel, image.size, &image.hostname);
         let found = self.found(&chosen, &key)?;
         let packages = self.fetch(chosen, found.is_none())?;
+        if found.is_some() {
+            // They went into the machine, though they were not fetched for it now.
+            packages.note_all();
+        }
         let accelerator = self.stage(Stage::Canary, |session| session.canary(host, &packages))?;
         let base = self.scratch.path().join("machine.qcow2");
         let checkpoint = match found {
@@ -149,7 +153,9 @@ impl Session<'_> {
             let target = self.scratch.path().join("workspace.tar");
             workspace::pack(&folder.path(), &self.request.beside.shown(path), &target, &self.stop)?;
             let name = format!("workspace:{}", path.display());
-            materials.push(Artifact { name, sha256: image::digest(&target, &self.stop)? });
+            let sha256 = image::digest(&target, &self.stop)?;
+            self.note_input(&name, &sha256)?;
+            materials.push(Artifact { name, sha256 });
             pad(&target).map_err(|source| BuildError::Write { path: target.clone(), source })?;
             disks.push(Disk::new(target, DiskFormat::Raw));
         }

@@ -23,8 +23,11 @@ use super::answer::{self, Answer, Asked, Head, Part, Status};
 const REQUEST_LIMIT: Duration = Duration::from_secs(75);
 /// For a client to take another byte.
 const TAKE_LIMIT: Duration = Duration::from_secs(120);
-/// At a time; the others wait to be accepted.
-const MOST_CONNECTIONS: usize = 1024;
+/// Of the descriptors that this process may have, a fourth: each connection may have a file as well, and a
+/// guest that opens all it can is not to take what the build needs. Those beyond wait to be accepted.
+const SHARE: u64 = 4;
+/// Connections at a time, whatever the limit is.
+const CONNECTIONS: std::ops::RangeInclusive<u64> = 16..=4096;
 /// After so many bytes others have a turn.
 const TURN: u64 = 1 << 20;
 /// From so many bytes on, reading a file may take a while.
@@ -45,7 +48,8 @@ pub(super) trait Answers: Send + Sync + 'static {
 /// Accepts connections and answers on them until `stop` changes; then those under way come to the end of
 /// their answers.
 pub(super) async fn serve(listener: TcpListener, answers: Arc<impl Answers>, mut stop: watch::Receiver<()>) {
-    let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let places = Arc::new(Semaphore::new(most_connections(limit)));
     let mut connections = JoinSet::new();
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { break };
@@ -69,6 +73,12 @@ pub(super) async fn serve(listener: TcpListener, answers: Arc<impl Answers>, mut
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
+}
+
+/// How many connections there may be, if the process may have so many descriptors.
+fn most_connections(descriptors: Option<u64>) -> usize {
+    let share = descriptors.map_or(*CONNECTIONS.end(), |limit| limit / SHARE);
+    usize::try_from(share.clamp(*CONNECTIONS.start(), *CONNECTIONS.end())).unwrap_or(usize::MAX)
 }
 
 async fn converse(
@@ -205,4 +215,14 @@ async fn send_file(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_descriptors_for_the_build() {
+        assert_eq!([Some(1024), Some(20), None].map(most_connections), [256, 16, 4096]);
+    }
 }

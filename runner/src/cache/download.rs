@@ -61,8 +61,7 @@ impl Core {
                         Ok(()) => {
                             let in_pieces = writer.pieces() > 1;
                             let size = wanted.size.unwrap_or_else(|| writer.size());
-                            // It waits for the disk.
-                            match tokio::task::block_in_place(|| writer.commit(wanted.digest, size)) {
+                            match writer.commit(wanted.digest, size) {
                                 Ok(file) => return Ok(file),
                                 Err(StoreError::Mismatch { found, .. }) => {
                                     writer = begin()?;

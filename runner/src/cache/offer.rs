@@ -68,6 +68,31 @@ impl Offer for Archives {
     }
 }
 
+/// Files in a folder of their own, beside what another offers.
+pub struct WithFiles<O> {
+    folder: &'static str,
+    files: HashMap<String, Wanted>,
+    other: O,
+}
+
+impl<O: Offer> WithFiles<O> {
+    /// These files under these names in `folder`, which has nothing else, and all of `other`.
+    #[must_use]
+    pub fn new(folder: &'static str, files: &[(String, Wanted)], other: O) -> Self {
+        Self { folder, files: files.iter().cloned().collect(), other }
+    }
+}
+
+impl<O: Offer> Offer for WithFiles<O> {
+    fn find(&self, path: &str) -> Option<Offered> {
+        let name = path.strip_prefix('/').and_then(|path| path.strip_prefix(self.folder)?.strip_prefix('/'));
+        match name.filter(|_| !self.files.is_empty()) {
+            Some(name) => Some(Offered { wanted: self.files.get(name)?.clone(), modified: None }),
+            None => self.other.find(path),
+        }
+    }
+}
+
 fn find_metadata(repository: &Repository, path: &str) -> Option<Offered> {
     // A suite's name may have a slash: "bookworm/updates".
     let (suite, path) = repository.suites.iter().find_map(|suite| {
@@ -227,6 +252,16 @@ mod tests {
         ] {
             assert_eq!(offer.find(path), None, "{path}");
         }
+    }
+
+    #[test]
+    fn files_are_offered_beside_the_archives() {
+        let wanted =
+            Wanted { name: "a".to_owned(), urls: Vec::new(), size: Some(1), digest: Digest::of(b"a") };
+        let with = WithFiles::new("downloads", &[("a".to_owned(), wanted.clone())], offer());
+        assert_eq!(with.find("/downloads/a").map(|offered| offered.wanted), Some(wanted));
+        assert_eq!(with.find("/downloads/b"), None);
+        assert!(with.find("/debian/dists/s/InRelease").is_some());
     }
 
     #[test]

@@ -161,7 +161,7 @@ impl Core {
             writer.write(chunk.as_ref()).map_err(failed)?;
         }
         let (digest, size) = (writer.digest(), writer.size());
-        let file = tokio::task::block_in_place(|| writer.commit(digest, size)).map_err(failed)?;
+        let file = writer.commit(digest, size).map_err(failed)?;
         self.count_file();
         Ok(Answered { digest, size, file })
     }

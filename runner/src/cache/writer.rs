@@ -166,10 +166,11 @@ impl<'a> Writer<'a> {
         Ok(file)
     }
 
-    /// Makes the file durable and gives it its name.
+    /// Gives the file its name. It is not forced to the disk, which takes longer than most files take to come:
+    /// whoever reads it checks it first, so after a power cut it is found damaged and fetched again. A mirror
+    /// has its whole file system written before a snapshot counts.
     pub(super) fn publish(self, path: &Path) -> Result<(), StoreError> {
         let failed = |source| StoreError::Write { path: path.to_owned(), source };
-        self.file.as_file().sync_data().map_err(failed)?;
         // The file keeps its lock until it is closed here; its name is then no temporary one.
         self.file.persist(path).map_err(|error| failed(error.error))?;
         Ok(())

@@ -219,7 +219,7 @@ pub(crate) fn run(global: &Global, recipe: Recipe, around: Around) -> (Exit, Opt
     drop(environment);
     sink.event(match &result {
         Ok(built) => Event::Built { files: built.files.iter().map(|file| file.path.clone()).collect() },
-        Err(Failed { error, page }) => {
+        Err(Failed { error, page, .. }) => {
             Event::Failed { class: error.class(), message: in_one_line(error.as_ref()), page: page.clone() }
         }
     });
@@ -311,7 +311,7 @@ fn show(global: &Global, built: &Built) -> Exit {
 }
 
 fn show_failure(global: &Global, failed: &Failed) -> Exit {
-    let Failed { error, page } = failed;
+    let Failed { error, page, .. } = failed;
     let exit = if error.is_cancelled() {
         Exit::Stopped(signals::received().unwrap_or(15))
     } else {
@@ -352,13 +352,16 @@ fn show_failure(global: &Global, failed: &Failed) -> Exit {
 }
 
 fn failure_document(failed: &Failed) -> serde_json::Value {
-    let Failed { error, page } = failed;
+    let Failed { error, page, counted } = failed;
     let mut document = json!({
         "result": "failed",
         "class": error.class(),
         "message": in_one_line(error.as_ref()),
         "advice": error.class().advice(),
         "page": page,
+        "upstream_bytes": counted.upstream_bytes,
+        "metadata_bytes": counted.metadata_bytes,
+        "cache_bytes": counted.cache_bytes,
     });
     match error.as_ref() {
         BuildError::Guest(guest) => {

@@ -66,7 +66,7 @@ enum CacheCommand {
 /// An archive, opened as whoever calls.
 enum Opened {
     Nothing,
-    Out(Box<dyn Write>, Option<Lock>),
+    Out(Box<dyn Write>, Option<Box<Lock>>),
     In(Box<dyn Read>),
 }
 
@@ -110,7 +110,8 @@ pub(crate) fn cache(global: &Global, wanted: CacheArguments) -> Result<Exit, Fai
 }
 
 fn open(command: &CacheCommand) -> anyhow::Result<Opened> {
-    let read = |lock: &Option<PathBuf>| lock.as_deref().map(Lock::load).transpose();
+    let read =
+        |lock: &Option<PathBuf>| lock.as_deref().map(Lock::load).transpose().map(|lock| lock.map(Box::new));
     let is_standard = |path: &Path| path.as_os_str() == "-";
     Ok(match command {
         CacheCommand::Export { file, lock } if is_standard(file) => {

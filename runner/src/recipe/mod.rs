@@ -7,6 +7,7 @@
 //! read is found out by the stage that needs it.
 
 mod builder;
+mod download;
 mod installer;
 mod output;
 mod refusal;
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 use crate::cache::Digest;
 pub use builder::Builder;
+pub use download::Download;
 pub use installer::{Family, Installer, Medium};
 pub use output::{Format, Output};
 use refusal::{Refusal, locate};
@@ -61,6 +63,8 @@ pub struct Recipe {
     pub debian: Debian,
     /// The builder guest.
     pub guest: Guest,
+    /// Files for its commands.
+    pub downloads: Vec<Download>,
     /// What the image's disk is made into.
     pub output: Output,
     /// How long it may take.

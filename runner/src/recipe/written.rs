@@ -8,6 +8,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::builder::{Builder, WrittenBuilder};
+use super::download::WrittenDownload;
 use super::installer::WrittenInstaller;
 use super::output::WrittenOutput;
 use super::refusal::Refusal;
@@ -26,6 +27,8 @@ pub(super) struct Written {
     builder: Option<Spanned<WrittenBuilder>>,
     #[serde(default)]
     guest: WrittenGuest,
+    #[serde(default)]
+    download: Vec<Spanned<WrittenDownload>>,
     output: Option<Spanned<WrittenOutput>>,
     #[serde(default)]
     limits: WrittenLimits,
@@ -90,6 +93,12 @@ impl Written {
     /// The recipe that is meant, with what was left out filled in.
     pub(super) fn check(self, text: &str) -> Result<Recipe, Refusal> {
         let guest = self.guest.check()?;
+        if let Some(download) = self.download.first().filter(|_| guest.run.is_empty()) {
+            let message = "a download is for the commands of guest.run: give it one";
+            return Err(Refusal::at(download, message.to_owned()));
+        }
+        let downloads: Vec<_> = self.download.into_iter().map(Spanned::into_inner).collect();
+        let downloads = WrittenDownload::check(&downloads)?;
         let place = self.kind.span();
         let refuse = |message: &str| Refusal { span: Some(place.clone()), message: message.to_owned() };
         let kind = match (self.kind.get_ref(), self.builder, self.installer) {
@@ -158,6 +167,7 @@ impl Written {
             image: self.image.check()?,
             debian,
             guest,
+            downloads,
             output,
             limits,
             verify,
@@ -406,9 +416,12 @@ pub(super) fn is_package_name(name: &str) -> bool {
 }
 
 fn is_archive_url(text: &str) -> bool {
-    let clean = !text
-        .bytes()
-        .any(|byte| byte.is_ascii_whitespace() || byte.is_ascii_control() || b"[]#?".contains(&byte));
+    is_url(text) && !text.bytes().any(|byte| b"[]#?".contains(&byte))
+}
+
+/// Whether this is an address that can be asked for.
+pub(super) fn is_url(text: &str) -> bool {
+    let clean = !text.bytes().any(|byte| byte.is_ascii_whitespace() || byte.is_ascii_control());
     clean
         && reqwest::Url::parse(text)
             .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.host_str().is_some())
