@@ -18,7 +18,11 @@ pub fn open(identity: ProcessIdentity) -> io::Result<Option<OwnedFd>> {
     let Some(pid) = i32::try_from(identity.pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
     let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(pidfd) => pidfd,
-        Err(rustix::io::Errno::SRCH) => return Ok(None),
+        // The number of a process that is gone lives on in a group or session that it led, and in a thread that
+        // got it; the kernel then says `EINVAL`, or since Linux 6.16 `ENOENT`.
+        Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {
+            return Ok(None);
+        }
         Err(error) => return Err(error.into()),
     };
     // The descriptor is of whoever has the number now. Its start is read after it was opened: if
@@ -102,5 +106,39 @@ pub fn wait_for_all(mut pidfds: Vec<&OwnedFd>, limit: Duration) -> io::Result<Ve
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::os::unix::process::CommandExt as _;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn a_process_is_gone_although_its_group_has_its_number() {
+        let mut shell = Command::new("sh");
+        let mut shell = shell
+            .args(["-c", "sleep 60 >/dev/null & echo; read -r wait"])
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a shell");
+        let mut begun = [0];
+        shell.stdout.take().expect("piped").read_exact(&mut begun).expect("its line");
+        let start = processes::start_time(shell.id()).expect("it lives");
+        let identity = ProcessIdentity { pid: shell.id(), start };
+        assert!(open(identity).expect("it lives").is_some());
+        drop(shell.stdin.take());
+        let ended = shell.wait();
+        let now = open(identity);
+        // Whatever comes of it, the one that it left in its group ends.
+        let group = Pid::from_raw(i32::try_from(identity.pid).expect("a number")).expect("not 0");
+        rustix::process::kill_process_group(group, Signal::KILL).expect("there is one");
+        ended.expect("it ended");
+        assert!(now.expect("it can be told").is_none());
     }
 }
