@@ -17,12 +17,24 @@ use rustix::process::{getpid, getppid, set_parent_process_death_signal};
 /// Gives a signal its default action. Rust's runtime ignores SIGPIPE and handles SIGSEGV and SIGBUS
 /// (to tell stack overflows): raising one of them would not end this process as it ended a command.
 ///
+/// Whether it was ignored before.
+///
 /// # Errors
 /// What `sigaction(2)` says, such as for SIGKILL, which always has it.
-pub fn restore_default(which: Signal) -> nix::Result<()> {
+pub fn restore_default(which: Signal) -> nix::Result<bool> {
     // SAFETY: the default action is the kernel's, so no code of this process runs in a signal's
     // context because of it.
     let before = unsafe { signal(which, SigHandler::SigDfl) };
+    before.map(|before| matches!(before, SigHandler::SigIgn))
+}
+
+/// Has a signal ignored.
+///
+/// # Errors
+/// As above.
+pub(crate) fn ignore(which: Signal) -> nix::Result<()> {
+    // SAFETY: as above; nothing is run when the signal comes.
+    let before = unsafe { signal(which, SigHandler::SigIgn) };
     before.map(drop)
 }
 

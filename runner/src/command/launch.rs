@@ -2,7 +2,8 @@
 //!
 //! The launcher stops itself (SIGSTOP), which only its parent notices, and goes on when the parent
 //! lets it. That needs no descriptor that the command would inherit, and until then the launcher
-//! dies with its parent.
+//! dies with its parent. It takes any SIGCONT for the parent's: who may signal it may as well start
+//! the command itself, and gains nothing by starting it early.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -14,9 +15,22 @@ use rustix::process::{
     Pid, Signal, WaitIdOptions, getpid, getppid, kill_process, set_parent_process_death_signal,
 };
 
-/// The hidden subcommand that the launcher is: `hostler __launch PARENT BLOCKED COMMAND ARGUMENT…`.
-/// BLOCKED is the numbers of the signals that `hostler` blocked for itself, with commas between.
+use crate::calls::ignore;
+
+/// The hidden subcommand that the launcher is:
+/// `hostler __launch PARENT BLOCKED IGNORED COMMAND ARGUMENT…`. BLOCKED is the numbers of the signals
+/// that `hostler` blocked for itself, with commas between; IGNORED those that were ignored when it
+/// started and that it hears.
 pub const LAUNCH: &str = "__launch";
+
+/// What this process does about signals, and the command is to start without.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Own<'a> {
+    /// Those that it has blocked.
+    pub(super) blocked: &'a SigSet,
+    /// Those that it no longer ignores.
+    pub(super) heard: &'a SigSet,
+}
 
 /// A started launcher that waits to be let go.
 #[derive(Debug)]
@@ -25,13 +39,13 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    /// Starts a launcher for `command`, and returns once it waits. `blocked` are the signals that
-    /// this process has blocked and the command is to start without.
-    pub(super) fn start(command: &[OsString], blocked: &SigSet) -> io::Result<Self> {
+    /// Starts a launcher for `command`, and returns once it waits.
+    pub(super) fn start(command: &[OsString], own: Own<'_>) -> io::Result<Self> {
         let mut child = Command::new("/proc/self/exe")
             .arg(LAUNCH)
             .arg(std::process::id().to_string())
-            .arg(numbers(blocked))
+            .arg(numbers(own.blocked))
+            .arg(numbers(own.heard))
             .args(command)
             .spawn()?;
         let pid = pid_of(&child);
@@ -84,11 +98,17 @@ fn pid_of(child: &Child) -> Pid {
 /// that a shell would give.
 #[must_use]
 pub fn become_command(arguments: &[OsString]) -> u8 {
-    let [parent, blocked, program, arguments @ ..] = arguments else { return 2 };
+    let [parent, blocked, ignored, program, arguments @ ..] = arguments else { return 2 };
     match wait_for_word(parent) {
         Ok(()) => {}
         Err(error) => {
             tell(&format!("hostler: the launcher could not wait for the watchdog: {error}"));
+            return 126;
+        }
+    }
+    for signal in signals(ignored).iter() {
+        if let Err(error) = ignore(signal) {
+            tell(&format!("hostler: the launcher could not ignore {signal} again: {error}"));
             return 126;
         }
     }

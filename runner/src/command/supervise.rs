@@ -1,8 +1,9 @@
 //! Standing between a shell and the command without being noticed.
 //!
 //! The command stays in this process's group and session, so the terminal's signals (Ctrl-C,
-//! Ctrl-Z, a closed window) reach it by themselves; only those that somebody sent to this process
-//! alone are passed on. When the command stops, this process stops too, so that the shell's job
+//! Ctrl-Z, a closed window) reach it by themselves, and only those that a process sent are passed
+//! on. One that a process sends to the whole group (`kill -TERM -PGID`, as `timeout` does) therefore
+//! reaches the command twice: nothing tells it from one that was sent to this process alone. When the command stops, this process stops too, so that the shell's job
 //! control works.
 
 use std::ffi::OsString;
@@ -13,7 +14,9 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 use rustix::process::{Pid, WaitId, WaitIdOptions, WaitIdStatus, kill_process, waitid};
 
-use super::launch::Waiting;
+use crate::calls::restore_default;
+
+use super::launch::{Own, Waiting};
 
 /// How the command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,10 +64,17 @@ pub fn supervise<E: From<io::Error>>(
     // command those that were not blocked already: a mask is inherited.
     let mut signals: SigSet = PASSED_ON.into_iter().collect();
     signals.add(Signal::SIGCHLD);
+    // One who started this process may ignore SIGCHLD, which is inherited: then nobody hears of a
+    // child's end, and there is nothing to wait for.
+    let mut heard = SigSet::empty();
+    if restore_default(Signal::SIGCHLD).map_err(io::Error::from)? {
+        heard.add(Signal::SIGCHLD);
+    }
     let mut before = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), Some(&mut before)).map_err(io::Error::from)?;
     let added = signals.iter().filter(|signal| !before.contains(*signal)).collect();
-    let result = follow(command, &signals, &added, adopt);
+    let own = Own { blocked: &added, heard: &heard };
+    let result = follow(command, &signals, own, adopt);
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None).map_err(io::Error::from)?;
     result
 }
@@ -72,11 +82,11 @@ pub fn supervise<E: From<io::Error>>(
 fn follow<E: From<io::Error>>(
     command: &[OsString],
     signals: &SigSet,
-    added: &SigSet,
+    own: Own<'_>,
     adopt: impl FnOnce(&OwnedFd) -> Result<(), E>,
 ) -> Result<Ended, E> {
     let arriving = SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC).map_err(io::Error::from)?;
-    let waiting = Waiting::start(command, added)?;
+    let waiting = Waiting::start(command, own)?;
     let pidfd = rustix::process::pidfd_open(waiting.pid(), rustix::process::PidfdFlags::empty())
         .map_err(io::Error::from)?;
     if let Err(error) = adopt(&pidfd) {
@@ -103,8 +113,9 @@ fn pass_on(pidfd: std::os::fd::BorrowedFd<'_>, signal: Signal) -> io::Result<()>
     let number = rustix::process::Signal::from_named_raw(signal as i32);
     let Some(signal) = number else { return Ok(()) };
     match rustix::process::pidfd_send_signal(pidfd, signal) {
-        // It ended meanwhile; its end is noticed next.
-        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        // It ended meanwhile, which is noticed next; or it is another user's by now, such as sudo,
+        // whom this one may send nothing.
+        Ok(()) | Err(rustix::io::Errno::SRCH | rustix::io::Errno::PERM) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
@@ -121,7 +132,7 @@ fn look_at(pid: Pid) -> io::Result<Option<Ended>> {
             // Stop as well; whoever continues this process continues the command.
             kill_process(rustix::process::getpid(), rustix::process::Signal::STOP)?;
             match kill_process(pid, rustix::process::Signal::CONT) {
-                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                Ok(()) | Err(rustix::io::Errno::SRCH | rustix::io::Errno::PERM) => {}
                 Err(error) => return Err(error.into()),
             }
         }

@@ -67,6 +67,18 @@ fn the_signal_that_ends_the_command_ends_hostler() {
     assert_eq!(shell.stdout, "137\n");
 }
 
+#[test]
+fn a_caller_that_ignores_sigchld_is_no_reason_to_hang_and_the_command_ignores_it_as_well() {
+    let mut command = Command::new("timeout");
+    command.args(["--signal=KILL", "20", "env", "--ignore-signal=CHLD"]).arg(program::path("hostler"));
+    command.args(["run", "--no-watchdog", "--", "grep", "SigIgn", "/proc/self/status"]);
+    let ended = program::finish(&mut command);
+    assert_eq!(ended.status, 0, "{ended:?}");
+    let mask = ended.stdout.trim().rsplit('\t').next().and_then(|mask| u64::from_str_radix(mask, 16).ok());
+    let ignored = mask.or_fail("a mask") & 1 << (Signal::SIGCHLD as i32 - 1);
+    assert_ne!(ignored, 0, "{ended:?}");
+}
+
 /// A command under `hostler` that says when it is ready; killed when it is dropped.
 struct Running {
     hostler: Child,
