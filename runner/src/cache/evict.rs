@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -117,10 +117,20 @@ impl Cache {
     /// The content is not there, or the link cannot be made.
     pub fn link(&self, digest: Digest, place: &Path) -> Result<(), StoreError> {
         let noted = self.note_use(digest)?;
+        // Contents are their owner's alone until they are in a tree, which is for whoever serves it.
+        let path = self.path(digest);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644))
+            .map_err(|source| StoreError::Write { path, source })?;
         fs::hard_link(self.path(digest), place)
             .map_err(|source| StoreError::Write { path: place.to_owned(), source })?;
         drop(noted);
         Ok(())
+    }
+
+    /// Device and inode of the content; `None` when it is not there.
+    #[must_use]
+    pub fn inode(&self, digest: Digest) -> Option<(u64, u64)> {
+        fs::metadata(self.path(digest)).ok().map(|data| (data.dev(), data.ino()))
     }
 
     /// Is the content there, with another name, and of the right size? It is not read.

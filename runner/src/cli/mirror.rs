@@ -10,9 +10,10 @@ use clap::{Args, Subcommand};
 use hostler_runner::build::fetch_options;
 use hostler_runner::cache::{FetchOptions, Fetcher, Mirror};
 use hostler_runner::cancel::Cancel;
+use hostler_runner::causes::in_one_line;
 use hostler_runner::event::{Event, Sink, Stage};
 use hostler_runner::lock::Lock;
-use hostler_runner::mirror::{Directory, Plan, Published, Served, debian, rpm};
+use hostler_runner::mirror::{Directory, Plan, Published, Served, Verified, debian, rpm};
 use hostler_runner::recipe::{Debian, PackageSource};
 use hostler_runner::stop::Stop;
 use serde_json::json;
@@ -43,7 +44,7 @@ pub(crate) enum MirrorCommand {
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
-    /// Check every byte; what is damaged is fetched again. Exit status 1 when something was.
+    /// Check every byte; what is damaged is fetched again, in all snapshots. Exit status 1 when something was.
     Verify {
         /// The mirror.
         #[arg(value_name = "DIR")]
@@ -68,6 +69,9 @@ struct Destination {
     /// How many snapshots before the newest stay.
     #[arg(long, value_name = "N", default_value_t = 2)]
     keep: usize,
+    /// Let suites go that the mirror has and this sync does not name.
+    #[arg(long)]
+    replace: bool,
     /// Downloads at the same time.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=16))]
     parallel: u8,
@@ -274,7 +278,8 @@ fn sync(
         options.parallel = usize::from(into.parallel);
         options.supply.lock = lock.map(Arc::new);
     })?;
-    let plan = work.stage(Stage::Select, plan)?;
+    let mut plan = work.stage(Stage::Select, plan)?;
+    plan.replace = into.replace;
     let published = work.stage(Stage::Fetch, |work| {
         Ok(work.directory.publish(plan, into.keep, &work.fetcher, work.sink.as_ref())?)
     })?;
@@ -360,18 +365,29 @@ fn list(global: &Global, root: &Path) -> Result<Exit, Failure> {
 
 fn verify(global: &Global, root: &Path) -> Result<Exit, Failure> {
     let work = Work::begin(root, false, |_| {})?;
-    let audit =
+    let verified =
         work.stage(Stage::Verify, |work| Ok(work.directory.verify(&work.fetcher, work.sink.as_ref())?))?;
     drop(work);
-    let exit = if audit.damaged.is_empty() { Exit::Done } else { Exit::Failed };
+    let Verified { intact, bytes, repaired, lost } = verified;
+    let exit = if repaired.is_empty() && lost.is_empty() { Exit::Done } else { Exit::Failed };
     if global.json {
-        let damaged: Vec<String> = audit.damaged.iter().map(ToString::to_string).collect();
-        print_json(&json!({ "intact": audit.intact, "bytes": audit.bytes, "repaired": damaged }))?;
+        let repaired: Vec<String> = repaired.iter().map(ToString::to_string).collect();
+        let lost: Vec<_> = lost
+            .iter()
+            .map(|(path, error)| json!({ "path": path, "reason": in_one_line(error) }))
+            .collect();
+        print_json(&json!({ "intact": intact, "bytes": bytes, "repaired": repaired, "lost": lost }))?;
         return Ok(exit);
     }
-    for digest in &audit.damaged {
+    for digest in &repaired {
         tell(&format!("damaged, and fetched again: {digest}"));
     }
-    print(&format!("{} files are intact, {}\n", audit.intact, ByteSize(audit.bytes)))?;
+    for (path, error) in &lost {
+        tell(&format!("damaged, and cannot be fetched again: {path}: {}", in_one_line(error)));
+    }
+    if !lost.is_empty() {
+        tell("what cannot be fetched stays damaged in the snapshots that have it; sync for a new one");
+    }
+    print(&format!("{intact} files are intact, {}\n", ByteSize(bytes)))?;
     Ok(exit)
 }

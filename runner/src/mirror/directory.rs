@@ -9,16 +9,16 @@
 //! <root>/lock                      held by who makes snapshots
 //! ```
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::cache::{Audit, AuditError, Cache, FetchError, Fetcher, StoreError};
+use crate::cache::{AuditError, Cache, Digest, FetchError, Fetcher, StoreError, Wanted};
 use crate::event::{Event, Sink, Stage};
 
 use super::Plan;
@@ -50,6 +50,16 @@ pub enum DirectoryError {
         "the mirror stays as it was: not everything could be fetched (what was is kept for the next try)"
     )]
     Fetch(#[from] FetchError),
+    /// A sync would take a suite away.
+    #[error(
+        "the mirror has suite {suite} in its folder {folder}, and this sync would replace it: sync into another directory, or let it go with --replace"
+    )]
+    Drops {
+        /// The folder.
+        folder: String,
+        /// The suite.
+        suite: String,
+    },
     /// Upstream names a path that no tree may have.
     #[error("upstream names the path {0:?}, which would leave the mirror's tree")]
     Path(String),
@@ -86,6 +96,19 @@ pub struct Published {
     pub bytes: u64,
     /// Snapshots that were removed because there were too many.
     pub removed: Vec<String>,
+}
+
+/// What a check came to.
+#[derive(Debug, Default)]
+pub struct Verified {
+    /// Files of the store that are what they should be.
+    pub intact: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// What was not, and is again, in all snapshots.
+    pub repaired: Vec<Digest>,
+    /// What cannot be had again, by its path in the newest snapshot that has it.
+    pub lost: Vec<(String, FetchError)>,
 }
 
 impl Directory {
@@ -144,7 +167,8 @@ impl Directory {
         let mut names = Vec::new();
         for entry in fs::read_dir(&path).map_err(at(&path))? {
             let name = entry.map_err(at(&path))?.file_name();
-            names.extend(name.to_str().filter(|name| !name.starts_with('.')).map(str::to_owned));
+            // Beside them there may be what is no snapshot: a lost+found, somebody's copy.
+            names.extend(name.to_str().filter(|name| time_of(name).is_some()).map(str::to_owned));
         }
         names.sort();
         Ok(names)
@@ -194,6 +218,12 @@ impl Directory {
         if let Some((_, previous)) = &previous {
             let is_new =
                 |path: &str| plan.folders.iter().any(|(name, _)| path.split('/').next() == Some(name));
+            let planned: HashSet<&str> = plan.files.iter().map(|(path, _)| path.as_str()).collect();
+            let gone = previous.files.keys().filter(|path| is_new(path) && !planned.contains(path.as_str()));
+            if let (false, Some((folder, suite))) = (plan.replace, gone.filter_map(|path| suite(path)).next())
+            {
+                return Err(DirectoryError::Drops { folder: folder.to_owned(), suite: suite.to_owned() });
+            }
             let kept = previous.files.iter().filter(|(path, _)| !is_new(path));
             manifest.files.extend(kept.map(|(path, entry)| (path.clone(), *entry)));
             let kept = previous.folders.iter().filter(|(name, _)| !is_new(name));
@@ -229,11 +259,12 @@ impl Directory {
         Ok(Published { snapshot, changed: true, files, bytes, removed })
     }
 
-    /// Checks every byte of the store; what is damaged is fetched again, and takes its place in all snapshots.
+    /// Checks every byte of the store. What is damaged is fetched again, and takes its place in all snapshots;
+    /// so does what was fetched again earlier, by a server or by a check that did not come to its end.
     ///
     /// # Errors
-    /// The store cannot be used, or what was damaged cannot be had again.
-    pub fn verify(&self, fetcher: &Fetcher, sink: &dyn Sink) -> Result<Audit, DirectoryError> {
+    /// The store cannot be used, or it is time to give up. What cannot be had again is no error, but told.
+    pub fn verify(&self, fetcher: &Fetcher, sink: &dyn Sink) -> Result<Verified, DirectoryError> {
         let _lock = self.lock()?;
         let store = fetcher.cache();
         let progress = |bytes| {
@@ -245,22 +276,52 @@ impl Directory {
             });
         };
         let audit = store.audit(fetcher.stop(), &progress)?;
-        for name in self.snapshots()? {
+        let mut verified = Verified { intact: audit.intact, bytes: audit.bytes, ..Verified::default() };
+        // Each content once, from wherever one of the snapshots had it; the newest knows best.
+        let mut missing: BTreeMap<Digest, Wanted> = BTreeMap::new();
+        let mut astray = Vec::new();
+        for name in self.snapshots()?.into_iter().rev() {
             let manifest = self.manifest(&name)?;
             let tree = self.root.join("snapshots").join(&name).join("tree");
             for (path, entry) in &manifest.files {
-                if audit.damaged.binary_search(&entry.sha256).is_err() {
+                let kept = store.inode(entry.sha256);
+                let place = tree.join(path);
+                let linked = fs::symlink_metadata(&place).ok().map(|data| (data.dev(), data.ino()));
+                if kept.is_some() && kept == linked {
                     continue;
                 }
-                if let Some(wanted) = manifest.wanted(path) {
-                    fetcher.fetch_all(vec![wanted], Stage::Fetch, sink)?;
+                astray.push((entry.sha256, place));
+                if let (None, Some(wanted)) = (kept, manifest.wanted(path)) {
+                    let known = missing.entry(wanted.digest).or_insert_with(|| wanted.clone());
+                    known.urls.extend(wanted.urls);
+                    let mut seen = HashSet::new();
+                    known.urls.retain(|url| seen.insert(url.clone()));
                 }
-                let (place, beside) = (tree.join(path), tree.join(".repaired"));
-                store.link(entry.sha256, &beside)?;
-                fs::rename(&beside, &place).map_err(at(&place))?;
             }
         }
-        Ok(audit)
+        for wanted in missing.into_values() {
+            let name = wanted.name.clone();
+            match fetcher.fetch_all(vec![wanted], Stage::Fetch, sink) {
+                Ok(()) => {}
+                Err(error @ (FetchError::Stopped { .. } | FetchError::Store { .. })) => {
+                    return Err(error.into());
+                }
+                Err(error) => verified.lost.push((name, error)),
+            }
+        }
+        let beside = self.root.join(".repaired");
+        for (digest, place) in astray {
+            if store.inode(digest).is_none() {
+                continue;
+            }
+            remove(&beside)?;
+            store.link(digest, &beside)?;
+            fs::rename(&beside, &place).map_err(at(&place))?;
+            verified.repaired.push(digest);
+        }
+        verified.repaired.sort_unstable();
+        verified.repaired.dedup();
+        Ok(verified)
     }
 
     /// One process at a time makes snapshots.
@@ -309,10 +370,7 @@ impl Directory {
         let place = snapshots.join(&name);
         fs::rename(&new, &place).map_err(at(&place))?;
         let link = self.root.join(".current");
-        match fs::remove_file(&link) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&link)(error)),
-            _ => {}
-        }
+        remove(&link)?;
         let current = self.root.join("current");
         symlink(Path::new("snapshots").join(&name).join("tree"), &link).map_err(at(&link))?;
         fs::rename(&link, &current).map_err(at(&current))?;
@@ -321,21 +379,13 @@ impl Directory {
         Ok(name)
     }
 
-    /// The name of a snapshot of now, and its time: later than all there are.
+    /// The name of a snapshot of now, and its time: later than all there are, also where it is the second one
+    /// within a second, or the clock went back.
     fn free_name(&self) -> Result<(String, u64), DirectoryError> {
-        loop {
-            let now = SystemTime::now();
-            let name: String = humantime::format_rfc3339_seconds(now)
-                .to_string()
-                .chars()
-                .filter(|sign| !matches!(sign, '-' | ':'))
-                .collect();
-            if self.snapshots()?.last().is_none_or(|last| *last < name) {
-                return Ok((name, now.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())));
-            }
-            // A second one within a second; or the clock went back, which the newest one's name outlives.
-            std::thread::sleep(Duration::from_millis(200));
-        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        let last = self.snapshots()?.last().and_then(|name| time_of(name));
+        let time = last.map_or(now, |last| now.max(last + 1));
+        Ok((name_of(time), time))
     }
 
     /// Removes the oldest snapshots; never the one that was current until now, whose users may be in the
@@ -355,7 +405,80 @@ impl Directory {
     }
 }
 
+/// The first second of the year 10000, in which names would have another form.
+const END_OF_NAMES: u64 = 253_402_300_800;
+
+/// The name of a snapshot that is made in this second.
+fn name_of(time: u64) -> String {
+    let time = UNIX_EPOCH + Duration::from_secs(time.min(END_OF_NAMES - 1));
+    let text = humantime::format_rfc3339_seconds(time).to_string();
+    text.chars().filter(|sign| !matches!(sign, '-' | ':')).collect()
+}
+
+/// When a snapshot of this name was made, in seconds since 1970; `None` for what is no snapshot's name.
+fn time_of(name: &str) -> Option<u64> {
+    if name.len() != 16 || !name.is_ascii() {
+        return None;
+    }
+    let (date, clock) = (&name[..8], &name[8..]);
+    let text = format!(
+        "{}-{}-{}{}:{}:{}",
+        &date[..4],
+        &date[4..6],
+        &date[6..],
+        &clock[..3],
+        &clock[3..5],
+        &clock[5..]
+    );
+    let time = humantime::parse_rfc3339(&text).ok()?.duration_since(UNIX_EPOCH).ok()?.as_secs();
+    (time < END_OF_NAMES - 1 && name_of(time) == name).then_some(time)
+}
+
+/// The folder and the suite whose signed Release file is at this path of a tree.
+fn suite(path: &str) -> Option<(&str, &str)> {
+    let (folder, rest) = path.split_once("/dists/")?;
+    Some((folder, rest.strip_suffix("/InRelease")?))
+}
+
+/// Removes a file that may be there.
+fn remove(path: &Path) -> Result<(), DirectoryError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(path)(error)),
+        _ => Ok(()),
+    }
+}
+
 fn at(path: &Path) -> impl Fn(io::Error) -> DirectoryError + use<> {
     let path = path.to_owned();
     move |source| DirectoryError::Io { path: path.clone(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_times_and_other_names_are_no_snapshots() {
+        assert_eq!(name_of(1_795_222_382), "20261121T005302Z");
+        assert_eq!(time_of("20261121T005302Z"), Some(1_795_222_382));
+        for name in ["backup", "lost+found", ".new-20261121T005302Z", "20261121T005302Z.old", "20261341T005302Z"]
+            .into_iter()
+            .chain(["99991231T235959Z", "20261121t005302z", "20261121T0053022", "2026\u{e9}121T00530Z"])
+        {
+            assert_eq!(time_of(name), None, "{name}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn names_are_in_the_order_of_their_times(one in 0..END_OF_NAMES - 2, other in 0..END_OF_NAMES - 2) {
+            assert_eq!(time_of(&name_of(one)), Some(one));
+            assert_eq!(one.cmp(&other), name_of(one).cmp(&name_of(other)));
+        }
+
+        #[test]
+        fn no_name_panics(name in "\\PC{0,20}|[0-9TZ]{16}") {
+            let _ = time_of(&name);
+        }
+    }
 }

@@ -19,7 +19,7 @@ mod manifest;
 pub mod rpm;
 mod serve;
 
-pub use directory::{Directory, DirectoryError, Published};
+pub use directory::{Directory, DirectoryError, Published, Verified};
 pub use manifest::{Entry, Folder, Manifest};
 pub use serve::Served;
 
@@ -32,4 +32,6 @@ pub struct Plan {
     pub folders: Vec<(String, Folder)>,
     /// Files by their paths in the tree.
     pub files: Vec<(String, Wanted)>,
+    /// Whether suites that the folders had before may go.
+    pub replace: bool,
 }

@@ -1,7 +1,8 @@
 //! Mirrors of an archive: snapshots that change in one step, and what is served out of them.
 
 use std::net::TcpListener;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -9,7 +10,7 @@ use hostler_runner::cache::{FetchError, FetchOptions, Fetcher, Mirror};
 use hostler_runner::debian;
 use hostler_runner::event::Silent;
 use hostler_runner::mirror::debian::{Extent, Wish, plan};
-use hostler_runner::mirror::{Directory, DirectoryError, Published, Served};
+use hostler_runner::mirror::{Directory, DirectoryError, Plan, Published, Served};
 use hostler_runner::recipe::{Debian, PackageSource};
 
 use super::upstream::{Fault, publish_as};
@@ -167,15 +168,83 @@ fn a_mirror_serves_what_is_checked_takes_over_a_new_snapshot_and_mends_what_is_d
     std::thread::sleep(std::time::Duration::from_millis(30));
     assert!(ask(port, "GET", BIG, "").2 == original);
     assert_eq!(mirror.stop().failures.len(), 2);
-    // Served is one thing; in the tree for other servers it still is.
+    // Served is one thing; in the tree for other servers it still is, though the store is whole.
     assert!(std::fs::read(&path).unwrap() == bytes);
-    let digest = hostler_runner::cache::Digest::of(&original).to_string();
-    std::fs::write(site.root.path().join("store/sha256").join(&digest[..2]).join(&digest), &bytes).unwrap();
     let directory = Directory::open(site.root.path()).unwrap();
-    let audit = directory.verify(&site.fetcher(), &Silent).unwrap();
-    assert_eq!(audit.damaged.len(), 1);
+    let verified = directory.verify(&site.fetcher(), &Silent).unwrap();
+    assert_eq!((verified.repaired.len(), verified.lost.len()), (1, 0));
     assert!(std::fs::read(&path).unwrap() == original);
-    assert_eq!(directory.verify(&site.fetcher(), &Silent).unwrap().damaged, []);
+    let verified = directory.verify(&site.fetcher(), &Silent).unwrap();
+    assert_eq!((verified.repaired.len(), verified.lost.len()), (0, 0));
+}
+
+#[test]
+fn what_cannot_be_repaired_is_told_until_it_can_be_and_hides_nothing_else() {
+    let site = Site::new();
+    site.sync(Extent::Whole, 1).unwrap();
+    let originals: Vec<(PathBuf, Vec<u8>)> = [&BIG[1..], "debian/pool/apt_1+x_amd64.deb"]
+        .map(|path| site.root.path().join("current").join(path))
+        .map(|path| (path.clone(), std::fs::read(&path).unwrap()))
+        .into();
+    for (path, original) in &originals {
+        std::fs::write(path, &original[1..]).unwrap();
+    }
+    // What a check that was killed has left.
+    std::fs::write(site.root.path().join(".repaired"), "x").unwrap();
+    site.world.upstream.fault(BIG, Fault::Status(404));
+    let directory = Directory::open(site.root.path()).unwrap();
+    for repaired in [1, 0] {
+        let verified = directory.verify(&site.fetcher(), &Silent).unwrap();
+        assert_eq!(verified.repaired.len(), repaired);
+        let [(path, FetchError::Status { status: 404, .. })] = verified.lost.as_slice() else {
+            panic!("{verified:?}");
+        };
+        assert_eq!(path, &BIG[1..]);
+        assert!(std::fs::read(&originals[1].0).unwrap() == originals[1].1);
+    }
+    site.world.upstream.heal();
+    let verified = directory.verify(&site.fetcher(), &Silent).unwrap();
+    assert_eq!((verified.repaired.len(), verified.lost.len()), (1, 0));
+    assert!(std::fs::read(&originals[0].0).unwrap() == originals[0].1);
+}
+
+#[test]
+fn a_tree_is_for_every_server_and_a_clock_that_went_back_stops_no_sync() {
+    let site = Site::new();
+    site.sync(Extent::Whole, 1).unwrap();
+    let mode = std::fs::metadata(site.root.path().join("current").join(&BIG[1..])).unwrap().mode();
+    assert_eq!(mode & 0o777, 0o644);
+    // Later than now, by name; and what is no snapshot at all.
+    let snapshots = site.root.path().join("snapshots");
+    let directory = Directory::open(site.root.path()).unwrap();
+    let newest = directory.snapshots().unwrap().remove(0);
+    std::fs::rename(snapshots.join(newest), snapshots.join("20990101T000000Z")).unwrap();
+    std::fs::remove_file(site.root.path().join("current")).unwrap();
+    let tree = Path::new("snapshots/20990101T000000Z/tree");
+    std::os::unix::fs::symlink(tree, site.root.path().join("current")).unwrap();
+    for stray in ["lost+found", "backup"] {
+        std::fs::create_dir(snapshots.join(stray)).unwrap();
+    }
+    for second in ["20990101T000001Z", "20990101T000002Z"] {
+        site.publish(second);
+        assert_eq!(site.sync(Extent::Whole, 1).unwrap().snapshot, second);
+    }
+    assert!(snapshots.join("lost+found").exists() && snapshots.join("backup").exists());
+}
+
+#[test]
+fn a_sync_of_another_suite_does_not_take_the_first_away_unasked() {
+    let site = Site::new();
+    let first = site.sync(Extent::Whole, 1).unwrap();
+    let fetcher = site.fetcher();
+    let directory = Directory::open(site.root.path()).unwrap();
+    let mut plan = directory.manifest(&first.snapshot).unwrap();
+    plan.files.retain(|path, _| !path.contains("/dists/"));
+    let other = |replace| Plan { folders: plan.folders.clone().into_iter().collect(), files: Vec::new(), replace };
+    let error = directory.publish(other(false), 1, &fetcher, &Silent).unwrap_err();
+    assert!(error.to_string().contains("the mirror has suite bookworm in its folder debian"), "{error}");
+    assert_eq!(directory.current().unwrap(), Some(first.snapshot));
+    assert_eq!(directory.publish(other(true), 1, &fetcher, &Silent).unwrap().files, 0);
 }
 
 #[test]
