@@ -140,6 +140,8 @@ impl Cache {
                     let mut text = Vec::new();
                     entry.take(LARGEST_ANSWER).read_to_end(&mut text).map_err(ArchiveError::Read)?;
                     let answer: Remembered = serde_json::from_slice(&text).map_err(|_| stranger())?;
+                    // Whether it is still as upstream has it, only upstream is to say.
+                    let answer = Remembered { etag: None, last_modified: None, ..answer };
                     // What this host has seen itself counts for more.
                     self.remember_first(address, &answer)?;
                 }
@@ -178,8 +180,13 @@ mod tests {
         let (directory, cache) = cache();
         let digest = cache.put(b"hello").expect("written");
         cache.put(b"other").expect("written");
-        let answer =
-            Remembered { digest: digest.to_string(), size: 5, etag: None, last_modified: None, policy: None };
+        let answer = Remembered {
+            digest: digest.to_string(),
+            size: 5,
+            etag: Some("\"x\"".to_owned()),
+            last_modified: Some("then".to_owned()),
+            policy: None,
+        };
         cache.remember("http://mirror.test/a", &answer).expect("written");
         (directory, cache, digest)
     }
@@ -193,7 +200,8 @@ mod tests {
         let carried = to.import(bytes.as_slice()).expect("read");
         assert_eq!(carried, Carried { files: 2, bytes: 10, known: 0 });
         assert!(to.get(digest, 5).expect("readable").is_some());
-        assert_eq!(to.remembered("http://mirror.test/a").map(|answer| answer.size), Some(5));
+        let answer = to.remembered("http://mirror.test/a").expect("there");
+        assert_eq!((answer.size, answer.etag, answer.last_modified), (5, None, None));
         assert_eq!(to.import(bytes.as_slice()).expect("read").known, 2);
     }
 

@@ -15,6 +15,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::causes::in_one_line;
 use crate::event::{Event, Sink, Stage};
 use crate::lock::{Lock, LockedFile};
 use crate::stop::{Stop, Stopped};
@@ -341,6 +342,44 @@ impl Fetcher {
     /// It cannot be had.
     pub fn metadata(&self, name: &str, urls: &[String]) -> Result<Metadata, FetchError> {
         self.block_on(name, self.core.metadata(name, urls))
+    }
+
+    /// The same, from whichever of `urls` has an answer that passes `check`: one that is not of who it should
+    /// be (a portal's page, an altered file, an old one) says nothing about the others. `is_theirs` tells
+    /// whether an upstream is to blame for an error; another one ends the search.
+    ///
+    /// # Errors
+    /// The first of an upstream's, where none has a better answer.
+    pub fn usable_metadata<T, E: From<FetchError> + std::error::Error>(
+        &self,
+        name: &str,
+        urls: &[String],
+        mut check: impl FnMut(&Metadata) -> Result<T, E>,
+        is_theirs: impl Fn(&E) -> bool,
+    ) -> Result<(Metadata, T), E> {
+        let mut left = urls.to_vec();
+        let mut first = None;
+        loop {
+            let answer = match self.metadata(name, &left) {
+                Ok(answer) => answer,
+                Err(error @ (FetchError::Stopped { .. } | FetchError::BrokenOff { .. })) => {
+                    return Err(error.into());
+                }
+                Err(error) => return Err(first.unwrap_or_else(|| error.into())),
+            };
+            let error = match check(&answer) {
+                Ok(checked) => return Ok((answer, checked)),
+                Err(error) if is_theirs(&error) => error,
+                Err(error) => return Err(error),
+            };
+            left.retain(|url| *url != answer.url);
+            self.core.distrust(&answer.url, &left, &in_one_line(&error));
+            let error = first.take().unwrap_or(error);
+            if left.is_empty() {
+                return Err(error);
+            }
+            first = Some(error);
+        }
     }
 
     /// The answer last kept for `identity`, whichever mirror it came from.

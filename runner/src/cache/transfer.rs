@@ -54,6 +54,14 @@ pub struct Metadata {
     pub(super) validators: Option<(Option<String>, Option<String>)>,
 }
 
+impl Metadata {
+    /// Whose answer it is.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+}
+
 /// A download, as long as it lasts.
 struct UnderWay<'a> {
     core: &'a Core,
@@ -162,6 +170,18 @@ impl Core {
         {
             drop(ledger);
             self.tell(format!("{upstream} is asked last from now on: {fault} ({error})"));
+        }
+    }
+
+    /// Holds an answer against its upstream that nothing can be done with, which only its reader can tell;
+    /// `others` is where else it can be had.
+    pub(super) fn distrust(&self, url: &str, others: &[String], why: &str) {
+        let mut ledger = self.ledger();
+        if let Some(upstream) = ledger.note(url, Fault::Unusable)
+            && ledger.has_other(url, others)
+        {
+            drop(ledger);
+            self.tell(format!("{upstream} is asked last from now on: {} ({why})", Fault::Unusable));
         }
     }
 
@@ -386,7 +406,10 @@ impl Core {
     async fn ask(&self, name: &str, url: &str) -> Result<Metadata, FetchError> {
         let kept = self.kept(url);
         let mut request = self.client.get(url);
-        if let Some((remembered, _)) = &kept {
+        // Without TLS, who once stood between could have sent an old file with the newest one's validators:
+        // asked with these, an honest upstream would say for months that nothing has changed.
+        let is_secure = url.starts_with("https://");
+        if let Some((remembered, _)) = kept.as_ref().filter(|_| is_secure) {
             if let Some(etag) = &remembered.etag {
                 request = request.header(IF_NONE_MATCH, etag);
             }
@@ -407,7 +430,7 @@ impl Core {
             let value = response.headers().get(field)?;
             Some(value.to_str().ok()?.to_owned())
         };
-        let validators = Some((header(ETAG), header(LAST_MODIFIED)));
+        let validators = Some(if is_secure { (header(ETAG), header(LAST_MODIFIED)) } else { (None, None) });
         let mut bytes: Vec<u8> = Vec::new();
         while let Some(chunk) =
             next_chunk(&mut response).await.map_err(|error| self.unreachable(error, name.to_owned()))?

@@ -17,6 +17,8 @@ const LIMIT: u32 = 3;
 pub(super) enum Fault {
     /// It sent other bytes than the file has.
     Lied,
+    /// It sent something that is not what was asked for, or not signed by who should, or old.
+    Unusable,
     /// It said nothing for too long.
     Silent,
     /// It sent too little for too long.
@@ -36,7 +38,9 @@ pub(super) enum Fault {
 impl Fault {
     fn weight(self) -> u32 {
         match self {
-            Self::Lied | Self::Silent | Self::Slow | Self::Unreachable | Self::Untrusted => LIMIT,
+            Self::Lied | Self::Unusable | Self::Silent | Self::Slow | Self::Unreachable | Self::Untrusted => {
+                LIMIT
+            }
             Self::Truncated | Self::Missing | Self::Failing => 1,
         }
     }
@@ -46,6 +50,7 @@ impl fmt::Display for Fault {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Lied => "it sent other bytes than the file has",
+            Self::Unusable => "its answer cannot be used",
             Self::Silent => "it hangs",
             Self::Slow => "it is too slow",
             Self::Unreachable => "it cannot be reached",

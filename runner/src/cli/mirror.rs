@@ -372,10 +372,8 @@ fn verify(global: &Global, root: &Path) -> Result<Exit, Failure> {
     let exit = if repaired.is_empty() && lost.is_empty() { Exit::Done } else { Exit::Failed };
     if global.json {
         let repaired: Vec<String> = repaired.iter().map(ToString::to_string).collect();
-        let lost: Vec<_> = lost
-            .iter()
-            .map(|(path, error)| json!({ "path": path, "reason": in_one_line(error) }))
-            .collect();
+        let lost: Vec<_> =
+            lost.iter().map(|(path, error)| json!({ "path": path, "reason": in_one_line(error) })).collect();
         print_json(&json!({ "intact": intact, "bytes": bytes, "repaired": repaired, "lost": lost }))?;
         return Ok(exit);
     }

@@ -270,7 +270,7 @@ impl Catalogue {
 }
 
 /// A path that stays under its root and needs no escape in a URL's path beyond what clients do.
-fn is_inside(path: &str) -> bool {
+pub(super) fn is_inside(path: &str) -> bool {
     !path.is_empty()
         && path.split('/').all(|part| !matches!(part, "" | "." | ".."))
         && !path.bytes().any(|byte| byte.is_ascii_control() || b"\\?#% ".contains(&byte))

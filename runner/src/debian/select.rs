@@ -79,6 +79,16 @@ pub enum SelectError {
         /// The suite.
         suite: String,
     },
+    /// A lock names another's keyring.
+    #[error(
+        "the lock says that suite {suite} is signed by keys of {}, which is no keyring of Debian's: a lock does not choose whom to trust, so name it as debian.keyring in the recipe", keyring.display()
+    )]
+    LockedKeyring {
+        /// The suite.
+        suite: String,
+        /// The keyring.
+        keyring: PathBuf,
+    },
     /// A component that the archive does not have.
     #[error("suite {suite} has no package index for component {component}: check debian.components")]
     NoIndex {
@@ -128,6 +138,7 @@ impl SelectError {
             | Self::NotLocked { .. }
             | Self::Store(_)
             | Self::NotDebian { .. }
+            | Self::LockedKeyring { .. }
             | Self::NoIndex { .. }
             | Self::NoPackage { .. }
             | Self::Decompress { .. }
@@ -271,12 +282,18 @@ fn admitted(
     host: &Path,
     sink: &dyn Sink,
 ) -> Result<Vec<Admitted>, SelectError> {
+    let is_debians = wanted.source == PackageSource::HostApt && wanted.keyring.is_none();
     // A lock has what was admitted once, and no more.
     let of_host = wanted.source == PackageSource::HostApt && fetcher.lock().is_none();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     let mut admitted: Vec<Admitted> = Vec::new();
     let mut doubtful = Vec::new();
     for one in chosen {
+        if let (Some(_), None, Some(keyring)) = (fetcher.lock(), &wanted.keyring, &one.keyring)
+            && !sources::is_debians(keyring)
+        {
+            return Err(SelectError::LockedKeyring { suite: one.suite, keyring: keyring.clone() });
+        }
         let keyring = match (&wanted.keyring, &one.keyring) {
             (Some(keyring), _) => keyring.clone(),
             (None, Some(keyring)) => host.join(keyring.strip_prefix("/").unwrap_or(keyring)),
@@ -284,7 +301,10 @@ fn admitted(
         };
         let says_whose = wanted.keyring.is_none() && one.keyring.is_some();
         match read_suite(&one, &keyring, &wanted.architecture, now, fetcher, sink) {
-            Ok(suite) if of_host && wanted.keyring.is_none() && suite.release.origin != "Debian" => {
+            Ok(suite) if is_debians && suite.release.origin != "Debian" => {
+                if !of_host {
+                    return Err(SelectError::NotDebian { suite: suite.name });
+                }
                 sink.event(Event::Note(format!(
                     "suite {} of origin {:?} is not Debian's: left out",
                     suite.name, suite.release.origin
@@ -416,11 +436,15 @@ fn read_suite(
         })?;
         return Ok(suite(read(&bytes, None)?, locked.sha256, &bytes));
     }
-    let answer = fetcher.metadata(&name, &urls)?;
+    let (answer, release) = fetcher.usable_metadata(
+        &name,
+        &urls,
+        |answer| read(&answer.bytes, Some(now)),
+        SelectError::is_of_the_source,
+    )?;
     if let Some(failure) = &answer.stale {
         sink.event(Event::Warning(format!("{failure}; going on with the {name} that the cache kept")));
     }
-    let release = read(&answer.bytes, Some(now))?;
     // An old file stays well signed: without a look back, a mirror could hide updates by replaying it.
     let identity = identity(chosen, &release);
     if let Some(previous) = fetcher.previous(&identity).filter(|previous| *previous != answer.bytes)
@@ -438,10 +462,11 @@ fn read_suite(
 }
 
 /// What a suite is, whichever mirror it comes from. The same signer may have several archives, so the
-/// folder is part of it; each answer is verified anyway when it is used.
+/// folder is part of it; each answer is verified anyway when it is used. The code name is not: a name such
+/// as stable moves on to another, and never back.
 fn identity(chosen: &Chosen, release: &Release) -> String {
     let folder = chosen.uris.first().map_or("", |uri| last_part(uri));
-    format!("release {:?} {:?} {:?} {folder:?}", release.origin, release.codename, chosen.suite)
+    format!("release {:?} {:?} {folder:?}", release.origin, chosen.suite)
 }
 
 fn repository_name(uris: &[String], taken: &[Repository]) -> String {

@@ -244,7 +244,7 @@ pub fn choose(
         format!("{suite}/updates"),
     ];
     let mut chosen: Vec<Chosen> = Vec::new();
-    for source in sources.iter().filter(|source| any_signer || is_debians(source)) {
+    for source in sources.iter().filter(|source| any_signer || is_of_debian(source)) {
         let fits =
             source.architectures.is_empty() || source.architectures.iter().any(|word| word == architecture);
         let uris: Vec<String> = source.uris.iter().filter(|uri| is_http(uri)).cloned().collect();
@@ -289,13 +289,21 @@ pub fn choose(
 }
 
 /// A third party's source may have a suite and component called as Debian's; its keyring tells.
-fn is_debians(source: &Source) -> bool {
-    let named = |path: &PathBuf| {
-        path.file_name()
-            .and_then(|name| name.to_str())
-            .is_some_and(|name| name.starts_with("debian-archive-"))
-    };
-    !source.inline_key && source.keyring.as_ref().is_none_or(named)
+fn is_of_debian(source: &Source) -> bool {
+    !source.inline_key && source.keyring.as_deref().is_none_or(has_debians_name)
+}
+
+fn has_debians_name(keyring: &Path) -> bool {
+    let name = keyring.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| name.starts_with("debian-archive-"))
+}
+
+/// Is that a keyring of Debian's, in a folder where only root puts keyrings? For one that this host's sources
+/// do not name.
+pub(super) fn is_debians(keyring: &Path) -> bool {
+    const FOLDERS: [&str; 3] = ["/usr/share/keyrings", "/etc/apt/keyrings", "/etc/apt/trusted.gpg.d"];
+    has_debians_name(keyring)
+        && keyring.parent().is_some_and(|folder| FOLDERS.into_iter().any(|one| folder == Path::new(one)))
 }
 
 #[cfg(test)]

@@ -42,6 +42,12 @@ pub enum PlanError {
     /// The archive cannot be read.
     #[error(transparent)]
     Select(#[from] SelectError),
+    /// The lock has no such images.
+    #[error("the lock has no installer images of suite {suite}: leave out --installer")]
+    NotLocked {
+        /// The suite.
+        suite: String,
+    },
     /// There are no such images.
     #[error("suite {suite} has no installer images for {architecture}: leave out --installer")]
     NoInstaller {
@@ -58,6 +64,9 @@ pub enum PlanError {
 /// Something cannot be had, trusted or resolved.
 pub fn plan(wish: &Wish, fetcher: &Fetcher, host: &Path, sink: &dyn Sink) -> Result<Plan, PlanError> {
     let mut plan = Plan::default();
+    // What the lock's build did without, it can do without again.
+    let locked: Option<HashSet<Digest>> = fetcher.lock().map(|lock| lock.digests().into_iter().collect());
+    let has = |digest: &Digest| locked.as_ref().is_none_or(|locked| locked.contains(digest));
     for architecture in &wish.architectures {
         let archive = Debian { architecture: architecture.clone(), ..wish.archive.clone() };
         let (repositories, catalogue) = debian::archives(&archive, fetcher, host, sink)?;
@@ -83,6 +92,7 @@ pub fn plan(wish: &Wish, fetcher: &Fetcher, host: &Path, sink: &dyn Sink) -> Res
                         architecture,
                         &wish.installer,
                         fetcher,
+                        &has,
                         sink,
                     )?;
                 }
@@ -90,6 +100,9 @@ pub fn plan(wish: &Wish, fetcher: &Fetcher, host: &Path, sink: &dyn Sink) -> Res
         }
         if !wish.installer.is_empty() && images == 0 {
             let suite = wish.archive.suite.clone();
+            if locked.is_some() {
+                return Err(PlanError::NotLocked { suite });
+            }
             return Err(PlanError::NoInstaller { suite, architecture: architecture.clone() });
         }
         for repository in repositories {
@@ -99,6 +112,7 @@ pub fn plan(wish: &Wish, fetcher: &Fetcher, host: &Path, sink: &dyn Sink) -> Res
             plan.folders.push((repository.name, Folder { upstreams: repository.uris, about }));
         }
     }
+    plan.files.retain(|(_, wanted)| has(&wanted.digest));
     Ok(plan)
 }
 
@@ -163,6 +177,7 @@ fn names(suite: &Suite, architecture: &str) -> Vec<String> {
 
 /// The images of Debian's installer, by the checksum file that the Release file vouches for, and the
 /// packages that the installer itself loads. How many images.
+#[expect(clippy::too_many_arguments, reason = "one place calls it, and names them all")]
 fn add_installer(
     plan: &mut Plan,
     repository: &Repository,
@@ -170,6 +185,7 @@ fn add_installer(
     architecture: &str,
     folders: &[String],
     fetcher: &Fetcher,
+    has: &dyn Fn(&Digest) -> bool,
     sink: &dyn Sink,
 ) -> Result<usize, PlanError> {
     let root = format!("{}/dists/{}", repository.name, suite.name);
@@ -185,13 +201,14 @@ fn add_installer(
     let mut images = 0;
     for component in &suite.components {
         let folder = format!("{component}/installer-{architecture}/current/images");
-        if let Some(entry) = suite.release.indices.get(&format!("{folder}/SHA256SUMS")) {
+        let entry = suite.release.indices.get(&format!("{folder}/SHA256SUMS"));
+        if let Some(entry) = entry.filter(|(_, digest)| has(digest)) {
             let sums = suite.index(&repository.uris, &format!("{folder}/SHA256SUMS"), *entry);
             let text = String::from_utf8_lossy(&fetch(&sums)?).into_owned();
             plan.files.push((format!("{root}/{folder}/SHA256SUMS"), sums));
             for (path, digest) in checksums(&text) {
                 let top = path.split('/').next().unwrap_or("");
-                if !folders.iter().any(|folder| folder == "all" || folder == top) {
+                if !folders.iter().any(|folder| folder == "all" || folder == top) || !has(&digest) {
                     continue;
                 }
                 let name = format!("dists/{}/{folder}/{path}", suite.name);
@@ -204,7 +221,7 @@ fn add_installer(
         let plain = format!("{component}/debian-installer/binary-{architecture}/Packages");
         let forms = [".xz", ".gz", ""].map(|form| format!("{plain}{form}"));
         let found = forms.iter().find_map(|index| Some((index, *suite.release.indices.get(index)?)));
-        if let Some((index, entry)) = found {
+        if let Some((index, entry)) = found.filter(|(_, (_, digest))| has(digest)) {
             let wanted = suite.index(&repository.uris, index, entry);
             let text = debian::decompress(index, &fetch(&wanted)?, debian::INDEX_LIMIT)?;
             let mut udebs = Catalogue::default();

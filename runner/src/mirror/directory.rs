@@ -461,9 +461,10 @@ mod tests {
     fn names_are_times_and_other_names_are_no_snapshots() {
         assert_eq!(name_of(1_795_222_382), "20261121T005302Z");
         assert_eq!(time_of("20261121T005302Z"), Some(1_795_222_382));
-        for name in ["backup", "lost+found", ".new-20261121T005302Z", "20261121T005302Z.old", "20261341T005302Z"]
-            .into_iter()
-            .chain(["99991231T235959Z", "20261121t005302z", "20261121T0053022", "2026\u{e9}121T00530Z"])
+        for name in
+            ["backup", "lost+found", ".new-20261121T005302Z", "20261121T005302Z.old", "20261341T005302Z"]
+                .into_iter()
+                .chain(["99991231T235959Z", "20261121t005302z", "20261121T0053022", "2026\u{e9}121T00530Z"])
         {
             assert_eq!(time_of(name), None, "{name}");
         }

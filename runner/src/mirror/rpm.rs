@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::io::Read as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::cache::{FetchError, Fetcher, Metadata, StoreError, Wanted};
 use crate::debian::signature::{self, SignatureError};
@@ -14,6 +14,7 @@ use super::{Folder, Plan};
 /// The largest index, unpacked.
 const LIMIT: u64 = 4 << 30;
 const REPOMD: &str = "repodata/repomd.xml";
+const SIGNATURE: &str = "repodata/repomd.xml.asc";
 
 /// Which part of a tree.
 #[derive(Clone, Debug)]
@@ -77,6 +78,18 @@ pub enum PlanError {
     Torn,
 }
 
+impl PlanError {
+    /// Whether a root is to blame, and not this host or the one who waits.
+    fn is_of_the_tree(&self) -> bool {
+        match self {
+            Self::Metadata { .. } | Self::Signature(SignatureError::Distrusted(_)) => true,
+            // The signature of a file that is there.
+            Self::Fetch(error) => !matches!(error, FetchError::Stopped { .. } | FetchError::Store { .. }),
+            _ => false,
+        }
+    }
+}
+
 /// Reads the tree's metadata and tells which of its files the mirror is to have. Blocks for the network.
 ///
 /// # Errors
@@ -85,13 +98,19 @@ pub fn plan(wish: &Wish, fetcher: &Fetcher, sink: &dyn Sink) -> Result<Plan, Pla
     let tell = |doing: &str| {
         sink.event(Event::Progress { stage: Stage::Select, doing: doing.to_owned(), bytes: 0, total: None });
     };
-    let reader = Reader { fetcher, name: &wish.name };
+    let reader = Reader { fetcher, wish };
     let mut roots = wish.roots.clone();
     let mut vouched = None;
     if let Some(address) = &wish.mirror_list {
         tell("mirrors");
         let text = reader.text(&fetcher.metadata(address, std::slice::from_ref(address))?);
         if text.trim_start().starts_with('<') {
+            if !address.starts_with("https://") && wish.keyring.is_none() {
+                sink.event(Event::Warning(format!(
+                    "nothing vouches for the metalink {address}, which is not https, and so for nothing of {}: give its https address, or --keyring",
+                    wish.name
+                )));
+            }
             let found = metalink::parse(&text).map_err(|source| unusable(address, source))?;
             roots.extend(found.mirrors);
             vouched = Some(found.repomd);
@@ -107,32 +126,41 @@ pub fn plan(wish: &Wish, fetcher: &Fetcher, sink: &dyn Sink) -> Result<Plan, Pla
 
     tell(".treeinfo");
     let mut images = Vec::new();
-    match reader.unvouched(".treeinfo", &roots) {
-        Ok((answer, file)) => {
-            let text = reader.text(&answer);
-            images = treeinfo::parse(&text).map_err(|source| unusable(".treeinfo", source))?;
+    match reader.treeinfo(&roots) {
+        Ok((found, file)) => {
+            images = found;
             plan.files.push((format!("{}/.treeinfo", wish.name), wanted(&file, &roots)));
         }
         // A repository that is no release tree has none.
         Err(PlanError::Fetch(error)) if error.status().is_some_and(|status| status < 500) => {}
         Err(error) => return Err(error),
     }
+    if wish.images && !images.is_empty() {
+        sink.event(Event::Warning(format!(
+            "nothing vouches for the images of {} but the link to its mirror: no signature covers .treeinfo, which names their digests",
+            wish.name
+        )));
+    }
 
     tell(REPOMD);
     let by_link_only = vouched.is_none() && wish.keyring.is_none();
     let (bytes, file) = match vouched {
-        Some(file) => (fetcher.fetch(&wanted(&file, &roots))?, file),
+        Some(file) => {
+            let bytes = fetcher.fetch(&wanted(&file, &roots))?;
+            if let Some(keyring) = &wish.keyring {
+                let signature = reader.signature(&bytes, keyring, &roots)?;
+                plan.files.push((format!("{}/{}", wish.name, signature.path), wanted(&signature, &roots)));
+            }
+            (bytes, file)
+        }
         None => {
-            let (answer, file) = reader.unvouched(REPOMD, &roots)?;
-            (answer.bytes, file)
+            let (bytes, file, signature) = reader.repomd(&roots)?;
+            let signature =
+                signature.map(|one| (format!("{}/{}", wish.name, one.path), wanted(&one, &roots)));
+            plan.files.extend(signature);
+            (bytes, file)
         }
     };
-    if let Some(keyring) = &wish.keyring {
-        let (signature, signed) = reader.unvouched("repodata/repomd.xml.asc", &roots)?;
-        let scratch = fetcher.cache().scratch()?;
-        signature::verify_detached(&bytes, &signature.bytes, keyring, scratch.path(), fetcher.stop())?;
-        plan.files.push((format!("{}/{}", wish.name, signed.path), wanted(&signed, &roots)));
-    }
     if by_link_only {
         sink.event(Event::Warning(format!(
             "nothing vouches for {REPOMD} of {} but the link to its mirror: give --keyring, or a metalink as --mirror-list",
@@ -183,20 +211,64 @@ pub fn plan(wish: &Wish, fetcher: &Fetcher, sink: &dyn Sink) -> Result<Plan, Pla
     Ok(plan)
 }
 
-/// Reads files that nothing vouches for yet.
+/// Reads files that nothing vouches for yet, from whichever root has one that can be used.
 struct Reader<'a> {
     fetcher: &'a Fetcher,
-    name: &'a str,
+    wish: &'a Wish,
 }
 
 impl Reader<'_> {
-    /// A file as it is now; it is in the store then.
-    fn unvouched(&self, path: &str, roots: &[String]) -> Result<(Metadata, File), PlanError> {
+    fn treeinfo(&self, roots: &[String]) -> Result<(Vec<File>, File), PlanError> {
+        let parse = |answer: &Metadata| {
+            treeinfo::parse(&self.text(answer)).map_err(|source| unusable(".treeinfo", source))
+        };
+        let (answer, images) = self.usable(".treeinfo", roots, parse)?;
+        Ok((images, self.keep(".treeinfo", &answer)?))
+    }
+
+    /// The tree's first index, and its signature where one is asked for: of the same root, as others may have
+    /// another day's.
+    fn repomd(&self, roots: &[String]) -> Result<(Vec<u8>, File, Option<File>), PlanError> {
+        let check = |answer: &Metadata| {
+            repomd::parse(&self.text(answer)).map_err(|source| unusable(REPOMD, source))?;
+            match (&self.wish.keyring, answer.url().strip_suffix(&format!("/{REPOMD}"))) {
+                (Some(keyring), Some(root)) => {
+                    self.signature(&answer.bytes, keyring, &[root.to_owned()]).map(Some)
+                }
+                _ => Ok(None),
+            }
+        };
+        let (answer, signature) = self.usable(REPOMD, roots, check)?;
+        let file = self.keep(REPOMD, &answer)?;
+        Ok((answer.bytes, file, signature))
+    }
+
+    /// The signature of the tree's first index.
+    fn signature(&self, index: &[u8], keyring: &Path, roots: &[String]) -> Result<File, PlanError> {
+        let check = |answer: &Metadata| {
+            let scratch = self.fetcher.cache().scratch()?;
+            let stop = self.fetcher.stop();
+            Ok(signature::verify_detached(index, &answer.bytes, keyring, scratch.path(), stop)?)
+        };
+        let (answer, ()) = self.usable(SIGNATURE, roots, check)?;
+        self.keep(SIGNATURE, &answer)
+    }
+
+    fn usable<T>(
+        &self,
+        path: &str,
+        roots: &[String],
+        check: impl FnMut(&Metadata) -> Result<T, PlanError>,
+    ) -> Result<(Metadata, T), PlanError> {
         let urls: Vec<String> = roots.iter().map(|root| format!("{root}/{path}")).collect();
-        let answer = self.fetcher.metadata(path, &urls)?;
-        let digest = self.fetcher.keep(&answer, &format!("tree {:?} {path:?}", self.name))?;
+        self.fetcher.usable_metadata(path, &urls, check, PlanError::is_of_the_tree)
+    }
+
+    /// Keeps a file as it is now; it is in the store then.
+    fn keep(&self, path: &str, answer: &Metadata) -> Result<File, PlanError> {
+        let digest = self.fetcher.keep(answer, &format!("tree {:?} {path:?}", self.wish.name))?;
         let size = Some(answer.bytes.len() as u64);
-        Ok((answer, File { path: path.to_owned(), digest, size }))
+        Ok(File { path: path.to_owned(), digest, size })
     }
 
     fn text(&self, answer: &Metadata) -> String {

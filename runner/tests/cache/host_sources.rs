@@ -5,9 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use hostler_runner::cache::{Cache, Fetcher};
+use hostler_runner::cache::{Cache, FetchOptions, Fetcher, Supply};
 use hostler_runner::causes::in_one_line;
 use hostler_runner::debian::{self, SelectError, Selection};
+use hostler_runner::lock::Lock;
 use hostler_runner::recipe::Recipe;
 
 use super::upstream::{Fault, Signer, Upstream, publish, publish_as};
@@ -46,6 +47,15 @@ impl Host {
     }
 
     fn select(&self, sources: &str, keyring: Option<&Path>) -> Result<Selection, SelectError> {
+        self.select_locked(sources, keyring, None)
+    }
+
+    fn select_locked(
+        &self,
+        sources: &str,
+        keyring: Option<&Path>,
+        lock: Option<Lock>,
+    ) -> Result<Selection, SelectError> {
         fs::create_dir_all(self.root.path().join("etc/apt")).unwrap();
         let text = sources.replace("DEBIAN", &self.debian.url()).replace("OTHER", &self.other.url());
         fs::write(self.root.path().join("etc/apt/sources.list"), text).unwrap();
@@ -55,7 +65,9 @@ impl Host {
         );
         let recipe = Recipe::parse(&recipe, Path::new("test.toml")).unwrap();
         let cache = Cache::open(&self.root.path().join("cache")).unwrap();
-        let fetcher = Fetcher::new(Arc::new(cache), World::options()).unwrap();
+        let supply = Supply { lock: lock.map(Arc::new), offline: false };
+        let options = FetchOptions { supply, ..World::options() };
+        let fetcher = Fetcher::new(Arc::new(cache), options).unwrap();
         debian::select(&recipe, &fetcher, self.root.path(), &self.told)
     }
 
@@ -123,6 +135,12 @@ fn a_host_with_strangers_only_is_told_what_to_do() {
     // One that Debian's key signs, and that says itself that it is another's.
     publish(&host.other, &host.debians_key, WEEK, SystemTime::now());
     let error = host.select("deb OTHER bookworm main\n", None).err().unwrap();
+    assert!(matches!(error, SelectError::NotDebian { .. }), "{error}");
+    // A lock does not make it Debian's.
+    let keyring = host.debians_key.keyring();
+    let selection = host.select("deb OTHER bookworm main\n", Some(&keyring)).unwrap();
+    let lock = Lock { suites: selection.locked_suites(), ..Lock::new() };
+    let error = host.select_locked("deb DEBIAN bookworm main\n", None, Some(lock)).err().unwrap();
     assert!(matches!(error, SelectError::NotDebian { .. }), "{error}");
 }
 

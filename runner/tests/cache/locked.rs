@@ -5,15 +5,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use hostler_runner::cache::offer::Offer as _;
 use hostler_runner::cache::{FetchError, FetchOptions, Fetcher, Mirror, Supply};
 use hostler_runner::causes::in_one_line;
 use hostler_runner::debian::release::ReleaseError;
-use hostler_runner::debian::{self, SelectError, Selection};
+use hostler_runner::debian::{self, InstallerArchives, SelectError, Selection};
 use hostler_runner::event::Silent;
 use hostler_runner::lock::Lock;
+use hostler_runner::recipe::Recipe;
 
 use super::upstream::{Signer, publish, publish_as};
-use super::{BIG, WEEK, World, ask};
+use super::{BIG, WEEK, Warnings, World, ask};
 
 /// What a build does, and its lock.
 fn build(world: &World, fetcher: &Fetcher) -> Result<(Selection, Lock), SelectError> {
@@ -144,4 +146,57 @@ fn a_lock_is_not_believed_about_who_signs() {
     let fetcher = supplied(&world, Some(&lock), true);
     let error = debian::select(&recipe, &fetcher, Path::new("/"), &Silent).err().unwrap();
     assert!(matches!(error, SelectError::Signature { .. }), "{error:?}");
+}
+
+#[test]
+fn a_lock_does_not_choose_the_keyring() {
+    let world = World::new();
+    let (_, mut lock) = build(&world, &world.fetcher()).unwrap();
+    let recipe = format!(
+        "kind = \"debian\"\n[image]\nname = \"x\"\nsize = \"1GiB\"\n[debian]\nsource = \"{}\"\nsuite = \"bookworm\"\narchitecture = \"amd64\"\npackages = []\n",
+        world.upstream.url()
+    );
+    let recipe = Recipe::parse(&recipe, Path::new("test.toml")).unwrap();
+    for keyring in [world.signer.keyring(), "/tmp/debian-archive-keyring.gpg".into()] {
+        lock.suites[0].keyring = Some(keyring);
+        let fetcher = supplied(&world, Some(&lock), true);
+        let error = debian::select(&recipe, &fetcher, Path::new("/"), &Silent).err().unwrap();
+        assert!(matches!(error, SelectError::LockedKeyring { .. }), "{error:?}");
+    }
+}
+
+#[test]
+fn what_debian_installer_reads_apart_is_signed_kept_and_locked() {
+    let world = World::new();
+    let files = ["/debian/dists/bookworm/Release", "/debian/dists/bookworm/Release.gpg"];
+    let read = |fetcher: &Arc<Fetcher>, told: &Warnings| {
+        let selection = Arc::new(world.select(fetcher).unwrap());
+        let archives = InstallerArchives::read(&selection, "bookworm", fetcher, told).unwrap();
+        let found = files.map(|path| archives.find(path).map(|offered| offered.wanted));
+        (selection, found.into_iter().flatten().collect::<Vec<_>>())
+    };
+    let fetcher = world.fetcher();
+    let (selection, offered) = read(&fetcher, &Warnings::default());
+    assert_eq!(offered.len(), 2);
+    // As the guest asks for them.
+    offered.iter().for_each(|wanted| drop(fetcher.fetch(wanted).unwrap()));
+    let lock = Lock { suites: selection.locked_suites(), files: fetcher.brought(), ..Lock::new() };
+    // Without a network, with the lock and without.
+    for lock in [None, Some(&lock)] {
+        assert_eq!(read(&supplied(&world, lock, true), &Warnings::default()).1, offered);
+    }
+    // After a point release the lock's are still had from the cache.
+    move_on(&world);
+    let fetcher = supplied(&world, Some(&lock), false);
+    let (_, again) = read(&fetcher, &Warnings::default());
+    assert_eq!(again, offered);
+    again.iter().for_each(|wanted| drop(fetcher.fetch(wanted).unwrap()));
+    // A signature that is of something else is not handed on.
+    let other = Signer::new();
+    let text = String::from_utf8(world.upstream.state.lock().unwrap().files[files[0]].clone()).unwrap();
+    world.upstream.state.lock().unwrap().files.insert(files[1].to_owned(), other.sign_apart(&text));
+    let told = Warnings::default();
+    assert_eq!(read(&world.fetcher(), &told).1, []);
+    let told = told.0.into_inner().unwrap().join("\n");
+    assert!(told.contains("may miss Release") && told.contains("none of its signers"), "{told}");
 }

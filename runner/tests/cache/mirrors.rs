@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use hostler_runner::cache::{FetchError, FetchOptions, Fetcher, Mirror};
+use hostler_runner::cache::{FetchError, FetchOptions, Fetcher, Mirror, Supply};
 use hostler_runner::debian;
 use hostler_runner::event::Silent;
+use hostler_runner::lock::Lock;
 use hostler_runner::mirror::debian::{Extent, Wish, plan};
 use hostler_runner::mirror::{Directory, DirectoryError, Plan, Published, Served};
 use hostler_runner::recipe::{Debian, PackageSource};
@@ -28,11 +29,19 @@ impl Site {
     }
 
     fn fetcher(&self) -> Arc<Fetcher> {
+        self.fetcher_with(World::options())
+    }
+
+    fn fetcher_with(&self, options: FetchOptions) -> Arc<Fetcher> {
         let store = Directory::create(self.root.path()).unwrap().store().unwrap();
-        Arc::new(Fetcher::new(Arc::new(store), World::options()).unwrap())
+        Arc::new(Fetcher::new(Arc::new(store), options).unwrap())
     }
 
     fn sync(&self, extent: Extent, keep: usize) -> Result<Published, DirectoryError> {
+        self.sync_with(extent, keep, &self.fetcher())
+    }
+
+    fn sync_with(&self, extent: Extent, keep: usize, fetcher: &Fetcher) -> Result<Published, DirectoryError> {
         let archive = Debian {
             source: PackageSource::Url(self.world.upstream.url()),
             suite: "bookworm".to_owned(),
@@ -42,9 +51,8 @@ impl Site {
             packages: Vec::new(),
         };
         let wish = Wish { archive, architectures: vec!["amd64".to_owned()], extent, installer: Vec::new() };
-        let fetcher = self.fetcher();
-        let plan = plan(&wish, &fetcher, Path::new("/"), &Silent).unwrap();
-        Directory::create(self.root.path()).unwrap().publish(plan, keep, &fetcher, &Silent)
+        let plan = plan(&wish, fetcher, Path::new("/"), &Silent).unwrap();
+        Directory::create(self.root.path()).unwrap().publish(plan, keep, fetcher, &Silent)
     }
 
     fn publish(&self, origin: &str) {
@@ -240,11 +248,33 @@ fn a_sync_of_another_suite_does_not_take_the_first_away_unasked() {
     let directory = Directory::open(site.root.path()).unwrap();
     let mut plan = directory.manifest(&first.snapshot).unwrap();
     plan.files.retain(|path, _| !path.contains("/dists/"));
-    let other = |replace| Plan { folders: plan.folders.clone().into_iter().collect(), files: Vec::new(), replace };
+    let other =
+        |replace| Plan { folders: plan.folders.clone().into_iter().collect(), files: Vec::new(), replace };
     let error = directory.publish(other(false), 1, &fetcher, &Silent).unwrap_err();
     assert!(error.to_string().contains("the mirror has suite bookworm in its folder debian"), "{error}");
     assert_eq!(directory.current().unwrap(), Some(first.snapshot));
     assert_eq!(directory.publish(other(true), 1, &fetcher, &Silent).unwrap().files, 0);
+}
+
+#[test]
+fn a_mirror_of_a_lock_has_what_its_build_read_and_not_what_the_archive_has_beside() {
+    let site = Site::new();
+    let fetcher = site.world.fetcher();
+    let selection = site.world.select(&fetcher).unwrap();
+    debian::fetch(&selection, &fetcher, &Silent).unwrap();
+    let lock = Lock { suites: selection.locked_suites(), files: fetcher.brought(), ..Lock::new() };
+    let extent = Extent::Digests(lock.digests().into_iter().collect());
+    let supply = Supply { lock: Some(Arc::new(lock)), offline: false };
+    let locked = site.fetcher_with(FetchOptions { supply, ..World::options() });
+    assert!(site.sync_with(extent, 1, &locked).unwrap().changed);
+    let tree = site.tree();
+    assert!(
+        tree.contains(&BIG[1..].to_owned()) && !tree.iter().any(|path| path.contains("i18n")),
+        "{tree:?}"
+    );
+    // A mirror of the archive has that as well.
+    site.sync(Extent::Whole, 1).unwrap();
+    assert!(site.tree().iter().any(|path| path.contains("i18n")));
 }
 
 #[test]

@@ -256,6 +256,13 @@ impl Signer {
         std::fs::write(&path, text).unwrap();
         self.gpg(&["--output", "-", "--clearsign"], Some(&path))
     }
+
+    /// The signature alone.
+    pub(crate) fn sign_apart(&self, text: &str) -> Vec<u8> {
+        let path = self.home.path().join("Release");
+        std::fs::write(&path, text).unwrap();
+        self.gpg(&["--output", "-", "--detach-sign"], Some(&path))
+    }
 }
 
 impl Drop for Signer {
@@ -320,6 +327,8 @@ pub(crate) fn publish_as(
     }
     let index = index.into_bytes();
     let digest = Digest::of(&index);
+    // Which builds do not read.
+    let translation = Digest::of(b"x");
     let date = |time: SystemTime| {
         let text = humantime::format_rfc3339_seconds(time).to_string();
         let months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
@@ -327,13 +336,17 @@ pub(crate) fn publish_as(
         format!("Mon, {} {month} {} {} UTC", &text[8..10], &text[..4], &text[11..19])
     };
     let release = format!(
-        "Origin: {origin}\nSuite: bookworm\nCodename: bookworm\nDate: {}\nValid-Until: {}\nAcquire-By-Hash: yes\nArchitectures: amd64\nComponents: main\nSHA256:\n {digest} {} main/binary-amd64/Packages\n {} 0 main/i18n/Translation-en\n",
+        "Origin: {origin}\nSuite: bookworm\nCodename: bookworm\nDate: {}\nValid-Until: {}\nAcquire-By-Hash: yes\nArchitectures: amd64\nComponents: main\nSHA256:\n {digest} {} main/binary-amd64/Packages\n {} 0 main/i18n/Translation-en\n {translation} 1 main/i18n/Translation-en.xz\n",
         date(valid_from),
         date(valid_from + valid_for),
         index.len(),
         Digest::of(b"")
     );
-    files.insert("/debian/dists/bookworm/InRelease".to_owned(), signer.sign(&release));
+    let dists = "/debian/dists/bookworm";
+    files.insert(format!("{dists}/InRelease"), signer.sign(&release));
+    files.insert(format!("{dists}/Release.gpg"), signer.sign_apart(&release));
+    files.insert(format!("{dists}/main/i18n/by-hash/SHA256/{translation}"), b"x".to_vec());
+    files.insert(format!("{dists}/Release"), release.into_bytes());
     files.insert(format!("/debian/dists/bookworm/main/binary-amd64/by-hash/SHA256/{digest}"), index);
     files.insert("/debian/dists/bookworm/main/i18n/Translation-en".to_owned(), Vec::new());
     upstream.state.lock().unwrap().files = files;
