@@ -245,6 +245,14 @@ impl Lock {
         }
     }
 
+    /// What the lock calls the content with this digest.
+    #[must_use]
+    pub fn name_of(&self, digest: Digest) -> Option<String> {
+        let file = self.files.iter().find(|file| file.sha256 == digest).map(|file| file.name.clone());
+        let suite = || self.suites.iter().find(|suite| suite.sha256 == digest);
+        file.or_else(|| suite().map(|suite| format!("dists/{}/InRelease", suite.name)))
+    }
+
     /// How `other`, a lock of the same build done again, differs in what is not bytes: tools and machines.
     #[must_use]
     pub fn differences(&self, other: &Self) -> Vec<String> {
@@ -304,6 +312,9 @@ mod tests {
         assert_eq!(Lock::parse(&text, Path::new("x.lock")).expect("a lock"), lock());
         assert!(text.contains(&Digest::of(b"a").to_string()), "{text}");
         assert_eq!(lock().digests(), [Digest::of(b"signed"), Digest::of(b"a")]);
+        assert_eq!(lock().name_of(Digest::of(b"a")).as_deref(), Some("pool/a.deb"));
+        assert_eq!(lock().name_of(Digest::of(b"signed")).as_deref(), Some("dists/bookworm/InRelease"));
+        assert_eq!(lock().name_of(Digest::of(b"b")), None);
     }
 
     #[test]

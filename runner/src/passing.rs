@@ -18,6 +18,8 @@ use rustix::net::{
 
 /// The largest message in bytes; qemu's arguments take a few kilobytes.
 pub const LARGEST_MESSAGE: usize = 128 * 1024;
+/// How long a peer may take to make room for a message.
+const SEND_TIME: Duration = Duration::from_secs(30);
 /// The most descriptors beside one message.
 pub const MOST_DESCRIPTORS: usize = 8;
 
@@ -42,11 +44,20 @@ pub fn stream_pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     Ok((ours, theirs))
 }
 
-/// Sends one message.
+/// Sends one message. A peer that takes nothing has half a minute to begin.
 ///
 /// # Errors
-/// `MSGSIZE` when it is too large, `PIPE` when the peer has closed.
+/// `MSGSIZE` when it is too large, `PIPE` when the peer has closed, `TIMEDOUT` when it takes nothing.
 pub fn send(socket: BorrowedFd<'_>, message: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    send_within(socket, message, descriptors, SEND_TIME)
+}
+
+fn send_within(
+    socket: BorrowedFd<'_>,
+    message: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+    within: Duration,
+) -> Result<(), Errno> {
     if message.len() > LARGEST_MESSAGE || descriptors.len() > MOST_DESCRIPTORS {
         return Err(Errno::MSGSIZE);
     }
@@ -55,7 +66,17 @@ pub fn send(socket: BorrowedFd<'_>, message: &[u8], descriptors: &[BorrowedFd<'_
     if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(Errno::MSGSIZE);
     }
-    let sent = sendmsg(socket, &[IoSlice::new(message)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    let deadline = Instant::now() + within;
+    let sent = loop {
+        match sendmsg(socket, &[IoSlice::new(message)], &mut ancillary, flags) {
+            Err(Errno::AGAIN) => {
+                wait_for(socket, PollFlags::OUT, deadline.saturating_duration_since(Instant::now()))?;
+            }
+            Err(Errno::INTR) => {}
+            sent => break sent?,
+        }
+    };
     if sent == message.len() { Ok(()) } else { Err(Errno::MSGSIZE) }
 }
 
@@ -114,11 +135,15 @@ pub fn receive(socket: BorrowedFd<'_>, within: Duration) -> Result<Option<Receiv
 /// # Errors
 /// `TIMEDOUT` after `within`.
 pub fn wait_readable(descriptor: BorrowedFd<'_>, within: Duration) -> Result<(), Errno> {
+    wait_for(descriptor, PollFlags::IN, within)
+}
+
+fn wait_for(descriptor: BorrowedFd<'_>, what: PollFlags, within: Duration) -> Result<(), Errno> {
     let deadline = Instant::now() + within;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = Timespec::try_from(left).map_err(|_| Errno::INVAL)?;
-        let mut polled = [PollFd::from_borrowed_fd(descriptor.as_fd(), PollFlags::IN)];
+        let mut polled = [PollFd::from_borrowed_fd(descriptor.as_fd(), what)];
         match poll(&mut polled, Some(&timeout)) {
             Ok(0) => return Err(Errno::TIMEDOUT),
             Ok(_) => return Ok(()),
@@ -148,6 +173,14 @@ mod tests {
         let mut text = String::new();
         std::io::BufReader::new(reader).read_to_string(&mut text).unwrap();
         assert_eq!(text, "through");
+    }
+
+    #[test]
+    fn a_peer_that_takes_nothing_is_a_timeout() {
+        let (left, _right) = packet_pair().unwrap();
+        let message = vec![0; LARGEST_MESSAGE];
+        let sent = |_| send_within(left.as_fd(), &message, &[], Duration::from_millis(10));
+        assert_eq!((0..100).map(sent).find_map(Result::err), Some(Errno::TIMEDOUT));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hostler_protocol::INTERFACE;
 use hostler_protocol::frame::{Decoder, FrameError, REPLY_LIMIT, encode};
@@ -113,7 +113,7 @@ impl Watchdog {
         self.stream.set_write_timeout(Some(ANSWER_TIME)).map_err(WatchdogError::Socket)?;
         self.stream.set_read_timeout(Some(limit)).map_err(WatchdogError::Socket)?;
         send(&self.stream, &bytes, descriptors).map_err(WatchdogError::Socket)?;
-        let reply: Reply = serde_json::from_slice(&self.receive()?).map_err(nonsense)?;
+        let reply: Reply = serde_json::from_slice(&self.receive(limit)?).map_err(nonsense)?;
         let details = reply.parameters.map_or(Value::Null, Value::Object);
         match reply.error {
             None => serde_json::from_value(details).map_err(nonsense),
@@ -128,14 +128,26 @@ impl Watchdog {
         }
     }
 
-    fn receive(&mut self) -> Result<Vec<u8>, WatchdogError> {
+    fn receive(&mut self, limit: Duration) -> Result<Vec<u8>, WatchdogError> {
+        let deadline = Instant::now() + limit;
         let mut decoder = Decoder::new(REPLY_LIMIT);
         let mut buffer = vec![0u8; 64 * 1024];
         loop {
             if let Some(message) = decoder.next_message()? {
                 return Ok(message);
             }
-            let count = self.stream.read(&mut buffer).map_err(WatchdogError::Socket)?;
+            let count = match self.stream.read(&mut buffer) {
+                // With a time limit, a signal ends a call even where its handler says to restart.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    let late = || io::Error::from(io::ErrorKind::TimedOut);
+                    let left = (!left.is_zero()).then_some(left).ok_or_else(late);
+                    let left = left.map_err(WatchdogError::Socket)?;
+                    self.stream.set_read_timeout(Some(left)).map_err(WatchdogError::Socket)?;
+                    continue;
+                }
+                count => count.map_err(WatchdogError::Socket)?,
+            };
             if count == 0 {
                 return Err(WatchdogError::HungUp);
             }
@@ -151,7 +163,8 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     set_socket_timeout(&socket, Timeout::Send, Some(CONNECT_TIME))?;
-    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+    let address = SocketAddrUnix::new(path)?;
+    match rustix::io::retry_on_intr(|| rustix::net::connect(&socket, &address)) {
         Ok(()) => Ok(UnixStream::from(socket)),
         Err(rustix::io::Errno::AGAIN) => {
             let cause = format!("it took no connection for {} s", CONNECT_TIME.as_secs());
@@ -170,7 +183,11 @@ fn send(stream: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io
         if !passed.is_empty() && !control.push(SendAncillaryMessage::ScmRights(passed)) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "more than four descriptors"));
         }
-        let sent = sendmsg(stream, &[IoSlice::new(rest)], &mut control, SendFlags::NOSIGNAL)?;
+        let sent = match sendmsg(stream, &[IoSlice::new(rest)], &mut control, SendFlags::NOSIGNAL) {
+            // Nothing of it was taken then.
+            Err(rustix::io::Errno::INTR) => continue,
+            sent => sent?,
+        };
         rest = &rest[sent..];
         passed = &[];
     }

@@ -116,6 +116,7 @@ impl World {
         let repository = Repository {
             name: "d".to_owned(),
             uris: vec!["http://m.test/d".to_owned()],
+            own: vec!["http://m.test/d".to_owned()],
             keyring: PathBuf::from("/none"),
             suites: vec![suite],
         };

@@ -47,7 +47,7 @@ pub fn key(selection: &Selection, kernel: &Package, size: u64, hostname: &str) -
         add(&package.file.digest.to_string());
         add(if package.automatic { "automatic" } else { "asked for" });
     }
-    add(&selection.sources_list(|repository| repository.uris.first().cloned().unwrap_or_default()));
+    add(&selection.image_sources());
     hasher.finish().to_string()
 }
 

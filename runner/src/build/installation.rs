@@ -159,8 +159,7 @@ impl Session<'_> {
                     selection.repositories.iter().find(|repository| repository.suites.iter().any(is))
                 };
                 let (main, security) = (has(suite), has(&format!("{suite}-security")));
-                let sources =
-                    selection.sources_list(|repository| repository.uris.first().cloned().unwrap_or_default());
+                let sources = selection.image_sources();
                 let archive = preseed::Archive {
                     main: main.map_or("debian", |repository| &repository.name),
                     security: security.map(|repository| repository.name.as_str()),

@@ -39,5 +39,5 @@ pub use remote::{Exchanged, Remote, RemoteError};
 pub use serve::{Failure, Mirror, MirrorError, MirrorReport};
 pub use store::{Cache, StoreError, default_directory, limit};
 pub use transfer::Metadata;
-pub use upstream::{LeastPace, last_part, mirrors};
+pub use upstream::{LeastPace, last_part, mirrors, without_user};
 pub use writer::{Scratch, Writer};

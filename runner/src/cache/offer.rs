@@ -94,11 +94,12 @@ impl<O: Offer> Offer for WithFiles<O> {
 }
 
 fn find_metadata(repository: &Repository, path: &str) -> Option<Offered> {
-    // A suite's name may have a slash: "bookworm/updates".
-    let (suite, path) = repository.suites.iter().find_map(|suite| {
+    // A suite's name may have a slash: in "bookworm/updates/InRelease" it is not "bookworm".
+    let suites = repository.suites.iter().filter_map(|suite| {
         let path = path.strip_prefix(suite.name.as_str())?.strip_prefix('/')?;
         Some((suite, path))
-    })?;
+    });
+    let (suite, path) = suites.max_by_key(|(suite, _)| suite.name.len())?;
     let offered = |wanted| Some(Offered { wanted, modified: Some(suite.release.date) });
     if path == "InRelease" {
         return offered(suite.signed(&repository.uris));
@@ -208,6 +209,7 @@ mod tests {
             repositories: vec![Repository {
                 name: "debian".to_owned(),
                 uris: vec!["http://one.test/d".to_owned(), "http://two.test/d".to_owned()],
+                own: Vec::new(),
                 keyring: "/k".into(),
                 suites: vec![Suite {
                     name: "s".to_owned(),

@@ -24,7 +24,7 @@ use super::fetch_error::{FetchError, METADATA_LIMIT};
 use super::flight::Turn;
 use super::remembered::Remembered;
 use super::store::{Cache, StoreError};
-use super::upstream::{Fault, Ledger, upstream_of};
+use super::upstream::{Fault, Ledger, upstream_of, without_user};
 
 /// How often is looked whether another process is done with a file.
 const TURN_WAIT: Duration = Duration::from_millis(30);
@@ -247,11 +247,20 @@ impl Core {
                 sha256: wanted.digest,
                 // What was asked for and never had did not go into anything.
                 size: *brought.sizes.get(&wanted.digest)?,
-                urls: wanted.urls.clone(),
+                urls: self.told_to_others(&wanted.urls),
                 verified: !brought.unverified.contains(&wanted.digest),
             })
         };
         brought.files.iter().filter_map(describe).collect()
+    }
+
+    /// Addresses for those who read a lock elsewhere: without this site's mirrors, and without passwords.
+    fn told_to_others(&self, urls: &[String]) -> Vec<String> {
+        let is_ours = |url: &&String| {
+            let mut roots = self.options.mirrors.iter().map(|root| root.trim_end_matches('/'));
+            roots.any(|root| url.strip_prefix(root).is_some_and(|rest| rest.starts_with('/')))
+        };
+        urls.iter().filter(|url| !is_ours(url)).map(|url| without_user(url)).collect()
     }
 
     /// The file out of the cache, fetched into it where it is missing.

@@ -71,6 +71,16 @@ pub(super) fn upstream_of(url: &str) -> String {
     format!("{scheme}://{host}").to_ascii_lowercase()
 }
 
+/// An address without the name and the password that it may have, and without a slash at its end.
+#[must_use]
+pub fn without_user(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    let host = authority.rsplit('@').next().unwrap_or(authority);
+    format!("{scheme}://{host}{path}").trim_end_matches('/').to_owned()
+}
+
 /// The last part of the path of an address: the folder of an archive.
 #[must_use]
 pub fn last_part(url: &str) -> &str {
@@ -198,6 +208,18 @@ mod tests {
 
     fn urls() -> Vec<String> {
         ["http://a.test/1", "http://a.test/2", "http://b.test:80/1"].map(str::to_owned).to_vec()
+    }
+
+    #[test]
+    fn addresses_are_told_without_passwords() {
+        for (url, told) in [
+            ("https://me:p@ss@host.test:8443/debian/", "https://host.test:8443/debian"),
+            ("http://host.test", "http://host.test"),
+            ("http://host.test/a@b", "http://host.test/a@b"),
+            ("host.test/a", "host.test/a"),
+        ] {
+            assert_eq!(without_user(url), told);
+        }
     }
 
     #[test]

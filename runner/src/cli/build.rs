@@ -27,7 +27,7 @@ use super::delegate::{self, Delegated, Task};
 use super::exit::Exit;
 use super::progress::{self, Files, Form};
 use super::registration::Registration;
-use super::signals;
+use super::{print, shown, signals};
 
 /// Runs the command.
 pub(crate) fn main(global: &Global, wanted: &Build) -> Exit {
@@ -96,15 +96,25 @@ pub(crate) fn main(global: &Global, wanted: &Build) -> Exit {
     exit
 }
 
-/// Moves a file, also to another file system.
+/// Moves a file, also to another file system: there is always the whole of the old one or of the new one.
 fn move_file(from: &Path, to: &Path) -> std::io::Result<()> {
     match std::fs::rename(from, to) {
         Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {
-            std::fs::copy(from, to)?;
+            copy_over(from, to)?;
             std::fs::remove_file(from)
         }
         other => other,
     }
+}
+
+fn copy_over(from: &Path, to: &Path) -> std::io::Result<()> {
+    let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut beside = tempfile::Builder::new().prefix(".hostler-").tempfile_in(folder)?;
+    let mut source = std::fs::File::open(from)?;
+    std::io::copy(&mut source, beside.as_file_mut())?;
+    beside.as_file().set_permissions(source.metadata()?.permissions())?;
+    beside.as_file().sync_all()?;
+    beside.persist(to).map(drop).map_err(|error| error.error)
 }
 
 /// The output directory as the place for the scratch directory: what is finished moves into it by a
@@ -225,12 +235,12 @@ pub(crate) fn run(global: &Global, recipe: Recipe, around: Around) -> (Exit, Opt
     });
     drop(sink);
     if let Some(Err(error)) = registration.map(|registration| registration.close()) {
-        eprintln!("hostler: the build's lease could not be closed: {}", in_one_line(&error));
+        tell(&format!("hostler: the build's lease could not be closed: {}", in_one_line(&error)));
     }
     match result {
         Ok(built) => (show(global, &built), built.lock),
         Err(failed) => {
-            let exit = show_failure(global, &failed);
+            let exit = show_failure(global, progress, &failed);
             let Workspace { folder, shown, .. } = &request.workspace;
             if folder != shown && in_one_line(failed.error.as_ref()).contains("./") {
                 tell(&format!("hostler: paths that begin with ./ are below {}", shown.display()));
@@ -283,34 +293,43 @@ fn show(global: &Global, built: &Built) -> Exit {
             "stages": stages,
             "logs": built.logs,
         });
-        println!("{document}");
+        out(&format!("{document}\n"))
     } else {
+        let mut text = String::new();
         for BuiltFile { path, bytes, .. } in &built.files {
-            println!("{}: {}", path.display(), bytesize::ByteSize(*bytes));
+            text.push_str(&format!("{}: {}\n", path.display(), bytesize::ByteSize(*bytes)));
         }
-        println!(
-            "of {} packages, in {:.0} s with {}",
+        text.push_str(&format!(
+            "of {} packages, in {:.0} s with {}\n",
             built.packages,
             built.took.as_secs_f64(),
             built.accelerator.name()
-        );
-        println!(
-            "downloaded {} of packages and {} of release files, {} came from the cache",
+        ));
+        text.push_str(&format!(
+            "downloaded {} of packages and {} of release files, {} came from the cache\n",
             bytesize::ByteSize(built.counted.upstream_bytes),
             bytesize::ByteSize(built.counted.metadata_bytes),
             bytesize::ByteSize(built.counted.cache_bytes)
-        );
-        if built.counted.upstream_faults > 0 {
-            println!("upstream failed {} times, and others helped out", built.counted.upstream_faults);
+        ));
+        let faults = built.counted.upstream_faults;
+        if faults > 0 {
+            text.push_str(&format!("upstream failed {faults} times, and others helped out\n"));
         }
-        if built.counted.remote.taken > 0 {
-            println!("{} files came from the shared store", built.counted.remote.taken);
+        let shared = built.counted.remote.taken;
+        if shared > 0 {
+            text.push_str(&format!("{shared} files came from the shared store\n"));
         }
+        out(&text)
     }
-    Exit::Done
 }
 
-fn show_failure(global: &Global, failed: &Failed) -> Exit {
+/// Prints a result. The work is done whether or not anybody reads of it; where it cannot be written, that is
+/// told.
+pub(crate) fn out(text: &str) -> Exit {
+    shown(print(text))
+}
+
+fn show_failure(global: &Global, progress: Form, failed: &Failed) -> Exit {
     let Failed { error, page, .. } = failed;
     let exit = if error.is_cancelled() {
         Exit::Stopped(signals::received().unwrap_or(15))
@@ -321,7 +340,7 @@ fn show_failure(global: &Global, failed: &Failed) -> Exit {
         }
     };
     if global.json {
-        println!("{}", failure_document(failed));
+        let _ = print(&format!("{}\n", failure_document(failed)));
         return exit;
     }
     // Who stopped it knows why.
@@ -331,10 +350,7 @@ fn show_failure(global: &Global, failed: &Failed) -> Exit {
     {
         let Report { screen, refused, .. } = &guest.report;
         if !screen.is_empty() {
-            eprintln!("the last on its screen:");
-            for line in screen.lines() {
-                eprintln!("  | {line}");
-            }
+            tell(&progress.shown(&screen_lines(screen)));
         }
         for refused in refused.iter().filter(|refused| refused.status.is_some()) {
             tell(&format!("the mirror could not give it {}", refused.told()));
@@ -349,6 +365,12 @@ fn show_failure(global: &Global, failed: &Failed) -> Exit {
         tell(&format!("hostler: all that is known of it: {}", page.display()));
     }
     exit
+}
+
+/// What a guest showed last.
+fn screen_lines(screen: &str) -> String {
+    let lines = screen.lines().map(|line| format!("  | {line}"));
+    std::iter::once("the last on its screen:".to_owned()).chain(lines).collect::<Vec<_>>().join("\n")
 }
 
 fn failure_document(failed: &Failed) -> serde_json::Value {
@@ -392,4 +414,22 @@ pub(crate) fn tell(text: &str) {
 pub(crate) fn fail(error: &dyn std::error::Error, exit: Exit) -> Exit {
     tell(&format!("hostler: {}", in_one_line(error)));
     exit
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_takes_the_place_of_an_old_file_or_leaves_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("new"), folder.path().join("old"));
+        std::fs::write(&to, "old").unwrap();
+        assert!(copy_over(&from, &to).is_err());
+        assert_eq!(std::fs::read_to_string(&to).unwrap(), "old");
+        std::fs::write(&from, "new").unwrap();
+        copy_over(&from, &to).unwrap();
+        assert_eq!(std::fs::read_to_string(&to).unwrap(), "new");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
 }

@@ -3,15 +3,13 @@
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
-use hostler_runner::cache::{Cache, Carried, limit};
-use hostler_runner::cancel::Cancel;
+use hostler_runner::cache::{ArchiveError, Cache, Carried, limit};
 use hostler_runner::lock::Lock;
 use hostler_runner::stop::Stop;
 use serde_json::json;
@@ -89,9 +87,12 @@ pub(crate) fn cache(global: &Global, wanted: CacheArguments) -> Result<Exit, Fai
             };
             prune(global, &cache, most, unused_for)
         }
-        (CacheCommand::Export { .. }, Opened::Out(to, lock)) => {
-            let only = lock.map(|lock| lock.digests());
-            let carried = cache.export(only.as_deref(), to).map_err(|error| failed(error.into()))?;
+        (CacheCommand::Export { file, .. }, Opened::Out(to, lock)) => {
+            let only = lock.as_deref().map(Lock::digests);
+            let carried = cache.export(only.as_deref(), to).map_err(|error| {
+                leave_no_half(&file);
+                failed(named(error, lock.as_deref()))
+            })?;
             // The standard output may be the archive.
             tell(&told("wrote", carried));
             Ok(Exit::Done)
@@ -106,6 +107,31 @@ pub(crate) fn cache(global: &Global, wanted: CacheArguments) -> Result<Exit, Fai
             print(&format!("{}\n", told("took", carried)))
         }
         (CacheCommand::Export { .. } | CacheCommand::Import { .. }, _) => Ok(Exit::Usage),
+    }
+}
+
+/// An error that names what is missing as the lock does.
+fn named(error: ArchiveError, lock: Option<&Lock>) -> anyhow::Error {
+    let name = match (&error, lock) {
+        (ArchiveError::Missing(digest), Some(lock)) => lock.name_of(*digest),
+        _ => None,
+    };
+    let context = name.map(|name| format!("cannot export {name}"));
+    match context {
+        Some(context) => anyhow::Error::new(error).context(context),
+        None => error.into(),
+    }
+}
+
+/// Removes an archive that could not be finished: nobody is to take it for a whole one, or to be kept from the
+/// next try by it.
+fn leave_no_half(file: &Path) {
+    if file.as_os_str() == "-" {
+        return;
+    }
+    if let Err(error) = std::fs::remove_file(file) {
+        // Root's file is not to be removed by the user that root has become.
+        tell(&format!("hostler: {} is not whole, remove it: {error}", file.display()));
     }
 }
 
@@ -192,9 +218,7 @@ fn stat(global: &Global, cache: &Cache, shown: &Path) -> Result<Exit, Failure> {
 }
 
 fn verify(global: &Global, cache: &Cache) -> Result<Exit, Failure> {
-    let cancel = Arc::new(Cancel::new()?);
-    let asked = Arc::clone(&cancel);
-    signals::watch(move |_| asked.cancel())?;
+    let cancel = signals::cancel()?;
     let said = AtomicU64::new(0);
     let shows = io::stderr().is_terminal();
     let progress = |bytes: u64| {

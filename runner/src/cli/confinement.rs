@@ -14,6 +14,7 @@ use serde_json::json;
 use super::arguments::Global;
 use super::build::{fail, tell};
 use super::exit::Exit;
+use super::print;
 
 /// Tries it, and says it. What does not hold is not fit.
 pub(crate) fn explain(global: &Global, recipe: &Recipe, workspace: &Workspace, cancel: Arc<Cancel>) -> Exit {
@@ -49,15 +50,18 @@ pub(crate) fn explain(global: &Global, recipe: &Recipe, workspace: &Workspace, c
 
 fn show(global: &Global, held: &[Held]) {
     let user = rustix::process::geteuid().as_raw();
-    if global.json {
-        println!("{}", json!({ "user": user, "held": held, "control_group": CONTROL_GROUP }));
-        return;
-    }
-    println!("qemu would run as user {user}. Each of these was tried just now:");
-    for Held { what, holds, how } in held {
-        println!("{:7} {what}: {how}", if *holds { "holds" } else { "OPEN" });
-    }
-    println!("{:7} control group: {CONTROL_GROUP}", "none");
+    let text = if global.json {
+        format!("{}\n", json!({ "user": user, "held": held, "control_group": CONTROL_GROUP }))
+    } else {
+        let mut text = format!("qemu would run as user {user}. Each of these was tried just now:\n");
+        for Held { what, holds, how } in held {
+            text.push_str(&format!("{:7} {what}: {how}\n", if *holds { "holds" } else { "OPEN" }));
+        }
+        text.push_str(&format!("{:7} control group: {CONTROL_GROUP}\n", "none"));
+        text
+    };
+    // The exit status still tells.
+    let _ = print(&text);
 }
 
 /// What is not done, and what is in its place.

@@ -15,13 +15,14 @@ use hostler_runner::recipe::Recipe;
 use hostler_runner::stop::{Stop, Stopped};
 use hostler_runner::vm::argv::Accelerator;
 use hostler_runner::vm::canary::Canary;
+use hostler_runner::watchdog::{Watchdog, WatchdogError};
 use serde_json::json;
 
 use super::arguments::{Doctor, Global};
 use super::build::{cache_directory, fail, output_workspace};
 use super::delegate::{self, Delegated, Task};
 use super::exit::Exit;
-use super::signals;
+use super::{print, signals};
 
 /// What the example recipe needs.
 const NEEDS: Needs = Needs { memory: 1 << 30, space: 4 << 30, tools: &[] };
@@ -69,21 +70,24 @@ pub(crate) fn examine_host(
 }
 
 fn show(global: &Global, findings: &[Finding]) {
+    let mut text = String::new();
     if global.json {
-        println!("{}", json!({ "findings": findings }));
-        return;
-    }
-    for finding in findings {
-        let word = match finding.fitness {
-            Fitness::Fit => "fit",
-            Fitness::Poor => "poor",
-            Fitness::Unfit => "UNFIT",
-        };
-        println!("{word:5}  {}", finding.found);
-        if let Some(advice) = &finding.advice {
-            println!("       do: {advice}");
+        text = format!("{}\n", json!({ "findings": findings }));
+    } else {
+        for finding in findings {
+            let word = match finding.fitness {
+                Fitness::Fit => "fit",
+                Fitness::Poor => "poor",
+                Fitness::Unfit => "UNFIT",
+            };
+            text.push_str(&format!("{word:5}  {}\n", finding.found));
+            if let Some(advice) = &finding.advice {
+                text.push_str(&format!("       do: {advice}\n"));
+            }
         }
     }
+    // The exit status still tells.
+    let _ = print(&text);
 }
 
 fn acceleration(host: &Host, cache: &Path, stop: &Stop) -> Finding {
@@ -143,12 +147,17 @@ fn judge(host: &Host, cache: &Path, stop: &Stop) -> Result<Finding, Box<dyn std:
 }
 
 fn watchdog(socket: &Path) -> Finding {
-    match std::os::unix::net::UnixStream::connect(socket) {
+    match Watchdog::connect(socket) {
         Ok(_) => Finding::fit(Subject::Watchdog, format!("a watchdog listens on {}", socket.display())),
         Err(error) => Finding::bad(
             Subject::Watchdog,
             Fitness::Poor,
-            format!("no watchdog listens on {}: {error}", socket.display()),
+            match error {
+                WatchdogError::Unreachable { path, source } => {
+                    format!("no watchdog listens on {}: {source}", path.display())
+                }
+                other => in_one_line(&other),
+            },
             "start hostlerd, or give its socket with --socket; builds work without it",
         ),
     }

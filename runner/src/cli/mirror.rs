@@ -9,7 +9,6 @@ use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 use hostler_runner::build::fetch_options;
 use hostler_runner::cache::{FetchOptions, Fetcher, Mirror};
-use hostler_runner::cancel::Cancel;
 use hostler_runner::causes::in_one_line;
 use hostler_runner::event::{Event, Sink, Stage};
 use hostler_runner::lock::Lock;
@@ -168,9 +167,7 @@ impl Work {
                 .map_err(failed)?;
         }
         become_owner(root)?;
-        let cancel = Arc::new(Cancel::new()?);
-        let asked = Arc::clone(&cancel);
-        signals::watch(move |_| asked.cancel())?;
+        let cancel = signals::cancel()?;
         let directory = if make { Directory::create(root) } else { Directory::open(root) }.map_err(failed)?;
         let mut options = fetch_options(&Stop::new(cancel));
         change(&mut options);

@@ -27,8 +27,10 @@ use clap::Parser as _;
 
 use arguments::{Arguments, Command};
 use exit::Exit;
+use hostler_runner::calls::restore_default;
 use hostler_runner::causes::in_one_line;
 use hostler_runner::watchdog::WatchdogError;
+use nix::sys::signal::Signal;
 
 /// Runs the program.
 pub(crate) fn main() -> ExitCode {
@@ -41,6 +43,11 @@ pub(crate) fn main() -> ExitCode {
             return if wrong { Exit::Usage.into() } else { Exit::Done.into() };
         }
     };
+    // A caller that ignores SIGCHLD has its children ignore it, and then no process hears of the end of its own.
+    // `run` hears of its command's, which is to start with what the caller wanted.
+    if !matches!(arguments.command, Command::Run(_)) {
+        let _ = restore_default(Signal::SIGCHLD);
+    }
     let exit = match arguments.command {
         Command::Build(wanted) => build::main(&arguments.global, &wanted),
         Command::Unprivileged(wanted) => delegate::go_on_as_builder(&arguments.global, &wanted),
@@ -100,17 +107,26 @@ fn shown(result: Result<Exit, Failure>) -> Exit {
 
 /// Prints to standard output. A reader that went away (`| head`) ends the program quietly.
 fn print(text: &str) -> Result<Exit, Failure> {
+    print_on(text).map(|_| Exit::Done)
+}
+
+/// The same; whether anybody still reads.
+fn print_on(text: &str) -> Result<bool, Failure> {
     match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
-        Ok(()) => Ok(Exit::Done),
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Exit::Done),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(error.into()),
     }
 }
 
 /// Prints one JSON document.
 fn print_json(document: &impl serde::Serialize) -> Result<Exit, Failure> {
+    print(&json_text(document)?)
+}
+
+fn json_text(document: &impl serde::Serialize) -> Result<String, Failure> {
     let mut text =
         serde_json::to_string_pretty(document).map_err(|error| Failure::new(Exit::Failed, error))?;
     text.push('\n');
-    print(&text)
+    Ok(text)
 }

@@ -11,7 +11,7 @@ use hostler_protocol::text::without_controls;
 
 use super::arguments::Global;
 use super::exit::Exit;
-use super::{Failure, print, print_json};
+use super::{Failure, json_text, print_on};
 use hostler_runner::watchdog::Watchdog;
 
 /// Arguments of `hostler status`.
@@ -26,14 +26,14 @@ pub(crate) fn status(global: &Global, arguments: &StatusArguments) -> Result<Exi
     const INTERVAL: Duration = Duration::from_secs(2);
     loop {
         let status = Watchdog::connect(&global.socket)?.call(&Status {})?;
-        let shown = if global.json {
-            print_json(&status)?
+        let is_read = if global.json {
+            print_on(&json_text(&status)?)?
         } else {
             let clear = if arguments.watch && std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
-            print(&format!("{clear}{}", text(&status)))?
+            print_on(&format!("{clear}{}", text(&status)))?
         };
-        if !arguments.watch {
-            return Ok(shown);
+        if !arguments.watch || !is_read {
+            return Ok(Exit::Done);
         }
         std::thread::sleep(INTERVAL);
     }

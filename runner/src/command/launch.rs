@@ -106,7 +106,7 @@ pub fn become_command(arguments: &[OsString]) -> u8 {
             return 126;
         }
     }
-    for signal in signals(ignored).iter() {
+    for signal in &signals(ignored) {
         if let Err(error) = ignore(signal) {
             tell(&format!("hostler: the launcher could not ignore {signal} again: {error}"));
             return 126;

@@ -277,7 +277,6 @@ pub(super) fn is_inside(path: &str) -> bool {
 }
 
 /// What must be known of each package; read in one pass.
-#[derive(Default)]
 struct Found<'a> {
     name: Option<&'a str>,
     version: Option<&'a str>,
@@ -288,19 +287,23 @@ struct Found<'a> {
 
 impl<'a> Found<'a> {
     fn read(stanza: Stanza<'a>) -> Self {
-        let mut found = Self::default();
+        const FIELDS: [&str; 6] = ["Package", "Version", "Architecture", "Provides", "Essential", "Priority"];
+        let mut values = [None; FIELDS.len()];
         for (name, value) in stanza.fields() {
-            match name {
-                "Package" => found.name = Some(value),
-                "Version" => found.version = Some(value),
-                "Architecture" => found.architecture = value,
-                "Provides" => found.provides = Some(value),
-                "Essential" => found.base |= value == "yes",
-                "Priority" => found.base |= value == "required",
-                _ => {}
+            // As `Stanza::get` reads them: whatever the case, and the first of equal ones.
+            let field = FIELDS.iter().position(|field| field.eq_ignore_ascii_case(name));
+            if let Some(place) = field {
+                values[place].get_or_insert(value);
             }
         }
-        found
+        let [name, version, architecture, provides, essential, priority] = values;
+        Self {
+            name,
+            version,
+            architecture: architecture.unwrap_or(""),
+            provides,
+            base: essential == Some("yes") || priority == Some("required"),
+        }
     }
 }
 
@@ -327,6 +330,12 @@ mod tests {
         assert_eq!(catalogue.providers("v")[0].version.as_deref(), Some("3"));
         assert_eq!(catalogue.providers("w")[0].version, None);
         assert_eq!(catalogue.packages().count(), 3);
+    }
+
+    #[test]
+    fn fields_are_read_whatever_their_case_and_the_first_of_equal_ones_counts() {
+        let catalogue = catalogue(&["PACKAGE: a\nversion: 1\nVersion: 2\nArchitecture: amd64\n"]);
+        assert_eq!(catalogue.version(catalogue.candidate("a").expect("there")), "1");
     }
 
     #[test]

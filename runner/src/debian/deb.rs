@@ -99,8 +99,10 @@ fn decompress<'a>(member: &str, entry: impl Read + 'a) -> Result<Box<dyn Read + 
     let suffix = member.split_once(".tar").map_or("", |(_, suffix)| suffix);
     Ok(match suffix {
         "" => Box::new(entry),
-        ".xz" => Box::new(BufReader::with_capacity(1 << 17, liblzma::read::XzDecoder::new(entry))),
-        ".gz" => Box::new(BufReader::with_capacity(1 << 17, flate2::read::GzDecoder::new(entry))),
+        ".xz" => {
+            Box::new(BufReader::with_capacity(1 << 17, liblzma::read::XzDecoder::new_multi_decoder(entry)))
+        }
+        ".gz" => Box::new(BufReader::with_capacity(1 << 17, flate2::read::MultiGzDecoder::new(entry))),
         _ => {
             return Err(DebError::Compression { member: member.to_owned() });
         }

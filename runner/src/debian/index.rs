@@ -48,11 +48,14 @@ pub(super) fn index_files(suite: &Suite, architecture: &str) -> Result<Vec<Index
 /// The text of the index called `name`, of which its Release file says that it has `plain_size` bytes.
 pub(crate) fn decompress(name: &str, compressed: &[u8], plain_size: u64) -> Result<Vec<u8>, SelectError> {
     let mut text = Vec::with_capacity(usize::try_from(plain_size.min(LIMIT)).unwrap_or(0));
-    // One byte more than promised is enough to tell that there is more.
+    // A file may be several compressed ones in a row, as parallel compressors write them. One byte more than
+    // promised is enough to tell that there is more.
     let limit = plain_size.min(LIMIT) + 1;
     let read = match name.rsplit_once('.').map(|(_, suffix)| suffix) {
-        Some("xz") => liblzma::read::XzDecoder::new(compressed).take(limit).read_to_end(&mut text),
-        Some("gz") => flate2::read::GzDecoder::new(compressed).take(limit).read_to_end(&mut text),
+        Some("xz") => {
+            liblzma::read::XzDecoder::new_multi_decoder(compressed).take(limit).read_to_end(&mut text)
+        }
+        Some("gz") => flate2::read::MultiGzDecoder::new(compressed).take(limit).read_to_end(&mut text),
         _ => compressed.take(limit).read_to_end(&mut text),
     };
     let failed = |source| SelectError::Decompress { name: name.to_owned(), source };
@@ -71,5 +74,24 @@ mod tests {
         assert_eq!(decompress("Packages", b"abc", 3).expect("fits"), b"abc");
         assert!(decompress("Packages", b"abcd", 3).is_err());
         assert!(decompress("Packages.xz", b"abcd", 3).is_err());
+    }
+
+    #[test]
+    fn an_index_of_several_streams_is_read_to_its_end() {
+        use std::io::Write as _;
+        let gz = |text: &[u8]| {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            encoder.write_all(text).expect("memory");
+            encoder.finish().expect("memory")
+        };
+        let xz = |text: &[u8]| {
+            let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), 0);
+            encoder.write_all(text).expect("memory");
+            encoder.finish().expect("memory")
+        };
+        let both = |one: Vec<u8>, other: Vec<u8>| [one, other].concat();
+        assert_eq!(decompress("P.gz", &both(gz(b"ab"), gz(b"cd")), 4).expect("fits"), b"abcd");
+        assert_eq!(decompress("P.xz", &both(xz(b"ab"), xz(b"cd")), 4).expect("fits"), b"abcd");
+        assert!(decompress("P.xz", &both(xz(b"ab"), xz(b"cd")), 3).is_err());
     }
 }

@@ -117,7 +117,9 @@ fn add_release(
                 one.name == name
                     && repository.uris.iter().any(|uri| one.urls.contains(&format!("{uri}/{name}")))
             };
-            lock.files.iter().find(is_it).map(|one| offer(wanted(file, one.sha256, one.size)));
+            if let Some(one) = lock.files.iter().find(is_it) {
+                offer(wanted(file, one.sha256, one.size));
+            }
         }
         return Ok(());
     }

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::cache::{FetchError, Fetcher, StoreError, Wanted, last_part};
+use crate::cache::{FetchError, Fetcher, StoreError, Wanted, last_part, without_user};
 use crate::causes::in_one_line;
 use crate::event::{Event, Sink, Stage};
 use crate::lock::{Lock, LockedSuite};
@@ -194,17 +194,14 @@ pub(crate) fn archives(
         )?,
         (None, PackageSource::Url(url)) => vec![Chosen {
             uris: vec![url.clone()],
+            own: vec![without_user(url)],
             suite: wanted.suite.clone(),
             components: wanted.components.clone(),
             keyring: None,
         }],
     };
-    let chosen = match fetcher.lock() {
-        Some(_) => chosen,
-        None => {
-            chosen.into_iter().map(|one| Chosen { uris: fetcher.with_mirrors(one.uris), ..one }).collect()
-        }
-    };
+    let chosen =
+        chosen.into_iter().map(|one| Chosen { uris: fetcher.with_mirrors(one.uris), ..one }).collect();
     let damaged = fetcher.counted().damaged;
     let mut repositories: Vec<Repository> = Vec::new();
     let mut catalogue = Catalogue::default();
@@ -216,6 +213,7 @@ pub(crate) fn archives(
                 repositories.push(Repository {
                     name: repository_name(&one.uris, &repositories),
                     uris: one.uris.clone(),
+                    own: one.own.clone(),
                     keyring,
                     suites: Vec::new(),
                 });
@@ -254,6 +252,7 @@ fn locked(lock: &Lock, suite: &str) -> Result<Vec<Chosen>, SelectError> {
     }
     let chosen = |locked: &LockedSuite| Chosen {
         uris: locked.mirrors.clone(),
+        own: locked.mirrors.clone(),
         suite: locked.name.clone(),
         components: locked.components.clone(),
         keyring: locked.keyring.clone(),
@@ -424,7 +423,7 @@ fn read_suite(
     };
     let urls: Vec<String> = chosen.uris.iter().map(|uri| format!("{uri}/{name}")).collect();
     if let Some(lock) = fetcher.lock() {
-        let locked = lock.suites.iter().find(|one| one.name == chosen.suite && one.mirrors == chosen.uris);
+        let locked = lock.suites.iter().find(|one| one.name == chosen.suite && one.mirrors == chosen.own);
         let locked = locked.ok_or_else(|| SelectError::NotLocked { suite: chosen.suite.clone() })?;
         let wanted = Wanted { name: name.clone(), urls, size: Some(locked.size), digest: locked.sha256 };
         let bytes = fetcher.fetch(&wanted).map_err(|source| match source {
@@ -486,7 +485,13 @@ mod tests {
     use super::*;
 
     fn repository(name: &str) -> Repository {
-        Repository { name: name.to_owned(), uris: Vec::new(), keyring: PathBuf::new(), suites: Vec::new() }
+        Repository {
+            name: name.to_owned(),
+            uris: Vec::new(),
+            own: Vec::new(),
+            keyring: PathBuf::new(),
+            suites: Vec::new(),
+        }
     }
 
     #[test]

@@ -15,8 +15,11 @@ use super::release::Release;
 pub struct Repository {
     /// Its name in the guest's addresses: a single safe path component.
     pub name: String,
-    /// Roots of its mirrors, without a slash at the end.
+    /// Roots of its mirrors, without a slash at the end, in the order in which they are asked.
     pub uris: Vec<String>,
+    /// Its own roots as others are told of them, in images and locks: without this site's mirrors and without
+    /// passwords.
+    pub own: Vec<String>,
     /// The keyring its signatures were checked with.
     pub keyring: PathBuf,
     /// The suites in use.
@@ -122,7 +125,7 @@ impl Selection {
     pub fn locked_suites(&self) -> Vec<LockedSuite> {
         let of = |repository: &Repository, suite: &Suite| LockedSuite {
             name: suite.name.clone(),
-            mirrors: repository.uris.clone(),
+            mirrors: repository.own.clone(),
             components: suite.components.clone(),
             keyring: (!self.own_keyring).then(|| repository.keyring.clone()),
             sha256: suite.in_release.0,
@@ -151,8 +154,7 @@ impl Selection {
     }
 
     /// A `sources.list` in which `root` gives the address of each repository's root.
-    #[must_use]
-    pub fn sources_list(&self, root: impl Fn(&Repository) -> String) -> String {
+    fn sources_list(&self, root: impl Fn(&Repository) -> String) -> String {
         let mut text = String::new();
         for repository in &self.repositories {
             let option = match self.keyring_in_image(repository) {
@@ -169,6 +171,12 @@ impl Selection {
             }
         }
         text
+    }
+
+    /// The `sources.list` of an image: the archives themselves, wherever this build took them from.
+    #[must_use]
+    pub fn image_sources(&self) -> String {
+        self.sources_list(|repository| repository.own.first().cloned().unwrap_or_default())
     }
 
     /// Where in the image the keyring of `repository` goes; Debian's own comes with a package.

@@ -7,6 +7,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::cache::without_user;
+
 use super::control;
 
 /// Why the host's sources cannot be used.
@@ -199,8 +201,10 @@ fn is_http(uri: &str) -> bool {
 /// One suite of one archive that a build uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chosen {
-    /// Roots of mirrors, equal to each other.
+    /// Roots of mirrors, equal to each other, in the order in which they are asked.
     pub uris: Vec<String>,
+    /// The archive's own roots as others are told of them: without this site's mirrors and without passwords.
+    pub own: Vec<String>,
     /// The suite.
     pub suite: String,
     /// Components, out of those that were asked for.
@@ -213,15 +217,7 @@ impl Chosen {
     /// The address of its first mirror, for messages: without the password that it may have.
     #[must_use]
     pub fn shown_uri(&self) -> String {
-        let uri = self.uris.first().map_or("", String::as_str);
-        match uri.split_once("://") {
-            Some((scheme, rest)) => {
-                let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-                let host = host.rsplit('@').next().unwrap_or(host);
-                format!("{scheme}://{host}/{path}").trim_end_matches('/').to_owned()
-            }
-            None => uri.to_owned(),
-        }
+        self.uris.first().map_or(String::new(), |uri| without_user(uri))
     }
 }
 
@@ -265,6 +261,7 @@ pub fn choose(
                 }
                 None => chosen.push(Chosen {
                     uris: uris.clone(),
+                    own: uris.iter().map(|uri| without_user(uri)).collect(),
                     suite: suite.clone(),
                     components: common.clone(),
                     keyring: source.keyring.clone(),
@@ -354,6 +351,7 @@ mod tests {
         ] {
             let chosen = Chosen {
                 uris: vec![uri.to_owned()],
+                own: Vec::new(),
                 suite: "s".to_owned(),
                 components: main_only(),
                 keyring: None,

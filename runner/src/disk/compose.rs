@@ -348,7 +348,7 @@ fn write_configuration(
     let hostname = &recipe.image.hostname;
     let short = hostname.split('.').next().unwrap_or(hostname);
     let names = if short == hostname { hostname.clone() } else { format!("{hostname} {short}") };
-    let sources = selection.sources_list(|repository| repository.uris.first().cloned().unwrap_or_default());
+    let sources = selection.image_sources();
     tree.directories("etc/apt", attributes(0o755, modified))?;
     for (path, text) in [
         ("etc/fstab", format!("UUID={uuid} / ext4 errors=remount-ro 0 1\n")),

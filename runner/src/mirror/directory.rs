@@ -202,6 +202,12 @@ impl Directory {
                 return Err(DirectoryError::Path(path.clone()));
             }
         }
+        let previous = self.current()?.map(|name| self.manifest(&name).map(|one| (name, one))).transpose()?;
+        if let (false, Some((_, previous))) = (plan.replace, &previous)
+            && let Some((folder, suite)) = dropped(previous, &plan)
+        {
+            return Err(DirectoryError::Drops { folder: folder.to_owned(), suite: suite.to_owned() });
+        }
         let store = fetcher.cache();
         let mut seen = HashSet::new();
         // What a snapshot has already was checked when it came, and is checked when it is served.
@@ -213,17 +219,10 @@ impl Directory {
             .collect();
         fetcher.fetch_all(wanted, Stage::Fetch, sink)?;
 
-        let previous = self.current()?.map(|name| self.manifest(&name).map(|one| (name, one))).transpose()?;
         let mut manifest = Manifest::default();
         if let Some((_, previous)) = &previous {
             let is_new =
                 |path: &str| plan.folders.iter().any(|(name, _)| path.split('/').next() == Some(name));
-            let planned: HashSet<&str> = plan.files.iter().map(|(path, _)| path.as_str()).collect();
-            let gone = previous.files.keys().filter(|path| is_new(path) && !planned.contains(path.as_str()));
-            if let (false, Some((folder, suite))) = (plan.replace, gone.filter_map(|path| suite(path)).next())
-            {
-                return Err(DirectoryError::Drops { folder: folder.to_owned(), suite: suite.to_owned() });
-            }
             let kept = previous.files.iter().filter(|(path, _)| !is_new(path));
             manifest.files.extend(kept.map(|(path, entry)| (path.clone(), *entry)));
             let kept = previous.folders.iter().filter(|(name, _)| !is_new(name));
@@ -434,10 +433,15 @@ fn time_of(name: &str) -> Option<u64> {
     (time < END_OF_NAMES - 1 && name_of(time) == name).then_some(time)
 }
 
-/// The folder and the suite whose signed Release file is at this path of a tree.
-fn suite(path: &str) -> Option<(&str, &str)> {
-    let (folder, rest) = path.split_once("/dists/")?;
-    Some((folder, rest.strip_suffix("/InRelease")?))
+/// A folder and suite of the snapshot before that the plan makes anew without it.
+fn dropped<'a>(previous: &'a Manifest, plan: &Plan) -> Option<(&'a str, &'a str)> {
+    let planned: HashSet<&str> = plan.files.iter().map(|(path, _)| path.as_str()).collect();
+    let gone = previous.files.keys().filter(|path| !planned.contains(path.as_str()));
+    gone.filter_map(|path| {
+        let (folder, rest) = path.split_once("/dists/")?;
+        Some((folder, rest.strip_suffix("/InRelease")?))
+    })
+    .find(|(folder, _)| plan.folders.iter().any(|(name, _)| name == folder))
 }
 
 /// Removes a file that may be there.

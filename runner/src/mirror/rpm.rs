@@ -295,7 +295,7 @@ fn unpack(name: &str, packed: &[u8]) -> Result<String, PlanError> {
     let mut text = Vec::new();
     let read = match name.rsplit_once('.').map(|(_, suffix)| suffix) {
         Some("gz") => flate2::read::MultiGzDecoder::new(packed).take(LIMIT).read_to_end(&mut text),
-        Some("xz") => liblzma::read::XzDecoder::new(packed).take(LIMIT).read_to_end(&mut text),
+        Some("xz") => liblzma::read::XzDecoder::new_multi_decoder(packed).take(LIMIT).read_to_end(&mut text),
         Some("zst") => match ruzstd::decoding::StreamingDecoder::new(packed) {
             Ok(decoder) => decoder.take(LIMIT).read_to_end(&mut text),
             Err(error) => Err(std::io::Error::other(error.to_string())),

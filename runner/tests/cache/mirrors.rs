@@ -288,5 +288,15 @@ fn builds_use_a_mirror_without_a_change_in_their_recipe() {
     let selection = site.world.select(&fetcher).unwrap();
     debian::fetch(&selection, &fetcher, &Silent).unwrap();
     assert_eq!(selection.repositories[0].name, "debian");
-    assert_eq!(site.world.upstream.take_log(), Vec::<String>::new());
+    // Neither an image nor a lock is told of it.
+    let lock = Lock { suites: selection.locked_suites(), files: fetcher.brought(), ..Lock::new() };
+    let told = selection.image_sources() + &lock.text().unwrap();
+    assert!(told.contains(&site.world.upstream.url()) && !told.contains(&port.to_string()), "{told}");
+    // And the lock's build asks it first as well.
+    let supply = Supply { lock: Some(Arc::new(lock)), offline: false };
+    let mirrors = vec![format!("http://127.0.0.1:{port}")];
+    let other = World { directory: tempfile::tempdir().unwrap(), ..site.world };
+    let fetcher = other.fetcher_with(FetchOptions { mirrors, supply, ..World::options() });
+    debian::fetch(&other.select(&fetcher).unwrap(), &fetcher, &Silent).unwrap();
+    assert_eq!(other.upstream.take_log(), Vec::<String>::new());
 }

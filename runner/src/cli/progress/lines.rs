@@ -52,7 +52,7 @@ impl Groups {
         (self == Self::Github).then(|| format!("::{level} title={title}::{}", escaped(text)))
     }
 
-    fn shown(self, text: &str) -> String {
+    pub(super) fn shown(self, text: &str) -> String {
         if self == Self::Github { text.replace("##[", "## [") } else { text.to_owned() }
     }
 }

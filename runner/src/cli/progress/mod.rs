@@ -82,6 +82,12 @@ impl Form {
         }
     }
 
+    /// A text of somebody else's, so that nothing in it acts on the CI system that shows it.
+    pub(crate) fn shown(self, text: &str) -> String {
+        let groups = if self.settled() == Self::Github { lines::Groups::Github } else { lines::Groups::None };
+        groups.shown(text)
+    }
+
     /// The word for it on the command line.
     pub(crate) fn word(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
@@ -174,6 +180,12 @@ mod tests {
         assert_eq!(fitting(false, of("GITHUB_ACTIONS")), Form::Github);
         assert_eq!(fitting(false, of("GITLAB_CI")), Form::Gitlab);
         assert_eq!(fitting(false, none), Form::Plain);
+    }
+
+    #[test]
+    fn what_a_guest_shows_commands_no_ci_system() {
+        assert_eq!(Form::Github.shown("  | ##[error]x"), "  | ## [error]x");
+        assert_eq!(Form::Plain.shown("  | ##[error]x"), "  | ##[error]x");
     }
 
     #[test]
