@@ -82,13 +82,15 @@ pub fn stand_ins(place: &Place, programs: &[(&str, &str)]) -> PathBuf {
         fs::write(&path, text).or_fail("writing a stand-in");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).or_fail("making it a program");
     }
-    // What a guest tells of an image that has no packages.
+    // What a guest tells of an image that has no packages, where qemu has its own files and may read.
+    let own = place.path("share/qemu");
+    fs::create_dir_all(&own).or_fail("making a directory");
     let told = ["os-release", "dpkg-status", "rpm-packages"];
     for name in told {
-        fs::write(folder.join(name), "").or_fail("writing what a guest tells");
+        fs::write(own.join(name), "").or_fail("writing what a guest tells");
     }
     let mut tar = Command::new("tar");
-    program::finish(tar.args(["--create", "--file=told.tar"]).args(told).current_dir(&folder)).succeeded();
+    program::finish(tar.args(["--create", "--file=told.tar"]).args(told).current_dir(&own)).succeeded();
     folder
 }
 
@@ -112,7 +114,7 @@ nonce=$(grep -aoP 'nonce\x00+\K[0-9a-f]{32}' "$initrd")
 if [ -z "$disk" ]; then
     echo "hostler-canary $nonce" >&100
 else
-    if [ -n "$told" ]; then cat "${0%/*}/told.tar" 1<>"$told"; fi
+    if [ -n "$told" ]; then cat "${0%/*}/../share/qemu/told.tar" 1<>"$told"; fi
     echo "stage played" >&101
     echo "done $nonce" >&101
 fi
