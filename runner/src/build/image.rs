@@ -157,8 +157,8 @@ pub fn copy_with_holes(mut from: &File, mut to: &File) -> io::Result<()> {
     to.set_len(size)
 }
 
-/// Makes `target` a qcow2 file that shows `base` and takes the writes in its stead. Both lie in the
-/// same folder.
+/// Makes `target` a qcow2 file that shows `base` and takes the writes in its stead. The base lies in the same
+/// folder, or below it.
 ///
 /// # Errors
 /// When `qemu-img` fails, takes too long or is to stop.
@@ -170,7 +170,8 @@ pub fn overlay(
     stop: &Stop,
 ) -> Result<(), ImageError> {
     // The name of the base is looked up from the folder of the overlay.
-    let base = Path::new(base.file_name().unwrap_or(base.as_os_str()));
+    let folder = target.parent().unwrap_or(Path::new(""));
+    let base = base.strip_prefix(folder).unwrap_or(base);
     let tool = Tool::at(qemu_img.to_owned())
         .arguments(["create", "-q", "-f", "qcow2", "-F", format.name(), "-b"])
         .argument(named(base))
