@@ -51,16 +51,12 @@ pub fn key(selection: &Selection, kernel: &Package, size: u64, hostname: &str) -
     hasher.finish().to_string()
 }
 
-fn address(key: &str) -> String {
-    format!("checkpoint:{key}")
-}
-
 /// The checkpoint with this key, if the cache has it whole.
 ///
 /// # Errors
 /// The cache fails.
 pub fn find(cache: &Cache, key: &str) -> Result<Option<File>, StoreError> {
-    let Some(Remembered { digest, size, .. }) = cache.remembered(&address(key)) else {
+    let Some(Remembered { digest, size, .. }) = cache.made(key) else {
         return Ok(None);
     };
     match digest.parse() {
@@ -93,7 +89,7 @@ pub fn keep(cache: &Cache, key: &str, path: &Path, stop: &Stop) -> Result<(), St
     writer.commit(digest, size)?;
     let answer =
         Remembered { digest: digest.to_string(), size, etag: None, last_modified: None, policy: None };
-    cache.remember(&address(key), &answer)
+    cache.remember_made(key, &answer)
 }
 
 /// Gives an open checkpoint the name `target`, in a directory where the machine may read it: by a link where

@@ -105,8 +105,12 @@ fn find_metadata(repository: &Repository, path: &str) -> Option<Offered> {
         return offered(suite.signed(&repository.uris));
     }
     let indices = &suite.release.indices;
-    if let Some((folder, digest)) = path.rsplit_once("/by-hash/SHA256/") {
-        let digest: Digest = digest.parse().ok()?;
+    if let Some((folder, written)) = path.rsplit_once("/by-hash/SHA256/") {
+        let digest: Digest = written.parse().ok()?;
+        // By one spelling only: what was handed out is remembered by its path, and a guest has time to spell.
+        if digest.to_string() != written {
+            return None;
+        }
         let (index, entry) = indices.iter().find(|(index, entry)| {
             entry.1 == digest && index.rsplit_once('/').is_some_and(|(parent, _)| parent == folder)
         })?;
@@ -237,6 +241,8 @@ mod tests {
         );
         let hash = Digest::of(b"x");
         let by_hash = format!("/debian/dists/s/main/binary-amd64/by-hash/SHA256/{hash}");
+        let spelled = by_hash.replace(&hash.to_string(), &hash.to_string().to_uppercase());
+        assert!(spelled != by_hash && offer.find(&spelled).is_none());
         assert_eq!(urls(&by_hash).len(), 4);
         assert_eq!(urls("/debian/dists/s/main/binary-amd64/Packages.xz"), urls(&by_hash));
         let signed = offer.find("/debian/dists/s/InRelease").expect("offered");

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::digest::Digest;
 use super::store::{Cache, StoreError};
 
+/// The folder of what this host made itself.
+const MADE: &str = "made";
+
 /// What an address last answered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -39,6 +42,26 @@ impl Cache {
     /// It cannot be written.
     pub fn remember(&self, address: &str, answer: &Remembered) -> Result<(), StoreError> {
         self.write_answer(&self.metadata_path(address), answer)
+    }
+
+    /// What this host itself made of what `key` stands for.
+    #[must_use]
+    pub fn made(&self, key: &str) -> Option<Remembered> {
+        let text = fs::read(self.made_path(key)).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// Remembers what this host made. Apart from the answers of addresses, which an archive from elsewhere may
+    /// bring along: nothing but this host's own word says what was made here.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn remember_made(&self, key: &str, made: &Remembered) -> Result<(), StoreError> {
+        self.write_answer(&self.made_path(key), made)
+    }
+
+    fn made_path(&self, key: &str) -> PathBuf {
+        self.root().join(MADE).join(Digest::of(key.as_bytes()).to_string())
     }
 
     fn write_answer(&self, path: &Path, answer: &Remembered) -> Result<(), StoreError> {
@@ -95,5 +118,15 @@ mod tests {
         let again = Cache::open(directory.path()).expect("usable");
         assert_eq!(again.remembered("http://mirror.test/a"), Some(answer));
         assert_eq!(again.remembered("http://mirror.test/b"), None);
+        // What an address answered is nothing that was made here, whatever it is called.
+        assert_eq!(again.made("http://mirror.test/a"), None);
+        cache
+            .remember_made(
+                "machine",
+                &Remembered { etag: None, ..again.remembered("http://mirror.test/a").expect("kept") },
+            )
+            .expect("written");
+        assert!(again.made("machine").is_some() && again.remembered("machine").is_none());
+        assert_eq!(again.answers().expect("readable").len(), 1);
     }
 }

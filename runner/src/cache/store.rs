@@ -157,7 +157,7 @@ impl Cache {
     /// # Errors
     /// The directory cannot be used.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        for name in ["sha256", "metadata", "temporary", "partial", "uses", "needs"] {
+        for name in ["sha256", "metadata", "made", "temporary", "partial", "uses", "needs"] {
             let path = root.join(name);
             fs::create_dir_all(&path).map_err(|source| StoreError::Directory { path, source })?;
         }
