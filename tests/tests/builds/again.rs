@@ -1,6 +1,8 @@
 //! A build that is done again: from the cache alone, with the network gone, with its lock and nothing else.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
@@ -15,11 +17,21 @@ const MORE: &str = "[guest]\nmemory = \"512MiB\"\n[verify]\nboot = false\n";
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// A build with a played machine: what it downloads, chooses and unpacks is real.
-fn command(place: &Place, mut command: Command, cache: &Path, arguments: &[&str]) -> Command {
+fn command(place: &Place, command: Command, cache: &Path, arguments: &[&str]) -> Command {
+    command_for(place, command, (cache, MORE), arguments)
+}
+
+/// The same with more in the recipe.
+fn command_for(
+    place: &Place,
+    mut command: Command,
+    (cache, more): (&Path, &str),
+    arguments: &[&str],
+) -> Command {
     let folder = stand_ins(place, &[("qemu-system-x86_64", PLAYED_QEMU)]);
     command.env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", folder.display()));
     command.env("HOSTLER_SOCKET", "/nonexistent/hostler.sock");
-    command.arg("build").arg(recipe(place, "again", MORE)).args(arguments);
+    command.arg("build").arg(recipe(place, "again", more)).args(arguments);
     command.arg("--output").arg(place.path("out")).arg("--cache").arg(cache);
     command
 }
@@ -82,6 +94,55 @@ fn a_build_is_done_again_without_a_network_and_with_its_lock() {
         assert!(said.contains("/a/apt/apt_") && said.contains("--offline asks no upstream"), "{said}");
         let (code, said) = build(place, &cache, &["--locked", "--lock", "/nonexistent/lock"]);
         assert_eq!(code, Some(2), "{said}");
+    });
+}
+
+/// Gives everybody the same text, and ends with the test's process; the address.
+fn serve(text: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").or_fail("a port");
+    let address = listener.local_addr().or_fail("its address");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut lines = BufReader::new(stream.try_clone().or_fail("a stream")).lines();
+            while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+            let length = text.len();
+            let answer =
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{text}");
+            // A client that went away is served as well.
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    format!("http://{address}/note")
+}
+
+#[test]
+fn what_no_archive_has_is_in_the_lock_as_unverified_and_comes_again_without_a_network() {
+    scenario::build("downloads", |place| {
+        let cache = own_cache(place);
+        let lock = place.directory_of_user("out").join("x.lock");
+        let path = lock.to_str().or_fail("a path");
+        let more = format!(
+            "{}[[download]]\nname = \"note\"\nurls = [\"{}\"]\n",
+            MORE.replace("[guest]\n", "[guest]\nrun = [\"true\"]\n"),
+            serve("from far away\n")
+        );
+        let run = |builder: Command, arguments: &[&str]| {
+            let command = command_for(place, builder, (&cache, &more), arguments);
+            let mut running = Running::start(place, command);
+            (running.finish(LIMIT).code(), running.said())
+        };
+        let (code, said) = run(place.command_of_user(program::path("hostler")), &["--lock", path]);
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.contains("nothing vouches for downloads/note"), "{said}");
+        let text = fs::read_to_string(&lock).or_fail("the lock");
+        let entry = text.split("[[files]]").find(|entry| entry.contains("\"downloads/note\""));
+        assert!(entry.or_fail("the download in the lock").contains("verified = false"), "{text}");
+
+        let mut builder = place.command_of_user("unshare");
+        builder.args(["--user", "--map-current-user", "--net"]).arg(program::path("hostler"));
+        let (code, said) = run(builder, &["--offline", "--locked", "--lock", path]);
+        assert_eq!(code, Some(0), "{said}");
+        assert!(!said.contains("nothing vouches"), "{said}");
     });
 }
 
