@@ -281,4 +281,24 @@ mod tests {
         let version_2 = Hierarchy { root: PathBuf::from("/c"), controller: String::new() };
         assert_eq!(place(&version_2, "0::/../other\n"), None);
     }
+
+    #[test]
+    fn a_process_that_has_ended_is_not_moved_by_its_number() {
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().expect("a process");
+        let start = super::super::processes::start_time(child.id()).expect("it lives");
+        let process = ProcessIdentity { pid: child.id(), start };
+        let group = tempfile::tempdir().expect("a temporary directory");
+        fs::write(group.path().join("cgroup.procs"), "").expect("fresh");
+        let written = || fs::read_to_string(group.path().join("cgroup.procs")).expect("there");
+        // Whoever has the number by now has another start.
+        let another = ProcessIdentity { start: crate::model::StartTime(start.0 + 1), ..process };
+        assert!(!enter(group.path(), another).expect("nobody to move"));
+        assert_eq!(written(), "");
+        assert!(enter(group.path(), process).expect("it lives"));
+        assert_eq!(written(), process.pid.to_string());
+        drop(child.stdin.take());
+        child.wait().expect("it ends");
+        assert!(!enter(group.path(), process).expect("nobody to move"));
+    }
 }
