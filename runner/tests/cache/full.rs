@@ -13,7 +13,7 @@ use hostler_runner::causes::in_one_line;
 use hostler_runner::debian;
 use hostler_runner::event::Silent;
 
-use super::{BIG, World, ask, serve};
+use super::world::{BIG, World, ask, serve};
 
 /// Of the disk, in KiB: the test's archive takes 1600 of it.
 const SIZE: usize = 4096;

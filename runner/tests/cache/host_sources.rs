@@ -12,7 +12,7 @@ use hostler_runner::lock::Lock;
 use hostler_runner::recipe::Recipe;
 
 use super::upstream::{Fault, Signer, Upstream, publish, publish_as};
-use super::{WEEK, Warnings, World};
+use super::world::{WEEK, Warnings, World};
 
 /// A host with apt sources of the test's own, and what Debian is to it.
 struct Host {

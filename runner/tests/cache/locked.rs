@@ -15,7 +15,7 @@ use hostler_runner::lock::Lock;
 use hostler_runner::recipe::Recipe;
 
 use super::upstream::{Signer, publish, publish_as};
-use super::{BIG, WEEK, Warnings, World, ask};
+use super::world::{BIG, WEEK, Warnings, World, ask};
 
 /// What a build does, and its lock.
 fn build(world: &World, fetcher: &Fetcher) -> Result<(Selection, Lock), SelectError> {

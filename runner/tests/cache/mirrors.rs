@@ -15,7 +15,7 @@ use hostler_runner::mirror::{Directory, DirectoryError, Plan, Published, Served}
 use hostler_runner::recipe::{Debian, PackageSource};
 
 use super::upstream::{Fault, publish_as};
-use super::{BIG, WEEK, World, ask};
+use super::world::{BIG, WEEK, World, ask};
 
 /// A mirror of the world's archive.
 struct Site {

@@ -9,7 +9,7 @@ use hostler_runner::cache::{Cache, Digest, Fetcher, Wanted};
 use hostler_runner::causes::in_one_line;
 
 use super::upstream::Upstream;
-use super::{Warnings, World};
+use super::world::{Warnings, World};
 
 /// A CA, and the certificate of `localhost` that it signed.
 struct Authority(tempfile::TempDir);

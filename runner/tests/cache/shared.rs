@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use hostler_runner::cache::{Cache, Digest, FetchOptions, Fetcher, Remote, Wanted};
 
-use super::World;
 use super::upstream::Upstream;
+use super::world::World;
 
 /// The server's program.
 fn moto() -> PathBuf {

@@ -9,7 +9,7 @@ use hostler_runner::cache::{Cache, Digest, FetchError, FetchOptions, Fetcher, Su
 use hostler_runner::lock::Lock;
 
 use super::upstream::{Fault, Upstream};
-use super::{Warnings, World};
+use super::world::{Warnings, World};
 
 struct Site {
     upstream: Upstream,

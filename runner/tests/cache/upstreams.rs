@@ -9,7 +9,7 @@ use hostler_runner::debian;
 use hostler_runner::event::Silent;
 
 use super::upstream::{Fault, Upstream, publish};
-use super::{WEEK, Warnings, World};
+use super::world::{WEEK, Warnings, World};
 
 /// The first has faults, the second is good.
 struct Pair {

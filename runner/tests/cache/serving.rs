@@ -1,0 +1,94 @@
+//! What a guest's mirror hands out.
+
+use std::net::TcpStream;
+
+use super::world::{BIG, World, ask};
+
+fn head_date(head: &str) -> String {
+    let line = head.lines().find_map(|line| line.strip_prefix("last-modified: ")).unwrap();
+    // The names of days and months were made small with the rest of the headers.
+    let date = humantime_of(line);
+    assert!(date.ends_with("GMT"));
+    date
+}
+
+/// The date with the letters that it had.
+fn humantime_of(small: &str) -> String {
+    let words = small.split(' ').map(|word| match word {
+        "gmt" => "GMT".to_owned(),
+        _ => word[..1].to_ascii_uppercase() + &word[1..],
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn the_mirror_serves_what_is_named_in_whole_and_in_part() {
+    let world = World::new();
+    let fetcher = world.fetcher();
+    let (mirror, port) = world.mirror(&fetcher);
+    let original = world.upstream.state.lock().unwrap().files[BIG].clone();
+
+    let (status, _, body) = ask(port, "GET", "/debian/pool/big_1%2bx_amd64.deb", "");
+    assert_eq!((status, body == original), (200, true));
+    let (status, head, body) = ask(port, "HEAD", BIG, "");
+    assert_eq!((status, body.len()), (200, 0));
+    assert!(head.contains(&format!("content-length: {}", original.len())), "{head}");
+    let (status, head, body) = ask(port, "GET", BIG, "Range: bytes=10-19\r\n");
+    assert_eq!((status, body.as_slice()), (206, &original[10..20]));
+    assert!(head.contains("content-range: bytes 10-19/"), "{head}");
+    let (status, _, body) = ask(port, "GET", BIG, "Range: bytes=10-19\r\nIf-Range: \"other\"\r\n");
+    assert_eq!((status, body.len()), (200, original.len()));
+    assert_eq!(ask(port, "GET", BIG, "Range: bytes=99999999-\r\n").0, 416);
+    // Empty indices are common, and a client that resumes asks for their end.
+    let empty = "/debian/dists/bookworm/main/i18n/Translation-en";
+    let (status, head, body) = ask(port, "GET", empty, "");
+    assert_eq!((status, body.len()), (200, 0));
+    assert!(head.contains("content-length: 0"), "{head}");
+    assert_eq!(ask(port, "GET", empty, "Range: bytes=0-\r\n").0, 416);
+    let (status, _, body) = ask(port, "GET", "/debian/dists/bookworm/InRelease", "");
+    assert_eq!((status, body.starts_with(b"-----BEGIN PGP SIGNED MESSAGE-----")), (200, true));
+    assert_eq!(ask(port, "GET", "/debian/dists/bookworm/main/binary-amd64/Packages", "").0, 200);
+    // What apt asks when it has the file: has it changed since?
+    let date = head_date(&ask(port, "HEAD", "/debian/dists/bookworm/InRelease", "").1);
+    for (since, status) in [
+        (format!("If-Modified-Since: {date}\r\n"), 304),
+        ("If-Modified-Since: Mon, 06 Jan 2020 10:00:00 GMT\r\n".to_owned(), 200),
+        (format!("If-Modified-Since: {date}\r\nIf-None-Match: \"other\"\r\n"), 200),
+        (format!("Range: bytes=5-\r\nIf-Range: {date}\r\n"), 206),
+    ] {
+        assert_eq!(ask(port, "GET", "/debian/dists/bookworm/InRelease", &since).0, status, "{since}");
+    }
+
+    world.upstream.take_log();
+    for path in [
+        "/debian/pool/other.deb",
+        "/etc/passwd",
+        "/debian/../../etc/passwd",
+        "/debian/dists/bookworm/Release",
+    ] {
+        assert_eq!(ask(port, "GET", path, "").0, 404, "{path}");
+    }
+    assert_eq!(ask(port, "POST", BIG, "").0, 405);
+    assert_eq!(world.upstream.take_log(), Vec::<String>::new(), "upstream was asked for what it cannot have");
+
+    let report = mirror.stop();
+    assert_eq!(report.failures.len(), 4);
+    assert_eq!(report.failures[0].path, "/debian/pool/other.deb");
+    assert_eq!(report.failures[0].upstream_status, None);
+    assert!(report.served_bytes >= 2 * original.len() as u64 + 10);
+    assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "the mirror still listens");
+}
+
+#[test]
+fn many_who_want_one_file_fetch_it_once() {
+    let world = World::new();
+    let fetcher = world.fetcher();
+    let (_mirror, port) = world.mirror(&fetcher);
+    world.upstream.take_log();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| assert_eq!(ask(port, "GET", BIG, "").0, 200));
+        }
+    });
+    assert_eq!(world.upstream.take_log(), [BIG]);
+}
