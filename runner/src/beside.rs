@@ -96,6 +96,20 @@ impl Beside {
         Ok(Folder(self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)?))
     }
 
+    /// The folder `path` in it, or anywhere if it is written in full, with what lies in that.
+    ///
+    /// # Errors
+    /// As for a file.
+    pub fn below(&self, path: &Path) -> Result<Self, BesideError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        if path.is_absolute() {
+            let directory = rustix::fs::open(path, flags, Mode::empty());
+            let failed = |error: Errno| BesideError { path: path.to_owned(), source: error.into() };
+            return Ok(Self::new(directory.map_err(failed)?, path.to_owned()));
+        }
+        Ok(Self::new(self.open(path, flags)?, self.shown(path)))
+    }
+
     fn open(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, BesideError> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         openat2(self.directory.as_fd(), path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
@@ -146,5 +160,10 @@ mod tests {
         assert!(error.contains("a link that leaves the recipe's folder"), "{error}");
         assert!(beside.folder(Path::new("out")).is_err());
         assert!(beside.folder(Path::new("missing")).is_err());
+        let below = beside.below(Path::new("work")).unwrap();
+        assert!(below.file(Path::new("file")).is_ok());
+        assert!(below.file(Path::new("../inside")).is_err());
+        assert!(beside.below(Path::new("out")).is_err());
+        assert!(beside.below(outside.path()).unwrap().file(Path::new("secret")).is_ok());
     }
 }

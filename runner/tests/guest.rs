@@ -45,6 +45,8 @@ mod builder;
 mod confined;
 #[path = "guest/installer.rs"]
 mod installer;
+#[path = "guest/release_tree.rs"]
+mod release_tree;
 
 struct Tools {
     _folder: tempfile::TempDir,

@@ -4,10 +4,10 @@ use std::io;
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::cache::offer::{Archives, WithFiles};
+use crate::cache::offer::{Archives, Offer, WithFiles};
 use crate::cache::{Failure, Fetcher, Mirror, Wanted};
 use crate::contents::provenance::Artifact;
-use crate::debian::{InstallerArchives, Selection};
+use crate::debian::Selection;
 use crate::vm::outcome::Refused;
 use crate::vm::run::Downloads;
 
@@ -17,19 +17,19 @@ use super::session::Packages;
 pub(super) struct GuestMirror {
     selection: Arc<Selection>,
     fetcher: Arc<Fetcher>,
-    /// What debian-installer may ask for beside that, until the mirror has it.
-    archives: Mutex<Option<InstallerArchives>>,
+    /// What an installer may ask for, until the mirror has it.
+    installers: Mutex<Option<Box<dyn Offer>>>,
     downloads: Vec<(String, Wanted)>,
     running: Mutex<Option<Mirror>>,
 }
 
 impl GuestMirror {
-    /// One that has what was chosen, and what an installer needs beside it.
-    pub(super) fn new(packages: &Packages, archives: Option<InstallerArchives>) -> Self {
+    /// One that has what was chosen, or what an installer needs.
+    pub(super) fn new(packages: &Packages, installers: Option<Box<dyn Offer>>) -> Self {
         Self {
             selection: Arc::clone(&packages.selection),
             fetcher: Arc::clone(&packages.fetcher),
-            archives: Mutex::new(archives),
+            installers: Mutex::new(installers),
             downloads: packages.downloads.clone(),
             running: Mutex::default(),
         }
@@ -38,9 +38,9 @@ impl GuestMirror {
     /// Serves on this socket from now on.
     pub(super) fn start(&self, listener: TcpListener) -> io::Result<()> {
         let fetcher = Arc::clone(&self.fetcher);
-        let archives = self.archives.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let started = match archives {
-            Some(archives) => Mirror::offering(listener, archives, fetcher),
+        let installers = self.installers.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let started = match installers {
+            Some(offer) => Mirror::offering(listener, offer, fetcher),
             None => {
                 let archives = Archives::new(Arc::clone(&self.selection));
                 Mirror::offering(listener, WithFiles::new("downloads", &self.downloads, archives), fetcher)

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::cache::Digest;
+use crate::cache::offer::Offer;
 use crate::contents::provenance::Artifact;
 use crate::debian::InstallerArchives;
-use crate::event::Stage;
+use crate::event::{Event, Stage};
 use crate::installer::{Rejected, cloud, kickstart, preseed};
 use crate::media::boot::{self, Layout};
 use crate::media::seed;
@@ -25,6 +26,7 @@ use super::machines::{Logs, Worked, accept};
 use super::medium::{MediumError, open, place, start};
 use super::preflight::Host;
 use super::product::Product;
+use super::release_tree::{self, ReleaseTree};
 use super::session::{Packages, Session};
 
 /// The largest answers file, in bytes.
@@ -49,13 +51,18 @@ impl Session<'_> {
         let answers = self.answers(installer)?;
         let chosen = self.select()?;
         let packages = self.fetch(chosen, false)?;
-        let archives = match installer.family {
-            Family::DebianInstaller => {
+        let offer: Option<Box<dyn Offer>> = match (installer.family, &installer.medium) {
+            (Family::DebianInstaller, _) => {
                 let sink = Arc::clone(&self.environment.sink);
                 let (selection, fetcher) = (Arc::clone(&packages.selection), Arc::clone(&packages.fetcher));
                 let suite = self.request.recipe.debian.suite.clone();
                 let read = move || Ok(InstallerArchives::read(&selection, &suite, &fetcher, sink.as_ref())?);
-                Some(self.stage(Stage::Fetch, |session| session.interruptible(Stage::Fetch, read))?)
+                let archives =
+                    self.stage(Stage::Fetch, |session| session.interruptible(Stage::Fetch, read))?;
+                Some(Box::new(archives))
+            }
+            (Family::Anaconda, Medium::Tree(path)) => {
+                Some(Box::new(self.stage(Stage::Fetch, |session| session.release_tree(path))?))
             }
             _ => None,
         };
@@ -67,7 +74,7 @@ impl Session<'_> {
         })?;
         let materials = installation.materials.clone();
         let (worked, log) = self.stage(Stage::Guest, |session| {
-            session.install(host, &packages, accelerator, (installation, archives), &nonce)
+            session.install(host, &packages, accelerator, (installation, offer), &nonce)
         })?;
         let mut logs = vec![worked.log];
         logs.extend(log);
@@ -81,6 +88,23 @@ impl Session<'_> {
             packages,
             materials: materials.into_iter().chain(worked.fetched).collect(),
         })
+    }
+
+    /// The tree that anaconda installs from, as it says itself.
+    fn release_tree(&self, path: &Path) -> Result<ReleaseTree, BuildError> {
+        let folder = self.request.beside.below(path)?;
+        let stop = self.stop.clone();
+        let tree = self.interruptible(Stage::Fetch, move || Ok(ReleaseTree::read(folder, &stop)?))?;
+        for head in &tree.heads {
+            self.note_input(&head.name, &head.sha256)?;
+        }
+        for repository in &tree.elsewhere {
+            self.environment.sink.event(Event::Warning(format!(
+                "{} names the repository {repository:?}, which does not lie in it: the installer cannot have that",
+                path.join(".treeinfo").display()
+            )));
+        }
+        Ok(tree)
     }
 
     /// The answers, checked as far as that can be done without the installer.
@@ -187,7 +211,8 @@ impl Session<'_> {
             Family::Anaconda => {
                 more.file("ks.cfg", 0o644, kickstart::complete(answers, nonce));
                 log_port = Some(kickstart::LOG_PORT);
-                kickstart::arguments(label.map_or(kickstart::Source::Answers, kickstart::Source::Label))
+                let tree = release_tree::address();
+                kickstart::arguments(label.map_or(kickstart::Source::Tree(&tree), kickstart::Source::Label))
             }
             Family::Subiquity | Family::CloudImage => {
                 let user_data = cloud::autoinstall(answers, nonce).map_err(rejected)?;
@@ -248,7 +273,7 @@ impl Session<'_> {
         host: &Host,
         packages: &Packages,
         accelerator: Accelerator,
-        (installation, archives): (Installation, Option<InstallerArchives>),
+        (installation, offer): (Installation, Option<Box<dyn Offer>>),
         nonce: &str,
     ) -> Result<(Worked, Option<PathBuf>), BuildError> {
         let recipe = &self.request.recipe;
@@ -263,7 +288,7 @@ impl Session<'_> {
             log_port: installation.log_port,
             smbios_serial: None,
         };
-        let mirror = GuestMirror::new(packages, archives);
+        let mirror = GuestMirror::new(packages, offer);
         let name = &recipe.image.name;
         let log = self.scratch.path().join(format!("{name}.console.log"));
         let report = self.boot(host, &spec, nonce, Stage::Guest, &log, Some(&mirror))?;

@@ -15,6 +15,8 @@ use crate::media::boot::{self, NotBootable};
 use crate::media::iso::{Iso, IsoError};
 use crate::media::treeinfo::{self, TreeinfoError};
 use crate::recipe::{Family, Medium};
+use crate::rpm::MetadataError;
+use crate::stop::Stopped;
 
 use super::error::BuildError;
 use super::image;
@@ -65,8 +67,32 @@ pub enum MediumError {
         #[source]
         source: TreeinfoError,
     },
-    /// A file of a tree is not what `.treeinfo` says.
-    #[error("{} is not the file that .treeinfo vouches for: download it again", path.display())]
+    /// A tree's index is of no use.
+    #[error("cannot use {}", path.display())]
+    Repository {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: MetadataError,
+    },
+    /// A tree does not have the installer itself.
+    #[error("{} names no stage2: it is a tree of packages only; name one that an installer comes with, or an iso", path.display())]
+    NoStage2 {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It was given up.
+    #[error("gave up reading {}", path.display())]
+    Stopped {
+        /// The file, or folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Stopped,
+    },
+    /// A file of a tree is not what `.treeinfo`, or an index, says.
+    #[error("{} is not the file that its tree vouches for: download it again", path.display())]
     Digest {
         /// The file.
         path: PathBuf,

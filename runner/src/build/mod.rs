@@ -29,6 +29,7 @@ pub mod outputs;
 pub mod preflight;
 mod product;
 pub mod registrar;
+mod release_tree;
 mod request;
 mod results;
 pub mod scratch;

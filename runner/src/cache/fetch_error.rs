@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::beside::BesideError;
 use crate::stop::Stopped;
 
 use super::digest::Digest;
@@ -195,6 +196,23 @@ pub enum FetchError {
         /// The file.
         name: String,
     },
+    /// A file of this host cannot be read.
+    #[error("cannot have {name}")]
+    Local {
+        /// The file.
+        name: String,
+        /// Why.
+        #[source]
+        source: BesideError,
+    },
+    /// A file of this host is not what its index vouches for.
+    #[error(
+        "{name} is not the file that its index vouches for: is its folder damaged, or just being changed?"
+    )]
+    Changed {
+        /// The file.
+        name: String,
+    },
 }
 
 impl FetchError {
@@ -229,7 +247,9 @@ impl FetchError {
             | Self::Offline { .. }
             | Self::Store { .. }
             | Self::Stopped { .. }
-            | Self::BrokenOff { .. } => false,
+            | Self::BrokenOff { .. }
+            | Self::Local { .. }
+            | Self::Changed { .. } => false,
         }
     }
 }

@@ -13,6 +13,7 @@ mod evict;
 mod fetch;
 mod fetch_error;
 mod flight;
+mod local;
 pub mod offer;
 mod partial;
 mod proxy;

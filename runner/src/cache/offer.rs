@@ -8,19 +8,32 @@
 //! ```
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::beside::Beside;
 use crate::debian::catalogue::PackageId;
 use crate::debian::{Repository, Selection};
 
 use super::digest::Digest;
 use super::fetch::Wanted;
 
+/// A file that lies on this host.
+#[derive(Clone, Debug)]
+pub struct Local {
+    /// The folder that it is found below.
+    pub folder: Beside,
+    /// Its path there.
+    pub path: PathBuf,
+}
+
 /// What is behind an address.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Offered {
     /// The file.
     pub wanted: Wanted,
+    /// Where it lies, if nobody has to be asked for it.
+    pub local: Option<Local>,
     /// When what is behind the address last changed, in seconds since 1970, where that is known.
     pub modified: Option<u64>,
 }
@@ -29,6 +42,12 @@ pub struct Offered {
 pub trait Offer: Send + Sync {
     /// What is behind the decoded `path` of an address, which begins with a slash.
     fn find(&self, path: &str) -> Option<Offered>;
+}
+
+impl<O: Offer + ?Sized> Offer for Box<O> {
+    fn find(&self, path: &str) -> Option<Offered> {
+        (**self).find(path)
+    }
 }
 
 /// The addresses of a selection: everything that its verified indices name.
@@ -64,7 +83,7 @@ impl Offer for Archives {
         }
         let package = self.packages.get(&(number, path.into()))?;
         let file = self.selection.catalogue.file(*package).ok()?;
-        Some(Offered { wanted: self.selection.wanted(&file), modified: None })
+        Some(Offered { wanted: self.selection.wanted(&file), local: None, modified: None })
     }
 }
 
@@ -87,7 +106,9 @@ impl<O: Offer> Offer for WithFiles<O> {
     fn find(&self, path: &str) -> Option<Offered> {
         let name = path.strip_prefix('/').and_then(|path| path.strip_prefix(self.folder)?.strip_prefix('/'));
         match name.filter(|_| !self.files.is_empty()) {
-            Some(name) => Some(Offered { wanted: self.files.get(name)?.clone(), modified: None }),
+            Some(name) => {
+                Some(Offered { wanted: self.files.get(name)?.clone(), local: None, modified: None })
+            }
             None => self.other.find(path),
         }
     }
@@ -100,7 +121,7 @@ fn find_metadata(repository: &Repository, path: &str) -> Option<Offered> {
         Some((suite, path))
     });
     let (suite, path) = suites.max_by_key(|(suite, _)| suite.name.len())?;
-    let offered = |wanted| Some(Offered { wanted, modified: Some(suite.release.date) });
+    let offered = |wanted| Some(Offered { wanted, local: None, modified: Some(suite.release.date) });
     if path == "InRelease" {
         return offered(suite.signed(&repository.uris));
     }
@@ -258,7 +279,7 @@ mod tests {
             "/",
             "",
         ] {
-            assert_eq!(offer.find(path), None, "{path}");
+            assert!(offer.find(path).is_none(), "{path}");
         }
     }
 
@@ -268,7 +289,7 @@ mod tests {
             Wanted { name: "a".to_owned(), urls: Vec::new(), size: Some(1), digest: Digest::of(b"a") };
         let with = WithFiles::new("downloads", &[("a".to_owned(), wanted.clone())], offer());
         assert_eq!(with.find("/downloads/a").map(|offered| offered.wanted), Some(wanted));
-        assert_eq!(with.find("/downloads/b"), None);
+        assert!(with.find("/downloads/b").is_none());
         assert!(with.find("/debian/dists/s/InRelease").is_some());
     }
 

@@ -208,7 +208,7 @@ impl Shared {
 
     /// The checked file behind an address, or the status to answer with.
     async fn open(&self, path: &str) -> Result<Opened, Status> {
-        let Some(Offered { wanted, modified }) = self.offer.find(path) else {
+        let Some(Offered { wanted, local, modified }) = self.offer.find(path) else {
             self.note(path, None, "the verified indices do not name it".to_owned());
             return Err(Status::NotFound);
         };
@@ -218,7 +218,11 @@ impl Shared {
             self.note(path, Some(refused.status), refused.reason);
             return Err(Status::BadGateway);
         }
-        match self.core.obtain(&wanted).await {
+        let obtained = match local {
+            Some(local) => self.core.take_in(&wanted, local).await,
+            None => self.core.obtain(&wanted).await,
+        };
+        match obtained {
             Ok(file) => {
                 self.handed().insert(path.to_owned(), wanted.digest);
                 Ok(Opened { file, digest: wanted.digest, modified })

@@ -333,7 +333,7 @@ impl Core {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner).first().map(|(_, what)| what.clone())
     }
 
-    async fn kept_file(&self, wanted: &Wanted) -> Result<Option<File>, FetchError> {
+    pub(super) async fn kept_file(&self, wanted: &Wanted) -> Result<Option<File>, FetchError> {
         let found = self.look_up(wanted.digest, wanted.size).await;
         let found = found.unwrap_or(Ok(None)).map_err(|source| store_error(wanted, source))?;
         if let Some(file) = &found {
@@ -498,6 +498,8 @@ fn fault_of(error: &FetchError) -> Option<Fault> {
         | FetchError::Offline { .. }
         | FetchError::Store { .. }
         | FetchError::Stopped { .. }
-        | FetchError::BrokenOff { .. } => return None,
+        | FetchError::BrokenOff { .. }
+        | FetchError::Local { .. }
+        | FetchError::Changed { .. } => return None,
     })
 }

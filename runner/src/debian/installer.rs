@@ -84,8 +84,9 @@ fn add_udebs(
             let (size, digest) = (stanza.get("Size")?.parse().ok()?, stanza.get("SHA256")?.parse().ok()?);
             let urls = repository.uris.iter().map(|uri| format!("{uri}/{path}")).collect();
             let wanted = Wanted { name: path.to_owned(), urls, size: Some(size), digest };
-            is_inside(path)
-                .then(|| (format!("/{}/{path}", repository.name), Offered { wanted, modified: None }))
+            is_inside(path).then(|| {
+                (format!("/{}/{path}", repository.name), Offered { wanted, local: None, modified: None })
+            })
         };
         more.extend(file());
     }
@@ -103,7 +104,7 @@ fn add_release(
 ) -> Result<(), SelectError> {
     let mut offer = |wanted: Wanted| {
         let path = format!("/{}/{}", repository.name, wanted.name);
-        more.insert(path, Offered { wanted, modified: Some(suite.release.date) });
+        more.insert(path, Offered { wanted, local: None, modified: Some(suite.release.date) });
     };
     let wanted = |file: &str, digest: Digest, size: u64| {
         let name = format!("dists/{}/{file}", suite.name);

@@ -15,8 +15,8 @@ const SECTIONS: [&str; 8] =
 pub enum Source<'a> {
     /// A volume with this label.
     Label(&'a str),
-    /// What the answers say themselves.
-    Answers,
+    /// A tree at this address.
+    Tree(&'a str),
 }
 
 /// Looks for what anaconda would reject at once: sections that do not end, and ends without a section; and
@@ -100,11 +100,18 @@ pub fn arguments(source: Source<'_>) -> Vec<String> {
             .into_iter()
             .map(str::to_owned)
             .collect();
-    if let Source::Label(label) = source {
-        // As dracut writes what a label must not have.
-        let label = label.replace(' ', "\\x20");
-        arguments.push(format!("inst.stage2=hd:LABEL={label}"));
-        arguments.push(format!("inst.repo=hd:LABEL={label}"));
+    match source {
+        Source::Label(label) => {
+            // As dracut writes what a label must not have.
+            let label = label.replace(' ', "\\x20");
+            arguments.push(format!("inst.stage2=hd:LABEL={label}"));
+            arguments.push(format!("inst.repo=hd:LABEL={label}"));
+        }
+        Source::Tree(address) => {
+            arguments.push("ip=dhcp".to_owned());
+            arguments.push(format!("inst.stage2={address}"));
+            arguments.push(format!("inst.repo={address}"));
+        }
     }
     arguments
 }

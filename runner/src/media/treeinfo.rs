@@ -49,6 +49,10 @@ pub struct Treeinfo {
     pub initrd: TreeFile,
     /// The installer itself, where it is a file of its own.
     pub stage2: Option<TreeFile>,
+    /// The folders of its repositories; an empty path is the tree itself.
+    pub repositories: Vec<String>,
+    /// Repositories that it names and that do not lie in it.
+    pub elsewhere: Vec<String>,
 }
 
 /// Reads a `.treeinfo`.
@@ -62,8 +66,7 @@ pub fn parse(text: &str) -> Result<Treeinfo, TreeinfoError> {
         sections.get(section).and_then(|keys| keys.get(key)).copied().ok_or_else(missing)
     };
     let file = |path: &str| -> Result<TreeFile, TreeinfoError> {
-        let inside = path.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
-        if !inside {
+        if !is_inside(path) {
             return Err(TreeinfoError::Outside { path: path.to_owned() });
         }
         let unknown = || TreeinfoError::Digest { path: path.to_owned() };
@@ -75,13 +78,38 @@ pub fn parse(text: &str) -> Result<Treeinfo, TreeinfoError> {
         Ok(TreeFile { path: path.to_owned(), sha256: sha256.to_ascii_lowercase() })
     };
     let images = "images-x86_64";
+    let (repositories, elsewhere) = repositories(&sections);
     let name = get("general", "name").or_else(|_| get("release", "name")).unwrap_or("").to_owned();
     Ok(Treeinfo {
         name,
         kernel: file(get(images, "kernel")?)?,
         initrd: file(get(images, "initrd")?)?,
         stage2: get("stage2", "mainimage").ok().map(file).transpose()?,
+        repositories,
+        elsewhere,
     })
+}
+
+/// Whether a path stays in its tree, in the one spelling that it has.
+pub(crate) fn is_inside(path: &str) -> bool {
+    path.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
+}
+
+/// The repositories in the tree, and those elsewhere.
+fn repositories(sections: &BTreeMap<&str, BTreeMap<&str, &str>>) -> (Vec<String>, Vec<String>) {
+    let mut named: Vec<String> = sections
+        .iter()
+        .filter(|(section, _)| **section == "general" || section.starts_with("variant-"))
+        .filter_map(|(_, keys)| keys.get("repository"))
+        .map(|path| path.trim_end_matches('/').trim_start_matches("./").to_owned())
+        .map(|path| if path == "." { String::new() } else { path })
+        .collect();
+    if named.is_empty() {
+        named.push(String::new());
+    }
+    named.sort();
+    named.dedup();
+    named.into_iter().partition(|path| path.is_empty() || is_inside(path))
 }
 
 fn sections(text: &str) -> BTreeMap<&str, BTreeMap<&str, &str>> {
@@ -125,6 +153,14 @@ mod tests {
     fn what_leaves_the_tree_or_has_no_digest_is_refused() {
         let outside = text().replace("kernel = images", "kernel = ../images");
         assert!(matches!(parse(&outside), Err(TreeinfoError::Outside { .. })));
+        // What the newest of Red Hat's kind have: a repository in the tree, and one beside it.
+        let variants = "\n[variant-A]\nrepository = ./A/\n[variant-B]\nrepository = ../../B/os\n[variant-C]\nrepository = .\n";
+        let tree = parse(&(text() + variants)).unwrap();
+        assert_eq!(
+            (tree.repositories, tree.elsewhere),
+            (vec![String::new(), "A".into()], vec!["../../B/os".into()])
+        );
+        assert_eq!(parse(&text()).unwrap().repositories, [""]);
         let unvouched = text().replace("images/pxeboot/vmlinuz = sha256:", "images/pxeboot/vmlinuz = md5:");
         assert!(matches!(parse(&unvouched), Err(TreeinfoError::Digest { .. })));
         let error = parse("[general]\nname = x\n").unwrap_err().to_string();

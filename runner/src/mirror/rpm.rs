@@ -1,7 +1,6 @@
 //! What of a release tree of Fedora's kind goes into a mirror.
 
 use std::collections::HashSet;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use crate::cache::{FetchError, Fetcher, Metadata, StoreError, Wanted};
@@ -11,8 +10,6 @@ use crate::rpm::{File, MetadataError, filelists, metalink, primary, repomd, tree
 
 use super::{Folder, Plan};
 
-/// The largest index, unpacked.
-const LIMIT: u64 = 4 << 30;
 const REPOMD: &str = "repodata/repomd.xml";
 const SIGNATURE: &str = "repodata/repomd.xml.asc";
 
@@ -291,19 +288,5 @@ fn wanted(file: &File, roots: &[String]) -> Wanted {
 
 /// The text of an index, packed in whichever way its name says.
 fn unpack(name: &str, packed: &[u8]) -> Result<String, PlanError> {
-    let failed = |source| PlanError::Unpack { name: name.to_owned(), source };
-    let mut text = Vec::new();
-    let read = match name.rsplit_once('.').map(|(_, suffix)| suffix) {
-        Some("gz") => flate2::read::MultiGzDecoder::new(packed).take(LIMIT).read_to_end(&mut text),
-        Some("xz") => liblzma::read::XzDecoder::new_multi_decoder(packed).take(LIMIT).read_to_end(&mut text),
-        Some("zst") => match ruzstd::decoding::StreamingDecoder::new(packed) {
-            Ok(decoder) => decoder.take(LIMIT).read_to_end(&mut text),
-            Err(error) => Err(std::io::Error::other(error.to_string())),
-        },
-        _ => packed.take(LIMIT).read_to_end(&mut text),
-    };
-    if read.map_err(failed)? as u64 >= LIMIT {
-        return Err(failed(std::io::Error::other("it is too large to be an index")));
-    }
-    String::from_utf8(text).map_err(|error| failed(std::io::Error::other(error)))
+    crate::rpm::unpack(name, packed).map_err(|source| PlanError::Unpack { name: name.to_owned(), source })
 }

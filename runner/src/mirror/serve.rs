@@ -60,6 +60,6 @@ impl Offer for Served {
     fn find(&self, path: &str) -> Option<Offered> {
         let manifest = self.manifest();
         let wanted = manifest.wanted(path.strip_prefix('/')?)?;
-        Some(Offered { wanted, modified: Some(manifest.time) })
+        Some(Offered { wanted, local: None, modified: Some(manifest.time) })
     }
 }

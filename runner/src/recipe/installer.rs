@@ -102,6 +102,19 @@ impl WrittenInstaller {
                 "family \"cloud-image\" needs installer.disk, and all others need something to boot";
             return Err(Refusal::at(&self.family, message.to_owned()));
         }
+        // They read the most of themselves, and the packages, from what they came on.
+        let lacks = match (family, &medium) {
+            (Family::Anaconda, Medium::Kernel { .. }) => Some(
+                "kernel and initrd alone have neither the rest of anaconda nor packages: name the iso or the tree that they are of",
+            ),
+            (Family::Subiquity, Medium::Kernel { .. } | Medium::Tree(_)) => {
+                Some("subiquity installs from its image: name that as installer.iso")
+            }
+            _ => None,
+        };
+        if let Some(message) = lacks {
+            return Err(Refusal::at(&self.family, message.to_owned()));
+        }
         let is_argument =
             |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"');
         let arguments = self.arguments.iter().map(|argument| {
@@ -116,4 +129,33 @@ fn medium(path: &Spanned<String>) -> Result<PathBuf, Refusal> {
     let rule = "leaves the recipe's folder: name a file in it by a relative path without \"..\", or write the full path";
     let allowed = |text: &str| is_beside(text) || (Path::new(text).is_absolute() && !text.contains('\0'));
     checked(path, allowed, rule).map(PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::Recipe;
+
+    #[test]
+    fn what_an_installer_cannot_install_from_is_refused_with_what_it_can() {
+        let parse = |family: &str, medium: &str| {
+            let text = format!(
+                "kind = \"installer\"\n[image]\nname = \"x\"\nsize = \"1GiB\"\n[installer]\nfamily = \"{family}\"\nanswers = \"a\"\n{medium}\n"
+            );
+            Recipe::parse(&text, Path::new("r.toml")).map_err(|error| error.to_string())
+        };
+        let kernel = "kernel = \"k\"\ninitrd = \"i\"";
+        let error = parse("anaconda", kernel).unwrap_err();
+        assert!(error.contains("name the iso or the tree that they are of"), "{error}");
+        for medium in [kernel, "tree = \"t\""] {
+            let error = parse("subiquity", medium).unwrap_err();
+            assert!(error.contains("name that as installer.iso"), "{error}");
+        }
+        for (family, medium) in
+            [("anaconda", "tree = \"t\""), ("anaconda", "iso = \"i\""), ("subiquity", "iso = \"i\"")]
+        {
+            assert!(parse(family, medium).is_ok(), "{family} {medium}");
+        }
+    }
 }

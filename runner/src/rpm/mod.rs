@@ -10,9 +10,12 @@
 
 pub mod filelists;
 pub mod metalink;
+mod packed;
 pub mod primary;
 pub mod repomd;
 pub mod treeinfo;
+
+pub use packed::unpack;
 
 use crate::cache::Digest;
 

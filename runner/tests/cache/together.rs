@@ -50,7 +50,7 @@ struct One(Wanted);
 
 impl Offer for One {
     fn find(&self, path: &str) -> Option<Offered> {
-        (path == "/large").then(|| Offered { wanted: self.0.clone(), modified: None })
+        (path == "/large").then(|| Offered { wanted: self.0.clone(), local: None, modified: None })
     }
 }
 
