@@ -12,7 +12,7 @@ use hostler_tests::sleeper::Sleeper;
 use hostler_tests::{probe, scenario};
 use hostler_watchdog::kernel::{calls, processes, signals};
 use hostler_watchdog::model::{FileHold, MountNamespace, SnapshotDepth};
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 
 use crate::kernel_seen::shown_at;
 use crate::worker::Worker;
@@ -55,6 +55,36 @@ fn open_files_are_told_from_paths_and_namespaces() {
         let unmount = || nix::mount::umount2(&point, nix::mount::MntFlags::empty()).is_ok();
         wait_until("the mount to be free", Duration::from_secs(5), unmount);
         hostler_tests::program::succeed("losetup", ["-d", &node]);
+    });
+}
+
+#[test]
+fn a_file_whose_path_is_too_long_to_be_told_is_held_all_the_same() {
+    scenario::privileged("long-path", |place| {
+        let (flags, mode) = (OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::RWXU);
+        let top = File::open(place.directory("deep")).or_fail("opening a directory");
+        let mut deep = openat(&top, ".", flags, mode).or_fail("opening a directory");
+        let name = "d".repeat(250);
+        for _ in 0..20 {
+            mkdirat(&deep, &name, mode).or_fail("making a directory");
+            deep = openat(&deep, &name, flags, mode).or_fail("opening a directory");
+        }
+        let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = File::from(openat(&deep, "file", flags, mode).or_fail("making a file"));
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        assert_eq!(link.map_err(|error| error.raw_os_error()), Err(Some(nix::libc::ENAMETOOLONG)));
+
+        let own = std::process::id();
+        let (found, unreadable) =
+            processes::list(Path::new("/proc"), SnapshotDepth::Holders, &mut |pid| pid == own)
+                .or_fail("listing processes");
+        assert!(unreadable.iter().all(|(pid, _)| *pid != own), "{unreadable:?}");
+        let found = found.iter().find(|process| process.identity.pid == own).or_fail("this test");
+        let hold_of = |file: &dyn AsRawFd| -> Option<&FileHold> {
+            found.files.iter().find(|hold| i32::try_from(hold.descriptor) == Ok(file.as_raw_fd()))
+        };
+        let hold = hold_of(&file).or_fail("the file that this test has open");
+        assert_eq!(Some(hold.place), hold_of(&top).map(|hold| hold.place), "it is told as on another mount");
     });
 }
 

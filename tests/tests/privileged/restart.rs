@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use hostler_protocol::lease::Tracking;
 use hostler_tests::bystander::Bystander;
 use hostler_tests::daemon::{Daemon, Settings};
-use hostler_tests::failure::OrFail;
+use hostler_tests::failure::{OrFail, wait_until};
 use hostler_tests::place::{Place, kill};
 use hostler_tests::probe::ProcessSeen;
 use hostler_tests::{probe, scenario};
@@ -121,6 +121,62 @@ fn an_owner_that_lives_through_a_restart_keeps_its_lease() {
         let processes = build.kill_owner();
         daemon.wait_for_end("build", SOON);
         assert_nothing_left(place, &claim, &processes);
+    });
+}
+
+/// Starts the daemon so that nobody in it gets a pidfd for as long as a file is there.
+fn launch_without_pidfds(daemon: &mut Daemon<'_>, file: &Path) {
+    let log = fs::File::options().append(true).open(daemon.place().path("hostlerd.log"));
+    let log = log.or_fail("opening the daemon's log");
+    daemon.launch_by(|command| {
+        let mut failing = Command::new("python3");
+        failing.args(["-c", include_str!("failing.py"), &nix::libc::SYS_pidfd_open.to_string()]);
+        failing.arg(nix::libc::ENOMEM.to_string()).arg(file);
+        failing.arg(command.get_program()).args(command.get_args());
+        failing.env("HOSTLER_LOG", "info").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        failing.spawn()
+    });
+}
+
+#[test]
+fn an_owner_that_cannot_be_asked_counts_as_living_until_it_can() {
+    scenario::privileged("unasked", |place| {
+        let bystander = Bystander::new(place, &place.directory("other"));
+        let mut daemon = Daemon::start(place, &Settings { term_timeout: "200ms", ..Settings::default() });
+        let build = |name: &str| {
+            let claim = claim_with_images(place, name);
+            (Build::start(&daemon, &claim), claim)
+        };
+        let (dead, dead_claim) = build("dead");
+        let (living, living_claim) = build("living");
+        daemon.kill();
+        let dead = dead.kill_owner();
+        let fails = place.path("no-pidfds");
+        fs::write(&fails, "").or_fail("making pidfd_open fail");
+        launch_without_pidfds(&mut daemon, &fails);
+        let cannot_be_told = || daemon.log().matches("lives cannot be told").count() == 2;
+        wait_until("both owners to be asked in vain", SOON, cannot_be_told);
+        // It asks each second. No client can be served without pidfds.
+        std::thread::sleep(Duration::from_millis(2500));
+        for claim in [&dead_claim, &living_claim] {
+            assert!(!probe::mounts_below(claim).is_empty(), "{claim:?}\n{}", daemon.log());
+        }
+        fs::remove_file(&fails).or_fail("letting pidfd_open be");
+        let begun = Instant::now();
+        let is_gone =
+            || probe::mounts_below(&dead_claim).is_empty() && probe::loops_below(&dead_claim).is_empty();
+        wait_until("what the dead owner left to be gone", SOON, is_gone);
+        println!("asked again and taken back within {} ms", begun.elapsed().as_millis());
+        wait_until("the living owner to be watched", SOON, || {
+            daemon.log().contains("its owner lives, and is watched")
+        });
+        assert!(!probe::mounts_below(&living_claim).is_empty());
+        let living = living.kill_owner();
+        daemon.wait_until_idle(SOON);
+        for (claim, processes) in [(&dead_claim, &dead), (&living_claim, &living)] {
+            assert_nothing_left(place, claim, processes);
+        }
+        bystander.assert_untouched();
     });
 }
 

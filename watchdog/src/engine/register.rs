@@ -21,8 +21,6 @@ use crate::worker::{Examined, WorkerError};
 /// them go beside one message to a worker, which can carry 253.
 const KEPT_LIMIT: usize = 200;
 const KEPT_FOR_USER: usize = 32;
-/// How many workers may hang because of one user's descriptors before no more of his are looked at.
-const HANGING_LIMIT: usize = 4;
 
 impl Engine {
     /// What a descriptor is of that a client passed, as a worker finds it.
@@ -32,19 +30,15 @@ impl Engine {
         passed: Passed<'_>,
         wanted: Wanted,
     ) -> Result<Examined, CallError> {
-        if self.shared.pool.hanging_for(caller.uid) >= HANGING_LIMIT {
-            return Err(refused(format!(
-                "{HANGING_LIMIT} descriptors of user {} hang whoever looks at them; end what does not answer (a FUSE server, for example) first",
-                caller.uid
-            )));
-        }
         let number = i32::try_from(passed.number).map_err(|_| refused("there is no such descriptor"))?;
         let silence = self.shared.config.borrow().reclaim.step_timeout;
         let examined = self.shared.pool.examine(caller.uid, passed.reader, number, wanted, silence).await;
         match examined {
             Ok(Examined { proof: Proof::None(why), .. }) => Err(refused(why)),
             Ok(examined) => Ok(examined),
-            Err(error @ WorkerError::Hung { .. }) => Err(refused(error.to_string())),
+            Err(error @ (WorkerError::Hung { .. } | WorkerError::TooManyHang { .. })) => {
+                Err(refused(error.to_string()))
+            }
             Err(error) => Err(unavailable(chain(&error))),
         }
     }

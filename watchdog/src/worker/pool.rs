@@ -24,6 +24,8 @@ const ACTING_LIMIT: usize = 64;
 /// at a descriptor can take as long as a step may.
 const EXAMINING_LIMIT: usize = 32;
 const EXAMINING_FOR_USER: usize = 4;
+/// How many workers may hang because of one user's descriptors before no more of his are looked at.
+const HANGING_LIMIT: usize = 4;
 /// How many workers may look at once. Apart from those that act: steps that hang must not keep anybody
 /// from looking.
 const LOOKING_LIMIT: usize = 4;
@@ -55,6 +57,16 @@ pub enum WorkerError {
         device: Option<u32>,
         /// How long it was waited for.
         seconds: u64,
+    },
+    /// None looks at any more of a user's descriptors.
+    #[error(
+        "{hanging} descriptors of user {user} hang whoever looks at them; end what does not answer (a FUSE server, for example) first"
+    )]
+    TooManyHang {
+        /// Whose they are.
+        user: u32,
+        /// How many.
+        hanging: usize,
     },
     /// It said what is no answer.
     #[error("a worker process said what is no answer: {cause}")]
@@ -216,7 +228,8 @@ impl Pool {
     /// Looks at a descriptor that a client of `user`'s passed to the reader of that pidfd.
     ///
     /// # Errors
-    /// When no worker can be had, when looking at it hangs, or when the kernel does not tell.
+    /// When no worker can be had, when looking at it hangs or too much of the user's hangs already, or when
+    /// the kernel does not tell.
     pub async fn examine(
         &self,
         user: u32,
@@ -228,6 +241,11 @@ impl Pool {
         let of_user = self.examining_for(user);
         let permit = of_user.acquire().await;
         let _permit_of_user = permit.expect("the semaphore is never closed");
+        // Those that waited for this turn may be too many by now.
+        let hanging = self.hanging_for(user);
+        if hanging >= HANGING_LIMIT {
+            return Err(WorkerError::TooManyHang { user, hanging });
+        }
         let permit = self.inner.examining.acquire().await;
         let _permit = permit.expect("the semaphore is never closed");
         let request = Request::Examine { number, wanted };
@@ -247,8 +265,7 @@ impl Pool {
     }
 
     /// How many workers hang because of a user's descriptors.
-    #[must_use]
-    pub fn hanging_for(&self, user: u32) -> usize {
+    fn hanging_for(&self, user: u32) -> usize {
         let mut given_up = self.inner.given_up.borrow_mut();
         given_up.retain(GivenUp::is_there);
         given_up.iter().filter(|worker| worker.user == Some(user)).count()

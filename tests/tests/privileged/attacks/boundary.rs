@@ -219,13 +219,13 @@ fn a_socket_that_another_user_connected_is_worth_nothing() {
 }
 
 /// A file whose closing hangs.
-struct Unclosable {
-    file: File,
+pub(super) struct Unclosable {
+    pub(super) file: File,
     fuse: Fuse,
 }
 
 impl Unclosable {
-    fn new(point: &Path) -> Self {
+    pub(super) fn new(point: &Path) -> Self {
         let fuse = Fuse::answering(point);
         Self { file: File::open(point.join("file")).or_fail("opening a file on FUSE"), fuse }
     }

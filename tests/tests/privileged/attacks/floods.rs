@@ -14,6 +14,7 @@ use hostler_tests::{probe, scenario};
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
 use serde_json::json;
 
+use super::boundary::Unclosable;
 use super::{Attacker, SOON};
 
 /// How long another user waits for an answer for which the daemon need not look at the host.
@@ -68,6 +69,40 @@ fn a_user_that_asks_more_often_than_he_may_waits_and_nobody_else_does() {
         let took = begun.elapsed();
         assert!(took > Duration::from_millis(2800), "80 requests took {took:?}");
         assert!(longest < stretched(Duration::from_millis(900)), "{longest:?}");
+    });
+}
+
+#[test]
+fn descriptors_that_hang_whoever_looks_at_them_are_their_own_users_wait() {
+    scenario::privileged("hanging-looks", |place| {
+        let limits = "requests_per_second = 1000\n".to_owned();
+        let settings = Settings { limits, step_timeout: "3s", ..Settings::default() };
+        let daemon = Daemon::start(place, &settings);
+        // Before there is anything that a new process could hang in closing.
+        let owner = Sleeper::start(place, false);
+        let unclosable = Unclosable::new(&place.directory("fuse"));
+        // More at once than there are turns for all users together.
+        let open = json!({ "method": "org.hostler.Watchdog.OpenLease", "parameters": { "name": "hung", "owner": 0 } });
+        let mut all: Vec<Client> = (0..40).map(|_| Client::connect_as(USER, &daemon.socket())).collect();
+        for client in &mut all {
+            client.send(&open, &[unclosable.file.as_fd()]).or_fail("sending");
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        let asked = Instant::now();
+        let _ = daemon.client().open_lease("other", &owner);
+        let waited = asked.elapsed();
+        println!("beside 40 descriptors that hang another user waited {} ms", waited.as_millis());
+        assert!(waited < stretched(Duration::from_millis(1500)), "{waited:?}");
+        // Each of the user's is refused in the end.
+        for client in &mut all {
+            let answer = client.receive().or_fail("an answer");
+            assert_eq!(answer["error"], "org.hostler.Watchdog.Refused", "{answer}");
+        }
+        // Nobody looks at more than a few of them.
+        assert!(asked.elapsed() < stretched(Duration::from_secs(9)), "{:?}", asked.elapsed());
+        println!("the last was refused after {} ms", asked.elapsed().as_millis());
+        drop((unclosable, owner));
+        daemon.wait_until_idle(SOON);
     });
 }
 
