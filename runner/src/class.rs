@@ -22,6 +22,8 @@ pub enum Class {
     DiskError,
     /// A download failed, of the host or of the guest.
     DownloadFailed,
+    /// The guest asked for more than may be downloaded for it.
+    DownloadLimit,
     /// The installer could not use its answers (preseed, kickstart, autoinstall).
     AnswersRejected,
     /// The guest waits for somebody to answer a question.
@@ -74,12 +76,13 @@ pub enum Class {
 
 impl Class {
     /// All of them.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::KernelPanic,
         Self::OutOfMemory,
         Self::DiskFull,
         Self::DiskError,
         Self::DownloadFailed,
+        Self::DownloadLimit,
         Self::AnswersRejected,
         Self::WaitingForInput,
         Self::InstallerError,
@@ -115,6 +118,7 @@ impl Class {
             Self::DiskFull => "disk_full",
             Self::DiskError => "disk_error",
             Self::DownloadFailed => "download_failed",
+            Self::DownloadLimit => "download_limit",
             Self::AnswersRejected => "answers_rejected",
             Self::WaitingForInput => "waiting_for_input",
             Self::InstallerError => "installer_error",
@@ -151,6 +155,7 @@ impl Class {
             Self::DiskFull => "raise [image] size in the recipe, or install less",
             Self::DiskError => "build again; if it comes back, look at this host's disk and kernel log",
             Self::DownloadFailed => "see which file it was and whether the archive has it; then build again",
+            Self::DownloadLimit => "raise [image] size in the recipe if the build needs so much",
             Self::AnswersRejected => "mend the answers file; the line or question is named above",
             Self::WaitingForInput => {
                 "answer the question that the screen shows in the recipe or answers file"

@@ -275,6 +275,7 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::Refusal;
     use crate::signs::{Place, Rules};
     use crate::vm::confinement::Enforced;
     use crate::vm::outcome::{Failure, Outcome, Refused};
@@ -285,7 +286,12 @@ mod tests {
             outcome: Outcome::Failed(Failure::PanicReported),
             screen: "<script>alert(1)</script>".into(),
             findings: vec![Rules::builtin().find(Place::Line, "x: No space left on device").unwrap()],
-            refused: vec![Refused { path: "/a&b".into(), status: Some(404), reason: "\"no\"".into() }],
+            refused: vec![Refused {
+                path: "/a&b".into(),
+                refusal: Refusal::Unavailable,
+                status: Some(404),
+                reason: "\"no\"".into(),
+            }],
             has_picture: true,
             installer_log_bytes: 0,
             console_tail: vec!["last <b>".into()],

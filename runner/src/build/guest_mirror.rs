@@ -5,13 +5,16 @@ use std::net::TcpListener;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::cache::offer::{Archives, Offer, WithFiles};
-use crate::cache::{Failure, Fetcher, Mirror, Wanted};
+use crate::cache::{Clients, Failure, Fetcher, Mirror, Wanted};
 use crate::contents::provenance::Artifact;
 use crate::debian::Selection;
 use crate::vm::outcome::Refused;
 use crate::vm::run::Downloads;
 
 use super::session::Packages;
+
+/// What may be downloaded for a guest whatever its disk has: commands may fetch, use and remove.
+const LEAST_DOWNLOADS: u64 = 2 << 30;
 
 /// A mirror that is started with its guest.
 pub(super) struct GuestMirror {
@@ -20,13 +23,16 @@ pub(super) struct GuestMirror {
     /// What an installer may ask for, until the mirror has it.
     installers: Mutex<Option<Box<dyn Offer>>>,
     downloads: Vec<(String, Wanted)>,
+    clients: Clients,
     running: Mutex<Option<Mirror>>,
 }
 
 impl GuestMirror {
-    /// One that has what was chosen, or what an installer needs.
-    pub(super) fn new(packages: &Packages, installers: Option<Box<dyn Offer>>) -> Self {
+    /// One that has what was chosen, or what an installer needs, for a guest with a disk of so many bytes: an
+    /// archive has more than any guest needs, and than most hosts have room for.
+    pub(super) fn new(packages: &Packages, installers: Option<Box<dyn Offer>>, disk: u64) -> Self {
         Self {
+            clients: Clients::Guest { limit: disk.max(LEAST_DOWNLOADS) },
             selection: Arc::clone(&packages.selection),
             fetcher: Arc::clone(&packages.fetcher),
             installers: Mutex::new(installers),
@@ -40,10 +46,11 @@ impl GuestMirror {
         let fetcher = Arc::clone(&self.fetcher);
         let installers = self.installers.lock().unwrap_or_else(PoisonError::into_inner).take();
         let started = match installers {
-            Some(offer) => Mirror::offering(listener, offer, fetcher),
+            Some(offer) => Mirror::start(listener, offer, self.clients, fetcher),
             None => {
                 let archives = Archives::new(Arc::clone(&self.selection));
-                Mirror::offering(listener, WithFiles::new("downloads", &self.downloads, archives), fetcher)
+                let offer = WithFiles::new("downloads", &self.downloads, archives);
+                Mirror::start(listener, offer, self.clients, fetcher)
             }
         };
         let started = started.map_err(io::Error::other)?;
@@ -76,5 +83,10 @@ impl GuestMirror {
 
 /// The mirror's record of a file that it could not give, for the judge of the run.
 fn refused(failure: Failure) -> Refused {
-    Refused { path: failure.path, status: failure.upstream_status, reason: failure.reason }
+    Refused {
+        path: failure.path,
+        refusal: failure.refusal,
+        status: failure.upstream_status,
+        reason: failure.reason,
+    }
 }

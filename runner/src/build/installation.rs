@@ -288,7 +288,7 @@ impl Session<'_> {
             log_port: installation.log_port,
             smbios_serial: None,
         };
-        let mirror = GuestMirror::new(packages, offer);
+        let mirror = GuestMirror::new(packages, offer, recipe.image.size);
         let name = &recipe.image.name;
         let log = self.scratch.path().join(format!("{name}.console.log"));
         let report = self.boot(host, &spec, nonce, Stage::Guest, &log, Some(&mirror))?;

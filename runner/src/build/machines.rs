@@ -135,7 +135,7 @@ impl Session<'_> {
             log_port: None,
             smbios_serial: None,
         };
-        let mirror = GuestMirror::new(packages, None);
+        let mirror = GuestMirror::new(packages, None, recipe.image.size);
         let log = self.scratch.path().join(format!("{}.{}", recipe.image.name, guest.log));
         let report = self.boot(host, &spec, &nonce, guest.stage, &log, Some(&mirror))?;
         let fetched = mirror.stop();

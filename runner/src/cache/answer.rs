@@ -56,6 +56,7 @@ pub(super) enum Status {
     TooLong,
     Internal,
     BadGateway,
+    Spent,
 }
 
 impl Status {
@@ -72,6 +73,8 @@ impl Status {
             Self::TooLong => "431 Request Header Fields Too Large",
             Self::Internal => "500 Internal Server Error",
             Self::BadGateway => "502 Bad Gateway",
+            // apt shows it to whoever reads the guest's console.
+            Self::Spent => "507 Insufficient Storage: more than may be downloaded for this build",
         }
     }
 }

@@ -22,11 +22,12 @@ use crate::stop::{Stop, Stopped};
 
 use super::digest::Digest;
 use super::fetch_error::FetchError;
+use super::metadata::Metadata;
 use super::proxy::Proxies;
 use super::remembered::Remembered;
 use super::remote::{Exchanged, Remote};
 use super::store::{Cache, StoreError};
-use super::transfer::{Core, Metadata};
+use super::transfer::Core;
 use super::upstream::{LeastPace, Rate, last_part};
 
 /// How downloads are done.

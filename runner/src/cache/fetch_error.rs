@@ -181,6 +181,17 @@ pub enum FetchError {
         /// The file.
         name: String,
     },
+    /// A guest has had all that may be brought for it.
+    #[error(
+        "the guest asked for {name} beyond the {} that may be downloaded for it: raise [image] size if the build needs so much",
+        bytesize::ByteSize(*limit)
+    )]
+    Spent {
+        /// The file.
+        name: String,
+        /// Bytes that may be downloaded for it in all.
+        limit: u64,
+    },
     /// Nobody waits for it any more.
     #[error("the download of {name} was given up")]
     Stopped {
@@ -245,6 +256,7 @@ impl FetchError {
             | Self::NameNotLocked { .. }
             | Self::Address { .. }
             | Self::Offline { .. }
+            | Self::Spent { .. }
             | Self::Store { .. }
             | Self::Stopped { .. }
             | Self::BrokenOff { .. }

@@ -9,14 +9,20 @@ use std::sync::Arc;
 
 use crate::beside::BesideError;
 
+use super::allowance::Allowance;
 use super::fetch::Wanted;
 use super::fetch_error::FetchError;
 use super::offer::Local;
 use super::transfer::Core;
 
 impl Core {
-    /// The file out of the cache, copied into it where it is missing.
-    pub(super) async fn take_in(self: &Arc<Self>, wanted: &Wanted, local: Local) -> Result<File, FetchError> {
+    /// The file out of the cache, copied into it where it is missing; that is taken from the allowance.
+    pub(super) async fn take_in(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        local: Local,
+        allowance: Option<&Allowance>,
+    ) -> Result<File, FetchError> {
         if let Some(file) = self.cache.get_known(wanted.digest, wanted.size) {
             self.count_kept(&file);
             return Ok(file);
@@ -26,6 +32,10 @@ impl Core {
         if let Some(file) = self.kept_file(wanted).await? {
             return Ok(file);
         }
+        // Not every index tells a size, and then the file itself does.
+        let lies_there = || local.folder.file(&local.path).ok()?.metadata().ok();
+        let size = wanted.size.or_else(|| Some(lies_there()?.len())).unwrap_or(0);
+        Core::spend(allowance, wanted, size)?;
         let (core, copied) = (Arc::clone(self), wanted.clone());
         let copied = tokio::task::spawn_blocking(move || core.copy(&copied, &local)).await;
         copied.unwrap_or_else(|_| Err(FetchError::BrokenOff { name: wanted.name.clone() }))

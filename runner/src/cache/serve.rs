@@ -14,17 +14,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use serde::Serialize;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::causes::in_one_line;
-use crate::debian::Selection;
 
+use super::allowance::Allowance;
 use super::answer::{Answer, Asked, Known, Status};
 use super::connection::{self, Answers};
 use super::digest::Digest;
-use super::fetch::Fetcher;
-use super::offer::{Archives, Offer, Offered};
+use super::fetch::{Fetcher, Wanted};
+use super::fetch_error::FetchError;
+use super::offer::{Local, Offer, Offered};
 use super::transfer::Core;
 
 /// A guest can ask for any number of wrong addresses; the report needs only the first.
@@ -51,11 +53,37 @@ pub enum MirrorError {
     Stopped,
 }
 
+/// Who a mirror is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clients {
+    /// A build's guest: so many bytes are brought into the cache for it, and what it was handed is reported.
+    Guest {
+        /// Bytes.
+        limit: u64,
+    },
+    /// Whoever asks.
+    Anyone,
+}
+
+/// Why a request could not be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// No index names such a file.
+    Unnamed,
+    /// The file cannot be had.
+    Unavailable,
+    /// The guest has had all that may be downloaded for it.
+    Limit,
+}
+
 /// A request that could not be answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// The path that the guest asked for; the guest's text, so clean it before showing.
     pub path: String,
+    /// Why.
+    pub refusal: Refusal,
     /// What upstream answered, where it was asked and did.
     pub upstream_status: Option<u16>,
     /// What went wrong, with its causes.
@@ -71,7 +99,7 @@ pub struct MirrorReport {
     pub served_bytes: u64,
     /// The first requests that failed.
     pub failures: Vec<Failure>,
-    /// What was handed out, by its path.
+    /// What a guest was handed, by its path.
     pub served: BTreeMap<String, Digest>,
 }
 
@@ -89,6 +117,8 @@ struct Shared {
     requests: AtomicU64,
     served: AtomicU64,
     failures: Mutex<Vec<Failure>>,
+    /// Where the client is a guest.
+    allowance: Option<Allowance>,
     /// Bounded by what is offered.
     handed: Mutex<BTreeMap<String, Digest>>,
     /// What upstream refused lately, so that it is asked once.
@@ -109,33 +139,27 @@ impl Refused {
 }
 
 impl Mirror {
-    /// Serves what `selection` names on `listener`, until stopped.
+    /// Serves what is offered on `listener`, until stopped.
     ///
     /// # Errors
     /// The listener cannot be used.
     pub fn start(
         listener: TcpListener,
-        selection: Arc<Selection>,
-        fetcher: Arc<Fetcher>,
-    ) -> Result<Self, MirrorError> {
-        Self::offering(listener, Archives::new(selection), fetcher)
-    }
-
-    /// Serves what is offered on `listener`, until stopped.
-    ///
-    /// # Errors
-    /// The listener cannot be used.
-    pub fn offering(
-        listener: TcpListener,
         offer: impl Offer + 'static,
+        clients: Clients,
         fetcher: Arc<Fetcher>,
     ) -> Result<Self, MirrorError> {
+        let allowance = match clients {
+            Clients::Guest { limit } => Some(Allowance::new(limit)),
+            Clients::Anyone => None,
+        };
         let shared = Arc::new(Shared {
             offer: Box::new(offer),
             core: fetcher.core(),
             requests: AtomicU64::new(0),
             served: AtomicU64::new(0),
             failures: Mutex::default(),
+            allowance,
             handed: Mutex::default(),
             refused: Mutex::default(),
         });
@@ -199,33 +223,46 @@ impl Shared {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note(&self, path: &str, upstream_status: Option<u16>, reason: String) {
+    fn note(&self, path: &str, refusal: Refusal, upstream_status: Option<u16>, reason: String) {
         let mut failures = self.failures();
         if failures.len() < FAILURES_LIMIT {
-            failures.push(Failure { path: path.chars().take(300).collect(), upstream_status, reason });
+            let path = path.chars().take(300).collect();
+            failures.push(Failure { path, refusal, upstream_status, reason });
+        }
+    }
+
+    async fn obtain(&self, wanted: &Wanted, local: Option<Local>) -> Result<File, FetchError> {
+        match (&self.allowance, local) {
+            (allowance, Some(local)) => self.core.take_in(wanted, local, allowance.as_ref()).await,
+            (Some(allowance), None) => self.core.obtain_within(wanted, Some(allowance)).await,
+            // A server that runs for months does not remember all that it ever handed out.
+            (None, None) => self.core.bring(wanted, None).await,
         }
     }
 
     /// The checked file behind an address, or the status to answer with.
     async fn open(&self, path: &str) -> Result<Opened, Status> {
         let Some(Offered { wanted, local, modified }) = self.offer.find(path) else {
-            self.note(path, None, "the verified indices do not name it".to_owned());
+            let reason = "the verified indices do not name it".to_owned();
+            self.note(path, Refusal::Unnamed, None, reason);
             return Err(Status::NotFound);
         };
         let refused =
             self.refused().get(&wanted.digest).filter(|refused| refused.holds(Instant::now())).cloned();
         if let Some(refused) = refused {
-            self.note(path, Some(refused.status), refused.reason);
+            self.note(path, Refusal::Unavailable, Some(refused.status), refused.reason);
             return Err(Status::BadGateway);
         }
-        let obtained = match local {
-            Some(local) => self.core.take_in(&wanted, local).await,
-            None => self.core.obtain(&wanted).await,
-        };
-        match obtained {
+        match self.obtain(&wanted, local).await {
             Ok(file) => {
-                self.handed().insert(path.to_owned(), wanted.digest);
+                if self.allowance.is_some() {
+                    self.handed().insert(path.to_owned(), wanted.digest);
+                }
                 Ok(Opened { file, digest: wanted.digest, modified })
+            }
+            Err(error @ FetchError::Spent { .. }) => {
+                self.note(path, Refusal::Limit, None, in_one_line(&error));
+                Err(Status::Spent)
             }
             Err(error) => {
                 let reason = in_one_line(&error);
@@ -233,7 +270,7 @@ impl Shared {
                     let refused = Refused { status, reason: reason.clone(), since: Instant::now() };
                     self.refused().insert(wanted.digest, refused);
                 }
-                self.note(path, error.status(), reason);
+                self.note(path, Refusal::Unavailable, error.status(), reason);
                 Err(Status::BadGateway)
             }
         }
@@ -256,7 +293,7 @@ impl Answers for Shared {
             return refuse(Status::Method);
         }
         let Some(path) = &asked.path else {
-            self.note(&asked.address, None, "the address is malformed".to_owned());
+            self.note(&asked.address, Refusal::Unnamed, None, "the address is malformed".to_owned());
             return refuse(Status::BadRequest);
         };
         let Opened { file, digest, modified } = match self.open(path).await {
@@ -269,7 +306,8 @@ impl Answers for Shared {
                 (asked.answer(known, SystemTime::now()), Some(file))
             }
             Err(error) => {
-                self.note(path, None, format!("cannot read it from the cache: {error}"));
+                let reason = format!("cannot read it from the cache: {error}");
+                self.note(path, Refusal::Unavailable, None, reason);
                 refuse(Status::Internal)
             }
         }

@@ -6,25 +6,23 @@
 use std::collections::{HashMap, HashSet};
 use std::error::Error as _;
 use std::fs::File;
-use std::io::Read;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use reqwest::header::{ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
-use reqwest::{Client, StatusCode};
+use reqwest::Client;
 use tokio::task::JoinSet;
 
 use crate::lock::LockedFile;
 
+use super::allowance::Allowance;
+use super::brought::Brought;
 use super::digest::Digest;
-use super::download::next_chunk;
 use super::fetch::{Counted, FetchOptions, Wanted};
-use super::fetch_error::{FetchError, METADATA_LIMIT};
+use super::fetch_error::FetchError;
 use super::flight::Turn;
-use super::remembered::Remembered;
 use super::store::{Cache, StoreError};
-use super::upstream::{Fault, Ledger, upstream_of, without_user};
+use super::upstream::{Fault, Ledger, upstream_of};
 
 /// How often is looked whether another process is done with a file.
 const TURN_WAIT: Duration = Duration::from_millis(30);
@@ -41,25 +39,6 @@ pub(super) struct Counters {
 
 fn add(counter: &AtomicU64, amount: u64) {
     counter.fetch_add(amount, Ordering::Relaxed);
-}
-
-/// The answer of an address that has no digest: a signed Release file.
-#[derive(Clone, Debug)]
-pub struct Metadata {
-    /// Its bytes; nothing has vouched for them yet.
-    pub bytes: Vec<u8>,
-    /// Why it is the remembered answer instead of a new one, where upstream failed.
-    pub stale: Option<String>,
-    pub(super) url: String,
-    pub(super) validators: Option<(Option<String>, Option<String>)>,
-}
-
-impl Metadata {
-    /// Whose answer it is.
-    #[must_use]
-    pub fn url(&self) -> &str {
-        &self.url
-    }
 }
 
 /// A download, as long as it lasts.
@@ -85,16 +64,6 @@ impl Drop for UnderWay<'_> {
         let mut under_way = self.core.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         under_way.retain(|(digest, _)| *digest != self.digest);
     }
-}
-
-/// What was asked for, in its order, and how large it turned out to be.
-#[derive(Default)]
-struct Brought {
-    files: Vec<Wanted>,
-    places: HashMap<Digest, usize>,
-    sizes: HashMap<Digest, u64>,
-    /// What nothing vouches for.
-    unverified: HashSet<Digest>,
 }
 
 /// The part that asynchronous tasks share.
@@ -153,6 +122,10 @@ impl Core {
 
     pub(super) fn count_upstream(&self, bytes: u64) {
         add(&self.counters.upstream, bytes);
+    }
+
+    pub(super) fn count_metadata(&self, bytes: u64) {
+        add(&self.counters.metadata, bytes);
     }
 
     pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
@@ -217,65 +190,52 @@ impl Core {
         tokio::task::spawn_blocking(move || cache.get(digest, size)).await.ok()
     }
 
-    fn brought_so_far(&self) -> MutexGuard<'_, Brought> {
-        self.brought.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Notes that a file is asked for.
     pub(super) fn note(&self, wanted: &Wanted) {
-        let mut brought = self.brought_so_far();
-        let next = brought.files.len();
-        if *brought.places.entry(wanted.digest).or_insert(next) == next {
-            brought.files.push(wanted.clone());
-        }
+        self.brought.lock().unwrap_or_else(PoisonError::into_inner).note(wanted);
     }
 
     /// Notes that it was had.
     pub(super) fn note_size(&self, digest: Digest, size: u64) {
-        self.brought_so_far().sizes.insert(digest, size);
+        self.brought.lock().unwrap_or_else(PoisonError::into_inner).note_size(digest, size);
     }
 
     pub(super) fn note_unverified(&self, digest: Digest) {
-        self.brought_so_far().unverified.insert(digest);
+        self.brought.lock().unwrap_or_else(PoisonError::into_inner).note_unverified(digest);
     }
 
     pub(super) fn brought(&self) -> Vec<LockedFile> {
-        let brought = self.brought_so_far();
-        let describe = |wanted: &Wanted| {
-            Some(LockedFile {
-                name: wanted.name.clone(),
-                sha256: wanted.digest,
-                // What was asked for and never had did not go into anything.
-                size: *brought.sizes.get(&wanted.digest)?,
-                urls: self.told_to_others(&wanted.urls),
-                verified: !brought.unverified.contains(&wanted.digest),
-            })
-        };
-        brought.files.iter().filter_map(describe).collect()
-    }
-
-    /// Addresses for those who read a lock elsewhere: without this site's mirrors, and without passwords.
-    fn told_to_others(&self, urls: &[String]) -> Vec<String> {
-        let is_ours = |url: &&String| {
-            let mut roots = self.options.mirrors.iter().map(|root| root.trim_end_matches('/'));
-            roots.any(|root| url.strip_prefix(root).is_some_and(|rest| rest.starts_with('/')))
-        };
-        urls.iter().filter(|url| !is_ours(url)).map(|url| without_user(url)).collect()
+        let brought = self.brought.lock().unwrap_or_else(PoisonError::into_inner);
+        brought.files(&self.options.mirrors)
     }
 
     /// The file out of the cache, fetched into it where it is missing.
     pub(super) async fn obtain(&self, wanted: &Wanted) -> Result<File, FetchError> {
+        self.obtain_within(wanted, None).await
+    }
+
+    /// The same; what has to be brought for it is taken from the allowance.
+    pub(super) async fn obtain_within(
+        &self,
+        wanted: &Wanted,
+        allowance: Option<&Allowance>,
+    ) -> Result<File, FetchError> {
         let (name, digest) = (|| wanted.name.clone(), wanted.digest);
         if self.locked.as_ref().is_some_and(|locked| !locked.contains(&digest)) {
             return Err(FetchError::NotLocked { name: name(), digest });
         }
         self.note(wanted);
-        let file = self.bring(wanted).await?;
+        let file = self.bring(wanted, allowance).await?;
         self.note_size(digest, file.metadata().map_or(0, |metadata| metadata.len()));
         Ok(file)
     }
 
-    async fn bring(&self, wanted: &Wanted) -> Result<File, FetchError> {
+    /// The file, which nobody needs to know of afterwards.
+    pub(super) async fn bring(
+        &self,
+        wanted: &Wanted,
+        allowance: Option<&Allowance>,
+    ) -> Result<File, FetchError> {
         if let Some(file) = self.cache.get_known(wanted.digest, wanted.size) {
             self.count_kept(&file);
             return Ok(file);
@@ -288,6 +248,7 @@ impl Core {
         if self.options.supply.offline {
             return Err(FetchError::Offline { name: wanted.name.clone() });
         }
+        Self::spend(allowance, wanted, wanted.size.unwrap_or(0))?;
         let _turn = self.turn(wanted.digest).await;
         if let Some(file) = self.kept_file(wanted).await? {
             return Ok(file);
@@ -309,6 +270,16 @@ impl Core {
             self.gifts.lock().await.spawn(async move { remote.give(digest, own).await });
         }
         Ok(file)
+    }
+
+    /// Takes what a file needs from the allowance.
+    pub(super) fn spend(allowance: Option<&Allowance>, wanted: &Wanted, size: u64) -> Result<(), FetchError> {
+        match allowance {
+            Some(allowance) if !allowance.take(wanted.digest, size) => {
+                Err(FetchError::Spent { name: wanted.name.clone(), limit: allowance.limit() })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Waits for the turn at a file, which other processes may want as well. It is no matter of safety: where
@@ -361,97 +332,6 @@ impl Core {
         }
         FetchError::Connect { name, source: error.without_url() }
     }
-
-    pub(super) async fn metadata(&self, name: &str, urls: &[String]) -> Result<Metadata, FetchError> {
-        if self.options.supply.offline {
-            let kept = urls.iter().find_map(|url| Some((url, self.kept(url)?.1)));
-            let (url, bytes) = kept.ok_or_else(|| FetchError::Offline { name: name.to_owned() })?;
-            return Ok(Metadata { bytes, stale: None, url: url.clone(), validators: None });
-        }
-        let mut failure = FetchError::NoUpstream { name: name.to_owned() };
-        let mut attempt = 1;
-        loop {
-            let order = self.ledger().order(urls);
-            for place in order {
-                match self.ask(name, &urls[place]).await {
-                    Ok(answer) => return Ok(answer),
-                    Err(error) => {
-                        self.blame(&urls[place], urls, &error);
-                        failure = error;
-                    }
-                }
-            }
-            if !failure.is_transient() || attempt >= self.options.attempts {
-                break;
-            }
-            tokio::time::sleep(self.options.backoff.saturating_mul(1 << (attempt - 1).min(6))).await;
-            attempt += 1;
-        }
-        // Only for an upstream that is away: one that answers wrongly must be heard.
-        if failure.is_transient() {
-            for url in urls {
-                if let Some((_, bytes)) = self.kept(url) {
-                    return Ok(Metadata {
-                        bytes,
-                        stale: Some(failure.to_string()),
-                        url: url.clone(),
-                        validators: None,
-                    });
-                }
-            }
-        }
-        Err(failure)
-    }
-
-    pub(super) fn kept(&self, url: &str) -> Option<(Remembered, Vec<u8>)> {
-        let remembered = self.cache.remembered(url)?;
-        let digest = remembered.digest.parse().ok()?;
-        let mut bytes = Vec::new();
-        let mut file = self.cache.get(digest, remembered.size).ok()??;
-        file.read_to_end(&mut bytes).ok()?;
-        Some((remembered, bytes))
-    }
-
-    async fn ask(&self, name: &str, url: &str) -> Result<Metadata, FetchError> {
-        let kept = self.kept(url);
-        let mut request = self.client.get(url);
-        // Without TLS, who once stood between could have sent an old file with the newest one's validators:
-        // asked with these, an honest upstream would say for months that nothing has changed.
-        let is_secure = url.starts_with("https://");
-        if let Some((remembered, _)) = kept.as_ref().filter(|_| is_secure) {
-            if let Some(etag) = &remembered.etag {
-                request = request.header(IF_NONE_MATCH, etag);
-            }
-            if let Some(date) = &remembered.last_modified {
-                request = request.header(IF_MODIFIED_SINCE, date);
-            }
-        }
-        self.count_request();
-        let sent = request.send().await;
-        let mut response = sent.map_err(|error| self.unreachable(error, name.to_owned()))?;
-        if let (StatusCode::NOT_MODIFIED, Some((_, bytes))) = (response.status(), kept) {
-            return Ok(Metadata { bytes, stale: None, url: url.to_owned(), validators: None });
-        }
-        if response.status() != StatusCode::OK {
-            return Err(FetchError::Status { name: name.to_owned(), status: response.status().as_u16() });
-        }
-        let header = |field| {
-            let value = response.headers().get(field)?;
-            Some(value.to_str().ok()?.to_owned())
-        };
-        let validators = Some(if is_secure { (header(ETAG), header(LAST_MODIFIED)) } else { (None, None) });
-        let mut bytes: Vec<u8> = Vec::new();
-        while let Some(chunk) =
-            next_chunk(&mut response).await.map_err(|error| self.unreachable(error, name.to_owned()))?
-        {
-            add(&self.counters.metadata, chunk.as_ref().len() as u64);
-            bytes.extend_from_slice(chunk.as_ref());
-            if bytes.len() > METADATA_LIMIT {
-                return Err(FetchError::Oversized { name: name.to_owned() });
-            }
-        }
-        Ok(Metadata { bytes, stale: None, url: url.to_owned(), validators })
-    }
 }
 
 /// What is wrong with the certificate that an upstream showed, if that is what went wrong.
@@ -496,6 +376,7 @@ fn fault_of(error: &FetchError) -> Option<Fault> {
         | FetchError::NameNotLocked { .. }
         | FetchError::Address { .. }
         | FetchError::Offline { .. }
+        | FetchError::Spent { .. }
         | FetchError::Store { .. }
         | FetchError::Stopped { .. }
         | FetchError::BrokenOff { .. }

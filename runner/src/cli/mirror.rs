@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 use hostler_runner::build::fetch_options;
-use hostler_runner::cache::{FetchOptions, Fetcher, Mirror};
+use hostler_runner::cache::{Clients, FetchOptions, Fetcher, Mirror};
 use hostler_runner::causes::in_one_line;
 use hostler_runner::event::{Event, Sink, Stage};
 use hostler_runner::lock::Lock;
@@ -314,7 +314,7 @@ fn serve(root: &Path, listen: SocketAddr) -> Result<Exit, Failure> {
     let served = Served::open(root).map_err(failed)?;
     let folders: Vec<String> = served.manifest().folders.keys().cloned().collect();
     let fetcher = Arc::new(work.fetcher);
-    let mirror = Mirror::offering(listener, served, Arc::clone(&fetcher)).map_err(failed)?;
+    let mirror = Mirror::start(listener, served, Clients::Anyone, Arc::clone(&fetcher)).map_err(failed)?;
     for folder in folders {
         tell(&format!("serving http://{address}/{folder}"));
     }

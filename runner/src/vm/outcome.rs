@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::cache::Refusal;
 use crate::class::Class;
 use crate::signs::Finding;
 
@@ -24,6 +25,8 @@ pub enum Outcome {
 pub struct Refused {
     /// The path, as the guest asked for it.
     pub path: String,
+    /// What kind of refusal it is.
+    pub refusal: Refusal,
     /// What upstream answered, where it was asked and did.
     pub status: Option<u16>,
     /// What went wrong, with its causes.
@@ -31,6 +34,14 @@ pub struct Refused {
 }
 
 impl Refused {
+    /// The class of a failure that it explains.
+    fn class(&self) -> Class {
+        match self.refusal {
+            Refusal::Limit => Class::DownloadLimit,
+            Refusal::Unnamed | Refusal::Unavailable => Class::DownloadFailed,
+        }
+    }
+
     /// The file's name and why it did not come; no control characters.
     #[must_use]
     pub fn told(&self) -> String {
@@ -148,6 +159,10 @@ impl Failure {
         match self {
             Self::Recognised { finding, because } => match finding.class {
                 Class::InstallerError => because.class().unwrap_or(Class::InstallerError),
+                // The screen only says that a download failed.
+                Class::DownloadFailed => {
+                    because.refused.as_ref().map_or(Class::DownloadFailed, |refused| refused.class())
+                }
                 class => class,
             },
             Self::PanicReported => Class::KernelPanic,
@@ -183,8 +198,11 @@ impl Failure {
 
 impl Because {
     fn class(&self) -> Option<Class> {
-        let sign = self.sign.as_ref().map(|sign| sign.class);
-        sign.or(self.refused.as_ref().map(|_| Class::DownloadFailed))
+        let refused = self.refused.as_ref().map(|refused| refused.class());
+        match self.sign.as_ref().map(|sign| sign.class) {
+            Some(Class::DownloadFailed) | None => refused.or(self.sign.as_ref().map(|sign| sign.class)),
+            sign => sign,
+        }
     }
 
     /// What is put behind a failure's own text.
@@ -268,6 +286,7 @@ mod tests {
     fn refused() -> Box<Refused> {
         Box::new(Refused {
             path: "/debian/pool/main/e/e2fsprogs/e2fsprogs-udeb_1.47.0-2_amd64.udeb".into(),
+            refusal: Refusal::Unavailable,
             status: Some(404),
             reason: "the server says so".into(),
         })
@@ -281,8 +300,11 @@ mod tests {
     fn a_person_reads_which_file_it_was_where_the_screen_only_says_that_one_failed() {
         let finding =
             finding(Place::Screen, "[!!] Download installer components Downloading a file failed: Retry?");
-        let because = Because { sign: None, refused: Some(refused()) };
-        let failure = Failure::Recognised { finding, because };
+        let because = |refused| Because { sign: None, refused: Some(refused) };
+        let limit = Box::new(Refused { refusal: Refusal::Limit, ..*refused() });
+        let greedy = Failure::Recognised { finding: finding.clone(), because: because(limit) };
+        assert_eq!(greedy.class(), Class::DownloadLimit);
+        let failure = Failure::Recognised { finding, because: because(refused()) };
         assert_eq!(failure.class(), Class::DownloadFailed);
         assert_eq!(
             failure.to_string(),
@@ -307,7 +329,12 @@ mod tests {
 
     #[test]
     fn what_a_guest_asked_for_moves_no_cursor() {
-        let refused = Refused { path: "/a/\u{1b}[2Jb".into(), status: None, reason: "x\ny".into() };
+        let refused = Refused {
+            path: "/a/\u{1b}[2Jb".into(),
+            refusal: Refusal::Unavailable,
+            status: None,
+            reason: "x\ny".into(),
+        };
         assert_eq!(refused.told(), "[2Jb: xy");
     }
 }

@@ -10,6 +10,7 @@
 
 use std::time::Duration;
 
+use crate::cache::Refusal;
 use crate::class::Class;
 use crate::signs::{Finding, Weight};
 
@@ -249,7 +250,7 @@ impl Watch {
             Seen::Refused(refused) => {
                 // What no index names is asked for by every installer; only what upstream should have
                 // had explains anything.
-                if refused.status.is_some() && self.refused.len() < MOST_KEPT {
+                if refused.refusal != Refusal::Unnamed && self.refused.len() < MOST_KEPT {
                     self.refused.push(refused);
                 }
                 return None;
@@ -627,18 +628,25 @@ mod tests {
 
     #[test]
     fn a_file_that_upstream_refused_explains_a_failure_of_the_same_step_only() {
-        let refused = |status| Seen::Refused(Refused { path: "/x.deb".into(), status, reason: "no".into() });
+        let refused = |refusal| {
+            let (path, reason) = ("/x.deb".into(), "no".into());
+            Seen::Refused(Refused { path, refusal, status: None, reason })
+        };
         let mut watch = watch();
-        watch.see(at(1), refused(Some(404)));
+        watch.see(at(1), refused(Refusal::Unavailable));
         watch.see(at(2), failed("configure"));
         assert_eq!(class(watch.see(at(3), Seen::QemuEnded(String::new()))), "download_failed");
         let mut other = self::watch();
-        other.see(at(1), refused(Some(404)));
-        other.see(at(1), refused(None));
+        other.see(at(1), refused(Refusal::Unavailable));
+        other.see(at(1), refused(Refusal::Unnamed));
         other.see(at(2), Seen::Control(Message::Stage("next".into())));
-        other.see(at(2), refused(None));
+        other.see(at(2), refused(Refusal::Unnamed));
         other.see(at(2), failed("next"));
         assert_eq!(class(other.see(at(3), Seen::QemuEnded(String::new()))), "step_failed");
+        let mut greedy = self::watch();
+        greedy.see(at(1), refused(Refusal::Limit));
+        greedy.see(at(2), failed("configure"));
+        assert_eq!(class(greedy.see(at(3), Seen::QemuEnded(String::new()))), "download_limit");
     }
 
     #[test]

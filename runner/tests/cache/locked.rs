@@ -1,12 +1,11 @@
 //! The same build again: with what its lock has and nothing else, and without a network.
 
-use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hostler_runner::cache::offer::Offer as _;
-use hostler_runner::cache::{FetchError, FetchOptions, Fetcher, Mirror, Supply};
+use hostler_runner::cache::{FetchError, FetchOptions, Fetcher, Supply};
 use hostler_runner::causes::in_one_line;
 use hostler_runner::debian::release::ReleaseError;
 use hostler_runner::debian::{self, InstallerArchives, SelectError, Selection};
@@ -15,7 +14,7 @@ use hostler_runner::lock::Lock;
 use hostler_runner::recipe::Recipe;
 
 use super::upstream::{Signer, publish, publish_as};
-use super::world::{BIG, WEEK, Warnings, World, ask};
+use super::world::{BIG, WEEK, Warnings, World, ask, serve};
 
 /// What a build does, and its lock.
 fn build(world: &World, fetcher: &Fetcher) -> Result<(Selection, Lock), SelectError> {
@@ -106,14 +105,12 @@ fn what_the_lock_does_not_have_is_refused_by_name_and_upstream_is_not_asked() {
     lock.files.retain(|file| !file.name.contains("big"));
     world.upstream.take_log();
     let fetcher = supplied(&world, Some(&lock), false);
-    let selection = Arc::new(world.select(&fetcher).unwrap());
+    let selection = world.select(&fetcher).unwrap();
     let error = debian::fetch(&selection, &fetcher, &Silent).unwrap_err();
     assert!(matches!(error, FetchError::NotLocked { .. }), "{error}");
     assert!(error.to_string().starts_with("the lock does not have pool/big_1+x_amd64.deb"), "{error}");
     // The guest gets it no more than the host, though the cache has it.
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let mirror = Mirror::start(listener, selection, fetcher).unwrap();
+    let (mirror, port) = serve(selection, &fetcher);
     assert_eq!(ask(port, "GET", BIG, "").0, 502);
     assert_eq!(ask(port, "GET", "/debian/pool/apt_1+x_amd64.deb", "").0, 200);
     assert!(mirror.stop().failures[0].reason.contains("the lock does not have"));

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use hostler_runner::cache::{FetchError, FetchOptions, Fetcher, Mirror, Supply};
+use hostler_runner::cache::{Clients, FetchError, FetchOptions, Fetcher, Mirror, Supply};
 use hostler_runner::debian;
 use hostler_runner::event::Silent;
 use hostler_runner::lock::Lock;
@@ -62,7 +62,8 @@ impl Site {
     fn serve(&self) -> (Mirror, u16) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        (Mirror::offering(listener, Served::open(self.root.path()).unwrap(), self.fetcher()).unwrap(), port)
+        let served = Served::open(self.root.path()).unwrap();
+        (Mirror::start(listener, served, Clients::Anyone, self.fetcher()).unwrap(), port)
     }
 
     /// The files below a path of the current tree.

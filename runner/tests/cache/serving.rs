@@ -2,7 +2,9 @@
 
 use std::net::TcpStream;
 
-use super::world::{BIG, World, ask};
+use hostler_runner::cache::Refusal;
+
+use super::world::{BIG, World, ask, serve_guest};
 
 fn head_date(head: &str) -> String {
     let line = head.lines().find_map(|line| line.strip_prefix("last-modified: ")).unwrap();
@@ -91,4 +93,30 @@ fn many_who_want_one_file_fetch_it_once() {
         }
     });
     assert_eq!(world.upstream.take_log(), [BIG]);
+}
+
+#[test]
+fn a_guest_cannot_fill_the_hosts_disk_with_what_the_archive_has() {
+    let world = World::new();
+    let fetcher = world.fetcher();
+    let selection = world.select(&fetcher).unwrap();
+    let small = "/debian/pool/apt_1+x_amd64.deb";
+    let index = "/debian/dists/bookworm/main/binary-amd64/Packages";
+    let big = world.upstream.state.lock().unwrap().files[BIG].len() as u64;
+    world.upstream.take_log();
+    let (mirror, port) = serve_guest(selection, big, &fetcher);
+    // What is there already costs nothing, and what was paid for costs nothing again.
+    assert_eq!(ask(port, "GET", index, "").0, 200);
+    assert_eq!(ask(port, "GET", BIG, "").0, 200);
+    assert_eq!(ask(port, "GET", BIG, "").0, 200);
+    let (status, head, body) = ask(port, "GET", small, "");
+    assert_eq!((status, body.len()), (507, 0));
+    assert!(head.contains("more than may be downloaded for this build"), "{head}");
+    assert_eq!(world.upstream.take_log(), [BIG]);
+    let failures = mirror.stop().failures;
+    assert_eq!((failures.len(), failures[0].refusal), (1, Refusal::Limit));
+    assert!(failures[0].reason.contains("raise [image] size"), "{}", failures[0].reason);
+    // Another guest has an allowance of its own.
+    let (_other, port) = serve_guest(world.select(&fetcher).unwrap(), big, &fetcher);
+    assert_eq!(ask(port, "GET", small, "").0, 200);
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hostler_runner::cache::offer::{Offer, Offered};
-use hostler_runner::cache::{Cache, Digest, FetchOptions, Fetcher, Hasher, Mirror, Wanted};
+use hostler_runner::cache::{Cache, Clients, Digest, FetchOptions, Fetcher, Hasher, Mirror, Wanted};
 
 const BLOCK: usize = 1 << 20;
 
@@ -67,7 +67,7 @@ fn serve(directory: &Path) {
     let fetcher = Arc::new(Fetcher::new(cache, FetchOptions::default()).unwrap());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     println!("port {}", listener.local_addr().unwrap().port());
-    let mirror = Mirror::offering(listener, One(wanted), fetcher).unwrap();
+    let mirror = Mirror::start(listener, One(wanted), Clients::Anyone, fetcher).unwrap();
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
     assert_eq!(mirror.stop().failures, []);
     // Nobody reads what a test's end would print.

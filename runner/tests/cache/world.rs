@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use hostler_runner::cache::{Cache, Digest, FetchError, FetchOptions, Fetcher, Mirror};
+use hostler_runner::cache::offer::Archives;
+use hostler_runner::cache::{Cache, Clients, Digest, FetchError, FetchOptions, Fetcher, Mirror};
 use hostler_runner::debian::{self, SelectError, Selection};
 use hostler_runner::event::{Event, Silent, Sink};
 use hostler_runner::recipe::Recipe;
@@ -124,9 +125,15 @@ impl World {
 }
 
 pub(crate) fn serve(selection: Selection, fetcher: &Arc<Fetcher>) -> (Mirror, u16) {
+    serve_guest(selection, u64::MAX, fetcher)
+}
+
+/// A mirror for a guest for which so many bytes may be downloaded.
+pub(crate) fn serve_guest(selection: Selection, limit: u64, fetcher: &Arc<Fetcher>) -> (Mirror, u16) {
+    let clients = Clients::Guest { limit };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
-    (Mirror::start(listener, Arc::new(selection), Arc::clone(fetcher)).unwrap(), port)
+    (Mirror::start(listener, Archives::new(Arc::new(selection)), clients, Arc::clone(fetcher)).unwrap(), port)
 }
 
 /// One request: status, headers as text, body.

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use hostler_runner::build::fetch_options;
+use hostler_runner::cache::Refusal;
 use hostler_runner::cache::{Cache, Fetcher, default_directory};
 use hostler_runner::class::Class;
 use hostler_runner::debian::{self, deb};
@@ -188,9 +189,12 @@ impl Archive {
             None => ("404 Not Found", ""),
         };
         if body.is_empty() {
-            let is_a_package = path.ends_with(".udeb");
-            let status = is_a_package.then_some(404);
-            self.refused.lock().unwrap().push(Refused { path, status, reason: "not there".into() });
+            let (refusal, status) = match path.ends_with(".udeb") {
+                true => (Refusal::Unavailable, Some(404)),
+                false => (Refusal::Unnamed, None),
+            };
+            let reason = "not there".into();
+            self.refused.lock().unwrap().push(Refused { path, refusal, status, reason });
         }
         self.served.fetch_add(body.len() as u64, Ordering::SeqCst);
         let head =

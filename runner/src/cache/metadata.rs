@@ -1,0 +1,123 @@
+//! Signed Release files and their like: addresses whose answers nothing vouches for until their reader has looked.
+
+use std::io::Read as _;
+
+use reqwest::StatusCode;
+use reqwest::header::{ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
+
+use super::download::next_chunk;
+use super::fetch_error::{FetchError, METADATA_LIMIT};
+use super::remembered::Remembered;
+use super::transfer::Core;
+
+/// The answer of an address that has no digest: a signed Release file.
+#[derive(Clone, Debug)]
+pub struct Metadata {
+    /// Its bytes; nothing has vouched for them yet.
+    pub bytes: Vec<u8>,
+    /// Why it is the remembered answer instead of a new one, where upstream failed.
+    pub stale: Option<String>,
+    pub(super) url: String,
+    pub(super) validators: Option<(Option<String>, Option<String>)>,
+}
+
+impl Metadata {
+    /// Whose answer it is.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+}
+
+impl Core {
+    pub(super) async fn metadata(&self, name: &str, urls: &[String]) -> Result<Metadata, FetchError> {
+        if self.options.supply.offline {
+            let kept = urls.iter().find_map(|url| Some((url, self.kept(url)?.1)));
+            let (url, bytes) = kept.ok_or_else(|| FetchError::Offline { name: name.to_owned() })?;
+            return Ok(Metadata { bytes, stale: None, url: url.clone(), validators: None });
+        }
+        let mut failure = FetchError::NoUpstream { name: name.to_owned() };
+        let mut attempt = 1;
+        loop {
+            let order = self.ledger().order(urls);
+            for place in order {
+                match self.ask(name, &urls[place]).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) => {
+                        self.blame(&urls[place], urls, &error);
+                        failure = error;
+                    }
+                }
+            }
+            if !failure.is_transient() || attempt >= self.options.attempts {
+                break;
+            }
+            tokio::time::sleep(self.options.backoff.saturating_mul(1 << (attempt - 1).min(6))).await;
+            attempt += 1;
+        }
+        // Only for an upstream that is away: one that answers wrongly must be heard.
+        if failure.is_transient() {
+            for url in urls {
+                if let Some((_, bytes)) = self.kept(url) {
+                    return Ok(Metadata {
+                        bytes,
+                        stale: Some(failure.to_string()),
+                        url: url.clone(),
+                        validators: None,
+                    });
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    pub(super) fn kept(&self, url: &str) -> Option<(Remembered, Vec<u8>)> {
+        let remembered = self.cache.remembered(url)?;
+        let digest = remembered.digest.parse().ok()?;
+        let mut bytes = Vec::new();
+        let mut file = self.cache.get(digest, remembered.size).ok()??;
+        file.read_to_end(&mut bytes).ok()?;
+        Some((remembered, bytes))
+    }
+
+    async fn ask(&self, name: &str, url: &str) -> Result<Metadata, FetchError> {
+        let kept = self.kept(url);
+        let mut request = self.client.get(url);
+        // Without TLS, who once stood between could have sent an old file with the newest one's validators:
+        // asked with these, an honest upstream would say for months that nothing has changed.
+        let is_secure = url.starts_with("https://");
+        if let Some((remembered, _)) = kept.as_ref().filter(|_| is_secure) {
+            if let Some(etag) = &remembered.etag {
+                request = request.header(IF_NONE_MATCH, etag);
+            }
+            if let Some(date) = &remembered.last_modified {
+                request = request.header(IF_MODIFIED_SINCE, date);
+            }
+        }
+        self.count_request();
+        let sent = request.send().await;
+        let mut response = sent.map_err(|error| self.unreachable(error, name.to_owned()))?;
+        if let (StatusCode::NOT_MODIFIED, Some((_, bytes))) = (response.status(), kept) {
+            return Ok(Metadata { bytes, stale: None, url: url.to_owned(), validators: None });
+        }
+        if response.status() != StatusCode::OK {
+            return Err(FetchError::Status { name: name.to_owned(), status: response.status().as_u16() });
+        }
+        let header = |field| {
+            let value = response.headers().get(field)?;
+            Some(value.to_str().ok()?.to_owned())
+        };
+        let validators = Some(if is_secure { (header(ETAG), header(LAST_MODIFIED)) } else { (None, None) });
+        let mut bytes: Vec<u8> = Vec::new();
+        while let Some(chunk) =
+            next_chunk(&mut response).await.map_err(|error| self.unreachable(error, name.to_owned()))?
+        {
+            self.count_metadata(chunk.as_ref().len() as u64);
+            bytes.extend_from_slice(chunk.as_ref());
+            if bytes.len() > METADATA_LIMIT {
+                return Err(FetchError::Oversized { name: name.to_owned() });
+            }
+        }
+        Ok(Metadata { bytes, stale: None, url: url.to_owned(), validators })
+    }
+}
