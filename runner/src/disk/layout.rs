@@ -31,7 +31,8 @@ pub enum Kind {
     Directory,
     /// A file with contents of its own.
     File,
-    /// A second name of the file at this path of the layout.
+    /// A second name of the file at this path of the layout, which is of the same owner; or is to become one
+    /// of its owner's, where another package's file is there until all are unpacked.
     HardLink(String),
     /// A symbolic link with this target.
     Symlink(String),
@@ -87,7 +88,7 @@ pub enum Admitted {
     Make(String),
     /// Nothing: it is there, or another package's counts.
     Nothing,
-    /// Another package's is there, and this one must replace it once all are unpacked.
+    /// It must be made once all are unpacked: another package's is there, or where it links to.
     Later,
 }
 
@@ -140,13 +141,20 @@ impl Layout {
     ) -> Result<Admitted, Refusal> {
         let path = self.place(path)?;
         self.check_parents(&path)?;
+        let mut can_be_made = true;
         let kind = match kind {
             Kind::HardLink(target) => {
                 let target = self.place(&target)?;
-                let sound = matches!(self.nodes.get(&target), Some(node) if node.kind == Kind::File && node.owner == owner);
-                if !sound {
-                    return Err(Refusal::DeadLink { path, target });
-                }
+                can_be_made = match self.nodes.get(&target) {
+                    Some(node) if node.owner == owner && node.kind == Kind::File => true,
+                    // The package's own file was there, or will be, or is another's only in this place.
+                    Some(Node {
+                        kind: Kind::File | Kind::HardLink(_) | Kind::Symlink(_),
+                        owner: other,
+                        ..
+                    }) if replaces(owner, *other) || replaces(*other, owner) => false,
+                    _ => return Err(Refusal::DeadLink { path, target }),
+                };
                 Kind::HardLink(target)
             }
             other => other,
@@ -154,7 +162,7 @@ impl Layout {
         let node = Node { kind, attributes, owner };
         let Some(there) = self.nodes.get_mut(&path) else {
             self.nodes.insert(path.clone(), node);
-            return Ok(Admitted::Make(path));
+            return Ok(if can_be_made { Admitted::Make(path) } else { Admitted::Later });
         };
         match (&there.kind, &node.kind) {
             // dpkg leaves an existing directory as it is: the first in the build's order counts.
@@ -166,16 +174,51 @@ impl Layout {
             }
             (Kind::Symlink(old), Kind::Symlink(new)) if old == new => Ok(Admitted::Nothing),
             (Kind::Directory, _) | (_, Kind::Directory) => Err(Refusal::Taken { path, other: there.owner }),
-            _ => match (replaces(owner, there.owner), replaces(there.owner, owner)) {
-                (true, true) if owner > there.owner => Ok(Admitted::Later),
-                (true, false) => Ok(Admitted::Later),
-                (_, true) => Ok(Admitted::Nothing),
-                (false, false) => Err(Refusal::Taken { path, other: there.owner }),
+            _ => match wins(owner, there.owner, replaces) {
+                Some(true) => Ok(Admitted::Later),
+                Some(false) => Ok(Admitted::Nothing),
+                None => Err(Refusal::Taken { path, other: there.owner }),
             },
         }
     }
 
-    /// Puts an entry in the place of whatever non-directory is there.
+    /// Admits an entry that was to be made later, now that all are unpacked. Where it goes, if it does.
+    ///
+    /// # Errors
+    /// The entry must not be made.
+    pub fn take_over(
+        &mut self,
+        path: &str,
+        mut node: Node,
+        replaces: impl Fn(usize, usize) -> bool,
+    ) -> Result<Option<String>, Refusal> {
+        let path = self.place(path)?;
+        self.check_parents(&path)?;
+        let taken = match self.nodes.get(&path) {
+            None => Some(true),
+            Some(there) if there.kind == Kind::Directory => None,
+            Some(there) if there.owner == node.owner => Some(true),
+            Some(there) => wins(node.owner, there.owner, replaces),
+        };
+        match (taken, self.nodes.get(&path)) {
+            (None, Some(there)) => Err(Refusal::Taken { path, other: there.owner }),
+            (Some(false), _) => Ok(None),
+            _ => {
+                if let Kind::HardLink(target) = &node.kind {
+                    let target = self.place(target)?;
+                    let is_own = |there: &Node| there.owner == node.owner && there.kind == Kind::File;
+                    if target == path || !self.nodes.get(&target).is_some_and(is_own) {
+                        return Err(Refusal::DeadLink { path, target });
+                    }
+                    node.kind = Kind::HardLink(target);
+                }
+                self.put(&path, node);
+                Ok(Some(path))
+            }
+        }
+    }
+
+    /// Puts a file or symbolic link in the place of whatever non-directory is there.
     ///
     /// # Errors
     /// The entry must not be made.
@@ -185,8 +228,28 @@ impl Layout {
         match self.nodes.get(&path) {
             Some(there) if there.kind == Kind::Directory => Err(Refusal::Taken { path, other: there.owner }),
             _ => {
-                self.nodes.insert(path.clone(), node);
+                self.put(&path, node);
                 Ok(path)
+            }
+        }
+    }
+
+    /// Puts a node at a place. If a file was there that has further names, one of these is the file now.
+    fn put(&mut self, path: &str, node: Node) {
+        let old = self.nodes.insert(path.to_owned(), node);
+        let Some(Node { kind: Kind::File, attributes, owner }) = old else { return };
+        let mut file: Option<String> = None;
+        for (name, other) in &mut self.nodes {
+            let is_name = matches!(&other.kind, Kind::HardLink(target) if target == path);
+            if !is_name || other.owner != owner {
+                continue;
+            }
+            match &file {
+                None => {
+                    *other = Node { kind: Kind::File, attributes, owner };
+                    file = Some(name.clone());
+                }
+                Some(file) => other.kind = Kind::HardLink(file.clone()),
             }
         }
     }
@@ -196,7 +259,11 @@ impl Layout {
         self.nodes.insert(path.to_owned(), node);
     }
 
-    fn place(&self, path: &str) -> Result<String, Refusal> {
+    /// The place of a package's path.
+    ///
+    /// # Errors
+    /// It is no path of an archive.
+    pub fn place(&self, path: &str) -> Result<String, Refusal> {
         if self.is_plain { inside(path) } else { place(path) }
     }
 
@@ -211,6 +278,16 @@ impl Layout {
             }
         }
         Ok(())
+    }
+}
+
+/// Which of two packages that have the same path has it in the end: whether it is the first, if it is one.
+fn wins(one: usize, other: usize, replaces: impl Fn(usize, usize) -> bool) -> Option<bool> {
+    match (replaces(one, other), replaces(other, one)) {
+        (true, true) => Some(one > other),
+        (true, false) => Some(true),
+        (false, true) => Some(false),
+        (false, false) => None,
     }
 }
 
@@ -290,6 +367,41 @@ mod tests {
             Err(Refusal::DeadLink { .. })
         ));
         assert!(matches!(admit(&mut layout, "absent/x", Kind::File, 1), Err(Refusal::Through { .. })));
+    }
+
+    #[test]
+    fn a_file_that_is_replaced_lives_on_under_its_other_names() {
+        let mut layout = with(&["usr"]);
+        let setuid = Attributes { mode: 0o4755, ..PLAIN };
+        layout.admit("usr/a", Kind::File, setuid, 1, |_, _| false).expect("admitted");
+        for name in ["usr/c", "usr/b"] {
+            admit(&mut layout, name, Kind::HardLink("usr/a".to_owned()), 1).expect("admitted");
+        }
+        let other = Node { kind: Kind::File, attributes: PLAIN, owner: 2 };
+        layout.replace("usr/a", other.clone()).expect("replaced");
+        assert_eq!(layout.get("usr/a"), Some(&other));
+        assert_eq!(layout.get("usr/b"), Some(&Node { kind: Kind::File, attributes: setuid, owner: 1 }));
+        assert_eq!(layout.get("usr/c").map(|node| &node.kind), Some(&Kind::HardLink("usr/b".to_owned())));
+    }
+
+    #[test]
+    fn what_takes_over_links_to_its_own_packages_files_only() {
+        let mut layout = with(&["usr"]);
+        for (name, owner) in [("usr/a", 1), ("usr/own", 2)] {
+            admit(&mut layout, name, Kind::File, owner).expect("admitted");
+        }
+        let mut take = |target: &str| {
+            let node = Node { kind: Kind::HardLink(target.to_owned()), attributes: PLAIN, owner: 2 };
+            layout.take_over("usr/a", node, |left, right| (left, right) == (2, 1))
+        };
+        assert!(matches!(take("../../etc/shadow"), Err(Refusal::Path(_))));
+        for target in ["usr/absent", "usr/a", "usr"] {
+            assert!(matches!(take(target), Err(Refusal::DeadLink { .. })), "{target}");
+        }
+        assert_eq!(take("./usr/own"), Ok(Some("usr/a".to_owned())));
+        // Who replaces nobody takes nothing over.
+        let node = Node { kind: Kind::File, attributes: PLAIN, owner: 3 };
+        assert!(matches!(layout.take_over("usr/a", node, |_, _| false), Err(Refusal::Taken { .. })));
     }
 
     #[test]

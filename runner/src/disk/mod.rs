@@ -6,6 +6,7 @@
 pub mod compose;
 pub mod database;
 pub mod filesystem;
+mod later;
 pub mod layout;
 pub mod partition;
 pub mod rewrite;

@@ -123,21 +123,42 @@ impl Tree {
         Ok(admitted)
     }
 
-    /// Puts an entry in the place of another package's. For the time after all threads are done.
+    /// Makes an entry that was to be made later, unless another package's counts. For the time after all threads
+    /// are done.
     ///
     /// # Errors
     /// It is refused, or cannot be written.
-    pub fn replace(&self, path: &str, node: Node, contents: &mut dyn Read) -> Result<(), TreeError> {
-        let (kind, attributes) = (node.kind.clone(), node.attributes);
-        let place = self.layout().replace(path, node)?;
-        let full = self.root.join(&place);
+    pub fn take_over(
+        &self,
+        path: &str,
+        node: Node,
+        replaces: impl Fn(usize, usize) -> bool,
+        contents: &mut dyn Read,
+    ) -> Result<bool, TreeError> {
+        let attributes = node.attributes;
+        let mut layout = self.layout();
+        let Some(place) = layout.take_over(path, node, replaces)? else { return Ok(false) };
+        let kind = layout.get(&place).map_or(Kind::File, |node| node.kind.clone());
+        drop(layout);
+        self.make_instead(&place, &kind, attributes, contents)?;
+        Ok(true)
+    }
+
+    fn make_instead(
+        &self,
+        place: &str,
+        kind: &Kind,
+        attributes: Attributes,
+        contents: &mut dyn Read,
+    ) -> Result<(), TreeError> {
+        let full = self.root.join(place);
         match fs::remove_file(&full) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 return Err(TreeError::Write { path: full, source });
             }
             _ => {}
         }
-        self.make(&place, &kind, attributes, contents)
+        self.make(place, kind, attributes, contents)
     }
 
     /// Adds a directory of the builder's own; one that is there stays.
@@ -175,7 +196,8 @@ impl Tree {
     /// It is refused, or cannot be written.
     pub fn file(&self, path: &str, bytes: &[u8], attributes: Attributes) -> Result<(), TreeError> {
         let node = Node { kind: Kind::File, attributes, owner: BUILDER };
-        self.replace(path, node, &mut &*bytes)
+        let place = self.layout().replace(path, node)?;
+        self.make_instead(&place, &Kind::File, attributes, &mut &*bytes)
     }
 
     fn make(

@@ -19,7 +19,8 @@ use crate::event::{Event, Sink, Stage};
 use crate::stop::{Stop, Stopped};
 
 use super::database::{self, Conffile};
-use super::layout::{Admitted, Attributes, Kind, Node};
+use super::later::{Later, Makes};
+use super::layout::{Admitted, Attributes, Kind};
 use super::tools::ToolsError;
 use super::tree::{Tree, TreeError};
 
@@ -180,8 +181,8 @@ struct Job<'a> {
     cache: &'a Cache,
     tree: &'a Tree,
     filter: Filter<'a>,
-    /// Paths that a package must take over from another, by the package's place.
-    later: Mutex<BTreeMap<usize, Vec<String>>>,
+    /// What is to be made once all are unpacked, by the package's place.
+    later: Mutex<BTreeMap<usize, Later>>,
 }
 
 impl Job<'_> {
@@ -214,9 +215,9 @@ impl Job<'_> {
                         &mut contents,
                     )
                     .map_err(|source| UnpackError::Tree { path: described.path.clone(), source })?;
-                if admitted == Admitted::Later {
+                if admitted == Admitted::Later || matches!(described.kind, Kind::HardLink(_)) {
                     let mut later = self.later.lock().unwrap_or_else(PoisonError::into_inner);
-                    later.entry(index).or_default().push(described.path.clone());
+                    later.entry(index).or_default().note(&described, &admitted);
                 }
                 if is_conffile {
                     // What another package's file stands for has to be read all the same.
@@ -246,22 +247,18 @@ impl Job<'_> {
             .any(|relation| relation.name == right.name && relation.accepts(&right.version))
     }
 
-    /// Lets packages take over paths; in the build's order, so that the last one stays.
+    /// Makes what was to be made later; in the build's order.
     fn settle(self) -> Result<(), (usize, UnpackError)> {
         let later = std::mem::take(&mut *self.later.lock().unwrap_or_else(PoisonError::into_inner));
-        for (index, paths) in later {
+        for (index, later) in later.into_iter().filter(|(_, later)| !later.is_empty()) {
             let take_over = || {
+                let mut makes = Makes::new(self.tree, index + 1, &later);
                 deb::read(self.open(index)?, |_, data| {
                     for entry in data.entries().map_err(damaged)? {
                         let mut entry = entry.map_err(damaged)?;
                         let described = describe(&entry)?;
-                        if !paths.contains(&described.path) {
-                            continue;
-                        }
-                        let node =
-                            Node { kind: described.kind, attributes: described.attributes, owner: index + 1 };
-                        let replaced = self.tree.replace(&described.path, node, &mut entry);
-                        replaced
+                        makes
+                            .entry(&described, |left, right| self.replaces(left, right), &mut entry)
                             .map_err(|source| UnpackError::Tree { path: described.path.clone(), source })?;
                     }
                     Ok(())
