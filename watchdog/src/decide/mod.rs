@@ -16,6 +16,7 @@ mod fake_kernel;
 mod fixture;
 mod graph;
 mod index;
+mod nested;
 mod numbering;
 mod overlays;
 mod plan;
@@ -28,6 +29,7 @@ mod verify;
 
 pub use attribute::{Ownership, attribute};
 pub use explain::{Access, PROTECTED, explain, reasons_for};
+pub use nested::nested_claims;
 pub use numbering::{Numbers, learn, unnumbered};
 pub use plan::{PlanSettings, plan, stuck};
 pub use protect::strangers_below;

@@ -30,7 +30,9 @@ pub enum NotTaken {
     #[error("more than one lease has evidence for it, so it is nobody's to take back; end those first")]
     Doubtful,
     /// It is nothing that is taken back by name.
-    #[error("only loop devices, mounts and maps are taken back by name")]
+    #[error(
+        "only loop devices, mounts and maps are taken back by name; end a swap area with swapoff, a network block device with qemu-nbd --disconnect, a process with kill"
+    )]
     AnotherKind,
     /// It is mounted elsewhere only.
     #[error("it is not mounted in the host's namespace; end the processes of the namespace that it is in")]

@@ -1,6 +1,5 @@
 //! The part of a look that is about claimed directories: what lies below each. Reads only.
 
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -44,23 +43,6 @@ impl<'mounts> Search<'mounts> {
 
 /// Where claimed directories are, and whose they are.
 pub(super) type Places = Vec<(PathBuf, LeaseId)>;
-
-/// Which leases have claimed a directory below one of another lease's.
-pub(super) fn inner(places: &Places) -> Vec<UnderClaim<LeaseId>> {
-    let mut by_path: BTreeMap<&Path, Vec<LeaseId>> = BTreeMap::new();
-    for (path, lease) in places {
-        by_path.entry(path).or_default().push(*lease);
-    }
-    let mut found = Vec::new();
-    for (path, inner) in places {
-        let above = path.ancestors().filter_map(|above| by_path.get(above)).flatten();
-        let others = above.filter(|outer| *outer != inner);
-        found.extend(others.map(|outer| UnderClaim { lease: *outer, what: *inner }));
-    }
-    found.sort_unstable();
-    found.dedup();
-    found
-}
 
 /// What lies below a lease's claims, of what the snapshot has.
 pub(super) fn read(
@@ -131,18 +113,4 @@ fn read_claim(
     snapshot.directories.push(UnderClaim { lease: lease.lease, what: query.claim.directory });
     places.push((path, lease.lease));
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_claim_lies_below_those_of_others_by_whole_names() {
-        let places: Places = [("/ws", 1), ("/ws/a", 2), ("/ws/a/b", 2), ("/ws-other", 3), ("/ws", 4)]
-            .map(|(path, lease)| (PathBuf::from(path), LeaseId(lease)))
-            .into();
-        let pairs: Vec<_> = inner(&places).iter().map(|one| (one.lease.0, one.what.0)).collect();
-        assert_eq!(pairs, [(1, 2), (1, 4), (4, 1), (4, 2)]);
-    }
 }

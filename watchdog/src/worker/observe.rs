@@ -9,6 +9,7 @@ use super::claims::{self, Places, Search};
 use super::message::{Extent, LeaseQuery, Query};
 use super::recheck::recheck;
 use super::{criteria, glance, observe_mounts};
+use crate::decide::nested_claims;
 use crate::kernel::{cgroups, loops, processes, qemu};
 use crate::model::{Gap, LoopState, ProcessIdentity, Snapshot, SnapshotDepth};
 
@@ -42,7 +43,7 @@ pub(super) fn observe(
     for lease in &query.leases {
         read_lease(lease, skip, passed, &search, touching, &mut places, &mut snapshot);
     }
-    snapshot.inner_claims = claims::inner(&places);
+    snapshot.inner_claims = nested_claims(&places);
     criteria::read(
         query,
         search.points(),
