@@ -4,6 +4,7 @@
 //! the one who set the time can tell a failure from having given up, wherever that happened.
 
 use std::error::Error;
+use std::io::{self, Read};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,7 +38,11 @@ impl Stopped {
             if let Some(stopped) = error.downcast_ref() {
                 return Some(*stopped);
             }
-            cause = error.source();
+            // An I/O error does not count what it wraps among its causes.
+            cause = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+                Some(wrapped) => Some(wrapped),
+                None => error.source(),
+            };
         }
         None
     }
@@ -84,10 +89,29 @@ impl Stop {
         self.until.map_or(wait, |until| until.saturating_duration_since(Instant::now()).min(wait))
     }
 
+    /// A reader of the same that fails once it is time to give up.
+    pub fn reading<R: Read>(&self, inner: R) -> Heeding<'_, R> {
+        Heeding { stop: self, inner }
+    }
+
     /// What becomes readable once someone asks.
     #[must_use]
     pub fn wish(&self) -> Option<BorrowedFd<'_>> {
         self.cancel.as_ref().map(|cancel| cancel.as_fd())
+    }
+}
+
+/// A reader that heeds the wish to stop.
+#[derive(Debug)]
+pub struct Heeding<'a, R> {
+    stop: &'a Stop,
+    inner: R,
+}
+
+impl<R: Read> Read for Heeding<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stop.check().map_err(io::Error::other)?;
+        self.inner.read(buffer)
     }
 }
 
@@ -115,9 +139,30 @@ mod tests {
         #[derive(Debug, thiserror::Error)]
         #[error("it failed")]
         struct Failed(#[source] Stopped);
-        let error = std::io::Error::other(Failed(Stopped::Late));
-        assert_eq!(Stopped::cause_of(&error), Some(Stopped::Late));
+        #[derive(Debug, thiserror::Error)]
+        #[error("it could not be read")]
+        struct Unread(#[source] io::Error);
+        for error in [
+            io::Error::other(Failed(Stopped::Late)),
+            io::Error::other(Stopped::Late),
+            io::Error::other(Unread(io::Error::other(Stopped::Late))),
+        ] {
+            assert_eq!(Stopped::cause_of(&error), Some(Stopped::Late), "{error:?}");
+        }
         assert_eq!(Stopped::cause_of(&Stopped::Asked), Some(Stopped::Asked));
-        assert_eq!(Stopped::cause_of(&std::io::Error::other("else")), None);
+        assert_eq!(Stopped::cause_of(&io::Error::other("else")), None);
+        assert_eq!(Stopped::cause_of(&io::Error::from_raw_os_error(2)), None);
+    }
+
+    #[test]
+    fn a_reader_fails_once_someone_asks() {
+        let cancel = Arc::new(Cancel::new().unwrap());
+        let stop = Stop::new(Arc::clone(&cancel));
+        let mut reader = stop.reading(io::repeat(1));
+        let mut buffer = [0; 8];
+        assert_eq!(reader.read(&mut buffer).unwrap(), 8);
+        cancel.cancel();
+        let error = reader.read(&mut buffer).unwrap_err();
+        assert_eq!(Stopped::cause_of(&error), Some(Stopped::Asked));
     }
 }

@@ -96,14 +96,15 @@ pub fn keep(cache: &Cache, key: &str, path: &Path, stop: &Stop) -> Result<(), St
 /// it can be, else as a copy.
 ///
 /// # Errors
-/// When neither works.
-pub fn place(checkpoint: &File, target: &Path) -> io::Result<()> {
+/// When neither works, or the build is to stop.
+pub fn place(checkpoint: &File, target: &Path, stop: &Stop) -> io::Result<()> {
     let opened = format!("/proc/self/fd/{}", checkpoint.as_raw_fd());
     match linkat(CWD, opened, CWD, target, AtFlags::SYMLINK_FOLLOW) {
         Ok(()) => Ok(()),
         // Another file system; or one without links; or the cache has just thrown it away.
         Err(Errno::XDEV | Errno::PERM | Errno::OPNOTSUPP | Errno::NOENT | Errno::MLINK) => {
-            copy_with_holes(checkpoint, &File::create_new(target)?)
+            let go_on = || stop.check().map_err(io::Error::other);
+            copy_with_holes(checkpoint, &File::create_new(target)?, go_on)
         }
         Err(error) => Err(error.into()),
     }
@@ -116,6 +117,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn neither_keeping_nor_placing_outlasts_the_builds_time() {
+        use crate::stop::Stopped;
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(&folder.path().join("cache")).unwrap();
+        let disk = folder.path().join("disk.qcow2");
+        fs::write(&disk, "a disk").unwrap();
+        let late = Stop::default().within(std::time::Duration::ZERO);
+        let error = keep(&cache, "k", &disk, &late).unwrap_err();
+        assert_eq!(Stopped::cause_of(&error), Some(Stopped::Late), "{error}");
+        assert!(find(&cache, "k").unwrap().is_none());
+        // No name here can lead there.
+        let elsewhere = rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let elsewhere = File::from(elsewhere);
+        io::Write::write_all(&mut &elsewhere, b"a disk").unwrap();
+        let error = place(&elsewhere, &folder.path().join("x"), &late).unwrap_err();
+        assert_eq!(Stopped::cause_of(&error), Some(Stopped::Late), "{error}");
+    }
+
+    #[test]
     fn what_was_kept_is_found_and_a_damaged_one_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::open(&folder.path().join("cache")).unwrap();
@@ -125,7 +145,7 @@ mod tests {
         keep(&cache, "k", &disk, &Stop::default()).unwrap();
         let found = find(&cache, "k").unwrap().unwrap();
         let placed = folder.path().join("base.qcow2");
-        place(&found, &placed).unwrap();
+        place(&found, &placed, &Stop::default()).unwrap();
         assert_eq!(fs::read(&placed).unwrap(), b"a disk");
         assert!(find(&cache, "other").unwrap().is_none());
         // Kernels before 6.13 count change times in ticks of up to 10 ms.

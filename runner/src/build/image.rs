@@ -134,11 +134,14 @@ pub fn to_whole(qemu_img: &Path, source: &Path, target: &Path, stop: &Stop) -> R
     run("make whole", &tool, stop)
 }
 
-/// Copies what `from` has, and its holes as holes.
+/// How much is copied before `go_on` is asked again, in bytes.
+const PIECE: u64 = 16 << 20;
+
+/// Copies what `from` has, and its holes as holes. `go_on` is asked before each piece.
 ///
 /// # Errors
-/// When reading or writing fails.
-pub fn copy_with_holes(mut from: &File, mut to: &File) -> io::Result<()> {
+/// When reading or writing fails, or `go_on` does.
+pub fn copy_with_holes(mut from: &File, mut to: &File, go_on: impl Fn() -> io::Result<()>) -> io::Result<()> {
     let size = from.metadata()?.len();
     let mut at = 0;
     while at < size {
@@ -149,6 +152,8 @@ pub fn copy_with_holes(mut from: &File, mut to: &File) -> io::Result<()> {
             Err(error) => return Err(error.into()),
         };
         let end = rustix::fs::seek(from, rustix::fs::SeekFrom::Hole(start))?.min(size);
+        let end = end.min(start + PIECE);
+        go_on()?;
         from.seek(io::SeekFrom::Start(start))?;
         to.seek(io::SeekFrom::Start(start))?;
         io::copy(&mut from.take(end - start), &mut to)?;
@@ -244,7 +249,8 @@ mod tests {
         from.write_all_at(b"data", 50 << 20).unwrap();
         let to =
             File::options().read(true).write(true).create_new(true).open(folder.path().join("to")).unwrap();
-        copy_with_holes(&File::open(folder.path().join("from")).unwrap(), &to).unwrap();
+        let from = File::open(folder.path().join("from")).unwrap();
+        copy_with_holes(&from, &to, || Ok(())).unwrap();
         let data = to.metadata().unwrap();
         assert_eq!(data.len(), 100 << 20);
         assert!(data.blocks() * 512 < 1 << 20, "{} blocks", data.blocks());

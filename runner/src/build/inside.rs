@@ -112,7 +112,7 @@ impl Session<'_> {
         };
         let root = match telling.root {
             Some(root) => {
-                workspace::cut(&root)?;
+                workspace::cut(&root, &self.stop)?;
                 Some(named(&root, "tar")?)
             }
             None => None,

@@ -243,7 +243,7 @@ impl Session<'_> {
     /// Makes the raw disk of a cloud image, as large as the recipe wants it.
     fn cloud_image(&self, host: &Host, path: &Path, disk: &Path) -> Result<Artifact, BuildError> {
         let source = self.scratch.path().join("cloud-image");
-        place(&open(&self.request.beside, path)?, &source)?;
+        place(&open(&self.request.beside, path)?, &source, &self.stop)?;
         let layout = boot::disk(&start(&source)?)
             .map_err(|source| MediumError::NotBootable { path: path.to_owned(), source })?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();

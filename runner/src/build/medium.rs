@@ -16,7 +16,7 @@ use crate::media::iso::{Iso, IsoError};
 use crate::media::treeinfo::{self, TreeinfoError};
 use crate::recipe::{Family, Medium};
 use crate::rpm::MetadataError;
-use crate::stop::Stopped;
+use crate::stop::{Stop, Stopped};
 
 use super::error::BuildError;
 use super::image;
@@ -193,14 +193,14 @@ impl Session<'_> {
         match medium {
             Medium::Kernel { kernel: from_kernel, initrd: from_initrd } => {
                 for (from, to) in [(from_kernel, &kernel), (from_initrd, &initrd)] {
-                    copy(&mut open(beside, from)?, to)?;
+                    copy(&mut open(beside, from)?, to, &self.stop)?;
                     materials.push(self.material(from, to)?);
                 }
             }
             Medium::Iso(path) => {
                 let target = self.scratch.path().join("medium.iso");
                 let file = open(beside, path)?;
-                place(&file, &target)?;
+                place(&file, &target, &self.stop)?;
                 let wrong = |source| MediumError::Iso { path: path.clone(), source };
                 let mut iso = Iso::open(file).map_err(wrong)?;
                 let looked = places(family);
@@ -208,12 +208,12 @@ impl Session<'_> {
                 for (from_kernel, from_initrd) in looked {
                     let missing = |error: &IsoError| matches!(error, IsoError::Missing { .. });
                     match iso.file(from_kernel) {
-                        Ok((mut input, _)) => copy(&mut input, &kernel)?,
+                        Ok((mut input, _)) => copy(&mut input, &kernel, &self.stop)?,
                         Err(error) if missing(&error) => continue,
                         Err(error) => return Err(wrong(error).into()),
                     }
                     match iso.file(from_initrd) {
-                        Ok((mut input, _)) => copy(&mut input, &initrd)?,
+                        Ok((mut input, _)) => copy(&mut input, &initrd, &self.stop)?,
                         Err(error) if missing(&error) => continue,
                         Err(error) => return Err(wrong(error).into()),
                     }
@@ -265,7 +265,7 @@ impl Session<'_> {
         let tree = treeinfo::parse(&text).map_err(|source| MediumError::Treeinfo { path: info, source })?;
         for (wanted, to) in [(&tree.kernel, kernel), (&tree.initrd, initrd)] {
             let from = path.join(&wanted.path);
-            copy(&mut open(beside, &from)?, to)?;
+            copy(&mut open(beside, &from)?, to, &self.stop)?;
             let material = self.material(&from, to)?;
             if material.sha256 != wanted.sha256 {
                 return Err(MediumError::Digest { path: from }.into());
@@ -333,10 +333,10 @@ pub(super) fn start(path: &Path) -> Result<Vec<u8>, MediumError> {
     Ok(bytes)
 }
 
-fn copy(input: &mut dyn Read, target: &Path) -> Result<(), MediumError> {
+fn copy(input: &mut dyn Read, target: &Path, stop: &Stop) -> Result<(), MediumError> {
     let failed = |source| MediumError::Write { path: target.to_owned(), source };
     let mut output = File::create(target).map_err(failed)?;
-    let copied = io::copy(&mut input.take(LARGEST + 1), &mut output);
+    let copied = io::copy(&mut stop.reading(input).take(LARGEST + 1), &mut output);
     let copied = copied.and_then(|copied| output.flush().map(|()| copied)).map_err(failed)?;
     if copied > LARGEST {
         return Err(MediumError::TooLarge { path: target.to_owned(), limit: LARGEST });
@@ -345,7 +345,7 @@ fn copy(input: &mut dyn Read, target: &Path) -> Result<(), MediumError> {
 }
 
 /// Gives an open file a name where the machine may read it: by a link where it can be, else as a copy.
-pub(super) fn place(file: &File, target: &Path) -> Result<(), MediumError> {
-    super::checkpoint::place(file, target)
+pub(super) fn place(file: &File, target: &Path, stop: &Stop) -> Result<(), MediumError> {
+    super::checkpoint::place(file, target, stop)
         .map_err(|source| MediumError::Write { path: target.to_owned(), source })
 }

@@ -67,7 +67,7 @@ pub fn make(
         Format::Vhdx => convert(qemu_img, sources.disk, &target("vhdx"), "dynamic", stop),
         Format::Raw => {
             let target = target("raw");
-            copy_sparse(sources.disk, &target).map_err(failed("write", &target))?;
+            copy_sparse(sources.disk, &target, stop).map_err(failed("write", &target))?;
             Ok(vec![target])
         }
         Format::Ova => Ok(vec![ova(sources, (folder, name), qemu_img, stop)?]),
@@ -102,11 +102,12 @@ fn convert(
 }
 
 /// Copies a file, and its holes as holes. By a link where that can be: nobody writes to either any more.
-fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
+fn copy_sparse(from: &Path, to: &Path, stop: &Stop) -> io::Result<()> {
     if fs::hard_link(from, to).is_ok() {
         return Ok(());
     }
-    image::copy_with_holes(&File::open(from)?, &File::create_new(to)?)
+    let go_on = || stop.check().map_err(io::Error::other);
+    image::copy_with_holes(&File::open(from)?, &File::create_new(to)?, go_on)
 }
 
 /// A virtual appliance.
@@ -146,26 +147,36 @@ fn ova(
         (&disk_name, &image::digest(&disk, stop)?),
     ]);
     let target = folder.join(format!("{name}.ova"));
-    let pack = || -> io::Result<()> {
-        let mut builder = tar::Builder::new(File::create_new(&target)?);
-        let header = |size: u64| {
-            let mut header = tar::Header::new_ustar();
-            header.set_size(size);
-            header.set_mode(0o644);
-            header.set_mtime(sources.time);
-            header
-        };
-        // The description comes first, so that an importer need not read the disk to find it.
-        for (member, text) in [(&description_name, &description), (&format!("{name}.mf"), &digests)] {
-            builder.append_data(&mut header(text.len() as u64), member, text.as_bytes())?;
-        }
-        let mut file = File::open(&disk)?;
-        builder.append_data(&mut header(file.metadata()?.len()), &disk_name, &mut file)?;
-        builder.finish()
-    };
-    pack().map_err(failed("write", &target))?;
+    // The description comes first, so that an importer need not read the disk to find it.
+    let texts = [(description_name.as_str(), description.as_str()), (&format!("{name}.mf"), &digests)];
+    pack(&texts, (&disk_name, &disk), &target, sources.time, stop).map_err(failed("write", &target))?;
     fs::remove_file(&disk).map_err(failed("remove", &disk))?;
     Ok(target)
+}
+
+/// Packs texts, and after them a disk, into the archive `target`.
+fn pack(
+    texts: &[(&str, &str)],
+    (disk_name, disk): (&str, &Path),
+    target: &Path,
+    time: u64,
+    stop: &Stop,
+) -> io::Result<()> {
+    let mut builder = tar::Builder::new(File::create_new(target)?);
+    let header = |size: u64| {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(size);
+        header.set_mode(0o644);
+        header.set_mtime(time);
+        header
+    };
+    for (member, text) in texts {
+        builder.append_data(&mut header(text.len() as u64), member, text.as_bytes())?;
+    }
+    let file = File::open(disk)?;
+    let size = file.metadata()?.len();
+    builder.append_data(&mut header(size), disk_name, stop.reading(file))?;
+    builder.finish()
 }
 
 fn squash(root: &Path, target: &Path, time: u64, stop: &Stop) -> Result<(), ImageError> {
@@ -234,6 +245,35 @@ mod tests {
             assert!(info.contains(&format!("\"format\": \"{name}\"")), "{info}");
             assert!(fs::metadata(&made[0]).unwrap().len() < 64 << 20 || format == Format::Raw, "{info}");
         }
+    }
+
+    #[test]
+    fn neither_an_appliance_nor_a_copy_is_finished_once_someone_asks_to_stop() {
+        use crate::cancel::Cancel;
+        use crate::stop::Stopped;
+        use std::sync::Arc;
+        use std::time::Instant;
+        let folder = tempfile::tempdir().unwrap();
+        let disk = folder.path().join("disk.raw");
+        // Its zeros take seconds.
+        File::create(&disk).unwrap().set_len(6 << 30).unwrap();
+        let cancel = Arc::new(Cancel::new().unwrap());
+        let stop = Stop::new(Arc::clone(&cancel));
+        let asked = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            cancel.cancel();
+            Instant::now()
+        });
+        let target = folder.path().join("x.ova");
+        let error = pack(&[("x.ovf", "x")], ("disk", &disk), &target, 0, &stop).unwrap_err();
+        assert_eq!(Stopped::cause_of(&error), Some(Stopped::Asked), "{error}");
+        assert!(asked.join().unwrap().elapsed() < Duration::from_secs(1));
+        // No name here can lead there.
+        let elsewhere = rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::io::write(&elsewhere, b"a disk").unwrap();
+        let elsewhere = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&elsewhere));
+        let error = copy_sparse(Path::new(&elsewhere), &folder.path().join("x"), &stop).unwrap_err();
+        assert_eq!(Stopped::cause_of(&error), Some(Stopped::Asked), "{error}");
     }
 
     #[test]

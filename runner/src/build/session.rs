@@ -400,7 +400,7 @@ mod tests {
     use crate::beside::Beside;
     use crate::build::image::ImageError;
     use crate::build::request::Debugging;
-    use crate::cache::Supply;
+    use crate::cache::{StoreError, Supply};
 
     fn request() -> Request {
         let recipe = include_str!("../../examples/debian-12.toml");
@@ -436,6 +436,12 @@ mod tests {
         let error = given_up(&request(), Stage::Convert, asked);
         assert!(error.is_cancelled());
         assert_eq!(error.to_string(), "the build was told to stop; it was in stage convert");
+        // What is copied fails like any reading or writing.
+        let copied = |error: io::Error| BuildError::Write { path: "x".into(), source: error };
+        let asked = copied(io::Error::other(Stopped::Asked));
+        assert!(given_up(&request(), Stage::Guest, asked).is_cancelled());
+        let late = StoreError::Read { path: "x".into(), source: io::Error::other(Stopped::Late) };
+        assert_eq!(given_up(&request(), Stage::Prepare, late.into()).class().name(), "timeout");
         let failed = BuildError::Thread(io::Error::other("x"));
         assert_eq!(given_up(&request(), Stage::Convert, failed).class().name(), "machine_failed");
     }

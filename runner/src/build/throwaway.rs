@@ -6,7 +6,9 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use crate::cache::Fetcher;
 use crate::contents::provenance::Artifact;
 use crate::debian::Package;
 use crate::disk;
@@ -22,7 +24,7 @@ use super::image;
 use super::machines::{Guest, Worked, preinst_lines};
 use super::preflight::Host;
 use super::product::Product;
-use super::session::{Chosen, Packages, Session};
+use super::session::{Packages, Session};
 use super::workspace;
 
 impl Session<'_> {
@@ -36,7 +38,7 @@ impl Session<'_> {
         let image = &self.request.recipe.image;
         let kernel = disk::kernel_package(&chosen.selection)?;
         let key = checkpoint::key(&chosen.selection, &kernel, image.size, &image.hostname);
-        let found = self.found(&chosen, &key)?;
+        let found = self.found(&chosen.fetcher, Stage::Select, &key)?;
         let packages = self.fetch(chosen, found.is_none())?;
         if found.is_some() {
             // They went into the machine, though they were not fetched for it now.
@@ -50,17 +52,12 @@ impl Session<'_> {
                 self.environment.sink.event(Event::Note(told.to_owned()));
                 file
             }
-            None => {
-                self.prepare(host, &packages, accelerator, &base, &key, &kernel)?;
-                fs::remove_file(&base).map_err(|source| BuildError::Write { path: base.clone(), source })?;
-                let kept = checkpoint::find(packages.fetcher.cache(), &key)?;
-                kept.ok_or_else(|| BuildError::Cache(lost(&base)))?
-            }
+            None => self.prepare(host, &packages, accelerator, &base, &key, &kernel)?,
         };
-        checkpoint::place(&checkpoint, &base)
-            .map_err(|source| BuildError::Write { path: base.clone(), source })?;
         let mut materials = Vec::new();
         let (worked, results) = self.stage(Stage::Guest, |session| {
+            checkpoint::place(&checkpoint, &base, &session.stop)
+                .map_err(|source| BuildError::Write { path: base.clone(), source })?;
             session.command(host, &packages, (&base, accelerator), builder, &mut materials)
         })?;
         materials.extend(worked.fetched);
@@ -93,13 +90,13 @@ impl Session<'_> {
         })
     }
 
-    fn found(&self, chosen: &Chosen, key: &str) -> Result<Option<File>, BuildError> {
-        let fetcher = std::sync::Arc::clone(&chosen.fetcher);
+    fn found(&self, fetcher: &Arc<Fetcher>, stage: Stage, key: &str) -> Result<Option<File>, BuildError> {
+        let fetcher = Arc::clone(fetcher);
         let key = key.to_owned();
-        self.interruptible(Stage::Select, move || Ok(checkpoint::find(fetcher.cache(), &key)?))
+        self.interruptible(stage, move || Ok(checkpoint::find(fetcher.cache(), &key)?))
     }
 
-    /// Makes the machine's disk, and keeps it in the cache.
+    /// Makes the machine's disk, and keeps it in the cache; what the cache has then.
     fn prepare(
         &mut self,
         host: &Host,
@@ -108,7 +105,7 @@ impl Session<'_> {
         target: &Path,
         key: &str,
         kernel: &Package,
-    ) -> Result<(), BuildError> {
+    ) -> Result<File, BuildError> {
         let modules = packages.tools.modules.clone();
         let disk = self.stage(Stage::Compose, |session| session.compose(packages, Some(modules)))?;
         self.environment.sink.event(Event::Note(format!(
@@ -131,7 +128,11 @@ impl Session<'_> {
             image::convert(&host.qemu_img, &disk.image, target, image::Packing::Plain, &session.stop)?;
             fs::remove_file(&disk.image)
                 .map_err(|source| BuildError::Write { path: disk.image.clone(), source })?;
-            Ok(checkpoint::keep(packages.fetcher.cache(), key, target, &session.stop)?)
+            checkpoint::keep(packages.fetcher.cache(), key, target, &session.stop)?;
+            fs::remove_file(target)
+                .map_err(|source| BuildError::Write { path: target.to_owned(), source })?;
+            let kept = session.found(&packages.fetcher, Stage::Prepare, key)?;
+            kept.ok_or_else(|| BuildError::Cache(lost(target)))
         })
     }
 

@@ -106,12 +106,35 @@ fn add_folder<W: io::Write>(
         if !(kind.is_file() || kind.is_dir() || kind.is_symlink()) {
             return Err(WorkspaceError::Special { path: shown.join(inside) });
         }
-        builder.append_path_with_name(entry.path(), &inside).map_err(failed(&inside))?;
+        if kind.is_file() {
+            add_file(builder, &entry.path(), &inside, stop).map_err(failed(&inside))?;
+        } else {
+            builder.append_path_with_name(entry.path(), &inside).map_err(failed(&inside))?;
+        }
         if kind.is_dir() {
             add_folder(builder, folder, shown, &inside, stop)?;
         }
     }
     Ok(())
+}
+
+fn add_file<W: io::Write>(
+    builder: &mut tar::Builder<W>,
+    path: &Path,
+    inside: &Path,
+    stop: &Stop,
+) -> io::Result<()> {
+    let file = File::open(path)?;
+    let data = file.metadata()?;
+    let mut header = tar::Header::new_gnu();
+    header.set_metadata_in_mode(&data, tar::HeaderMode::Deterministic);
+    // Whoever changes it now is not to move what follows it in the archive.
+    let mut contents = stop.reading(file).take(data.len());
+    builder.append_data(&mut header, inside, &mut contents)?;
+    match contents.limit() {
+        0 => Ok(()),
+        _ => Err(io::Error::other("it became shorter while it was read")),
+    }
 }
 
 /// Takes the files called `wanted` out of the archive at the start of the disk `results`, into the folder
@@ -129,7 +152,8 @@ pub fn take(
     let mut file = File::open(results).map_err(unreadable)?;
     walk(&mut file, stop)?;
     file.rewind().map_err(unreadable)?;
-    let input = BufReader::with_capacity(1 << 20, file);
+    // Also what is passed over takes time.
+    let input = BufReader::with_capacity(1 << 20, stop.reading(file));
     let mut archive = tar::Archive::new(input);
     let mut taken = Vec::new();
     for entry in archive.entries().map_err(WorkspaceError::Archive)?.take(MOST_ENTRIES) {
@@ -239,11 +263,11 @@ fn size_in(text: &[u8]) -> Option<u64> {
 /// Cuts the archive at the start of a disk off at its end.
 ///
 /// # Errors
-/// It is no archive, or cannot be cut.
-pub fn cut(disk: &Path) -> Result<(), WorkspaceError> {
+/// It is no archive, or cannot be cut; or the build is to stop.
+pub fn cut(disk: &Path, stop: &Stop) -> Result<(), WorkspaceError> {
     let unreadable = |source| WorkspaceError::Read { path: disk.to_owned(), source };
     let mut file = File::options().read(true).write(true).open(disk).map_err(unreadable)?;
-    let end = walk(&mut file, &Stop::default())?;
+    let end = walk(&mut file, stop)?;
     let size = file.metadata().map_err(unreadable)?.len();
     if end == 0 || end > size {
         return Err(WorkspaceError::Archive(io::ErrorKind::UnexpectedEof.into()));
@@ -296,6 +320,48 @@ mod tests {
 
     fn names(list: &[&str]) -> Vec<String> {
         list.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    /// What wants to stop 50 ms from now, and when that is.
+    fn soon() -> (Stop, std::time::Instant) {
+        let when = std::time::Instant::now() + std::time::Duration::from_millis(50);
+        (Stop::default().at(when), when)
+    }
+
+    #[test]
+    fn neither_packing_nor_taking_a_large_file_outlasts_the_builds_time() {
+        // Zeros that take seconds, in one file.
+        const LARGE: u64 = 6 << 30;
+        let folder = tempfile::tempdir().unwrap();
+        let work = folder.path().join("work");
+        fs::create_dir(&work).unwrap();
+        File::create(work.join("large")).unwrap().set_len(LARGE).unwrap();
+        let target = folder.path().join("packed");
+        let (stop, when) = soon();
+        let error = pack(&work, Path::new("work"), &target, &stop).unwrap_err();
+        assert_eq!(Stopped::cause_of(&error), Some(Stopped::Late), "{error}");
+        assert!(when.elapsed() < std::time::Duration::from_secs(1), "{:?}", when.elapsed());
+
+        // One that nobody wants lies before the one that is.
+        let results = folder.path().join("results");
+        let mut file = File::create(&results).unwrap();
+        for (name, size) in [("large", LARGE), ("small", 0)] {
+            let mut header = tar::Header::new_gnu();
+            header.set_path(name).unwrap();
+            header.set_size(size);
+            header.set_mode(0o644);
+            header.set_cksum();
+            file.write_all(header.as_bytes()).unwrap();
+            let end = file.stream_position().unwrap() + size;
+            file.seek(SeekFrom::Start(end)).unwrap();
+        }
+        file.set_len(LARGE + 4096).unwrap();
+        let into = folder.path().join("into");
+        fs::create_dir(&into).unwrap();
+        let (stop, when) = soon();
+        let error = take(&results, &names(&["small"]), &into, &stop).unwrap_err();
+        assert_eq!(Stopped::cause_of(&error), Some(Stopped::Late), "{error}");
+        assert!(when.elapsed() < std::time::Duration::from_secs(1), "{:?}", when.elapsed());
     }
 
     #[test]
@@ -385,12 +451,12 @@ mod tests {
         let disk = folder.path().join("disk");
         fs::write(&disk, &bytes).unwrap();
         File::options().write(true).open(&disk).unwrap().set_len(1 << 20).unwrap();
-        cut(&disk).unwrap();
+        cut(&disk, &Stop::default()).unwrap();
         let left = fs::read(&disk).unwrap();
         assert_eq!(left.len(), 10_240);
         assert!(left.starts_with(&bytes));
         fs::write(&disk, [0; 4096]).unwrap();
-        assert!(cut(&disk).is_err(), "an empty disk");
+        assert!(cut(&disk, &Stop::default()).is_err(), "an empty disk");
     }
 
     #[test]
@@ -453,7 +519,7 @@ mod tests {
             ],
             large + (1 << 20),
         );
-        cut(&path).unwrap();
+        cut(&path, &Stop::default()).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().len(), (2560 + large + 1024).next_multiple_of(20 * 512));
     }
 

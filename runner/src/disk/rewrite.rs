@@ -57,7 +57,7 @@ pub fn rewrite(
 ) -> Result<(), RewriteError> {
     let tree = Tree::plain(scratch.join("rewritten"))?;
     let mut attributes = Vec::new();
-    let mut archive = tar::Archive::new(File::open(root).map_err(RewriteError::Archive)?);
+    let mut archive = tar::Archive::new(stop.reading(File::open(root).map_err(RewriteError::Archive)?));
     for entry in archive.entries().map_err(RewriteError::Archive)? {
         stop.check().map_err(UnpackError::Stopped)?;
         let mut entry = entry.map_err(RewriteError::Archive)?;

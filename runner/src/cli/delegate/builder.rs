@@ -17,6 +17,7 @@ use hostler_runner::cache::Supply;
 use hostler_runner::cancel::Cancel;
 use hostler_runner::lock::{Lock, LockError};
 use hostler_runner::recipe::Recipe;
+use hostler_runner::stop::Stop;
 use nix::unistd::{Gid, Uid, setgid, setgroups, setsid, setuid};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
@@ -200,6 +201,7 @@ fn receive_files(socket: &OwnedFd) -> io::Result<Files> {
 /// The way to root's process.
 struct Link {
     socket: Arc<OwnedFd>,
+    cancel: Arc<Cancel>,
     /// Locked from a question to its answer.
     answers: Mutex<Receiver<Result<PathBuf, String>>>,
 }
@@ -209,12 +211,12 @@ impl Link {
     fn new(socket: OwnedFd, cancel: Arc<Cancel>) -> io::Result<Self> {
         let socket = Arc::new(socket);
         let (sender, answers) = channel();
-        let heard = Arc::clone(&socket);
+        let (heard, told) = (Arc::clone(&socket), Arc::clone(&cancel));
         thread::Builder::new().name("root".to_owned()).spawn(move || {
-            listen(&heard, &sender, &cancel);
-            cancel.cancel();
+            listen(&heard, &sender, &told);
+            told.cancel();
         })?;
-        Ok(Self { socket, answers: Mutex::new(answers) })
+        Ok(Self { socket, cancel, answers: Mutex::new(answers) })
     }
 }
 
@@ -259,7 +261,14 @@ impl Delivery for Link {
             let folder = folder.map(str::to_owned);
             send(&self.socket, &FromBuilder::Finished { name, folder }, Some(opened.as_fd()))?;
             let answer = answers.recv_timeout(COPY_PATIENCE);
-            answer.map_err(|_| io::Error::other("root's process gave no answer"))?.map_err(io::Error::other)
+            let answer = answer.map_err(|_| io::Error::other("root's process gave no answer"))?;
+            answer.map_err(|reason| {
+                // Root was told as well, and gave the copy up.
+                Stop::new(Arc::clone(&self.cancel))
+                    .check()
+                    .err()
+                    .map_or_else(|| io::Error::other(reason), io::Error::other)
+            })
         };
         ask().map_err(|source| DeliveryError { file: file.to_owned(), source })
     }

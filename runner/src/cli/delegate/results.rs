@@ -11,6 +11,7 @@ use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 
 use hostler_runner::build::image::copy_with_holes;
+use hostler_runner::stop::Stop;
 use hostler_runner::vm::nonce::nonce;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, fchmod, fsync, linkat, mkdirat, openat, renameat, unlinkat};
 use rustix::io::Errno;
@@ -44,18 +45,26 @@ impl Results {
     }
 
     /// Copies a file of the build's, into the folder of this name where there is one; its path.
-    pub(super) fn take(&self, name: &str, folder: Option<&str>, file: &File) -> io::Result<PathBuf> {
+    pub(super) fn take(
+        &self,
+        name: &str,
+        folder: Option<&str>,
+        file: &File,
+        stop: &Stop,
+    ) -> io::Result<PathBuf> {
         let refused = || io::Error::other("a build makes no file of such a name");
         if let (None, Some(lock)) = (folder, &self.lock)
             && is_plain(name)
             && name.ends_with(".lock")
         {
             let (results, name) = lock.as_ref();
-            return results.copy(name, file);
+            return results.copy(name, file, stop);
         }
         match folder {
-            None if is_a_result(name) => self.copy(name, file),
-            Some(folder) if is_a_folder(folder) && is_plain(name) => self.folder(folder)?.copy(name, file),
+            None if is_a_result(name) => self.copy(name, file, stop),
+            Some(folder) if is_a_folder(folder) && is_plain(name) => {
+                self.folder(folder)?.copy(name, file, stop)
+            }
             _ => Err(refused()),
         }
     }
@@ -71,13 +80,13 @@ impl Results {
         Ok(Self { directory: directory.into(), path: self.path.join(name), lock: None })
     }
 
-    fn copy(&self, name: &str, file: &File) -> io::Result<PathBuf> {
+    fn copy(&self, name: &str, file: &File, stop: &Stop) -> io::Result<PathBuf> {
         if !file.metadata()?.is_file() {
             return Err(io::Error::other("it is not a plain file"));
         }
         match self.nameless()? {
             Some(copy) => {
-                copy_with_holes(file, &copy)?;
+                copy_to_disk(file, &copy, stop)?;
                 self.publish(&copy, name, |beside| {
                     let descriptor = format!("/proc/self/fd/{}", copy.as_raw_fd());
                     linkat(CWD, descriptor, &self.directory, beside, AtFlags::SYMLINK_FOLLOW)
@@ -86,7 +95,7 @@ impl Results {
             None => {
                 let (copy, beside) = self.named()?;
                 let copied =
-                    copy_with_holes(file, &copy).and_then(|()| self.publish_named(&copy, name, &beside));
+                    copy_to_disk(file, &copy, stop).and_then(|()| self.publish_named(&copy, name, &beside));
                 if copied.is_err() {
                     // The copy may be in its place already.
                     let _ = unlinkat(&self.directory, &beside, AtFlags::empty());
@@ -141,6 +150,15 @@ impl Results {
         fsync(&self.directory)?;
         Ok(self.path.join(name))
     }
+}
+
+/// Copies piece by piece, each to the disk for good: what the kernel still had to write of gigabytes would be
+/// waited for at the end, and no wish to stop be heard.
+fn copy_to_disk(from: &File, to: &File, stop: &Stop) -> io::Result<()> {
+    copy_with_holes(from, to, || {
+        stop.check().map_err(io::Error::other)?;
+        to.sync_data()
+    })
 }
 
 /// Readable for all, and on the disk for good.
@@ -212,12 +230,12 @@ mod tests {
         let builders = tempfile::tempdir().unwrap();
         let output = tempfile::tempdir().unwrap();
         let results = Results::open(&output.path().join("new")).unwrap();
-        let taken = results.take("x.qcow2", None, &file(builders.path(), "image")).unwrap();
+        let taken = results.take("x.qcow2", None, &file(builders.path(), "image"), &Stop::default()).unwrap();
         fs::write(builders.path().join("original"), "other").unwrap();
         assert_eq!(fs::read_to_string(&taken).unwrap(), "image");
         assert_eq!(fs::metadata(&taken).unwrap().mode() & 0o7777, 0o644);
         // Another build of the same name takes its place; nothing else is left.
-        results.take("x.qcow2", None, &file(builders.path(), "newer")).unwrap();
+        results.take("x.qcow2", None, &file(builders.path(), "newer"), &Stop::default()).unwrap();
         assert_eq!(fs::read_to_string(&taken).unwrap(), "newer");
         assert_eq!(fs::read_dir(output.path().join("new")).unwrap().count(), 1);
     }
@@ -239,16 +257,20 @@ mod tests {
         let builders = tempfile::tempdir().unwrap();
         let output = tempfile::tempdir().unwrap();
         let results = Results::open(output.path()).unwrap();
-        let taken = results.take("Makefile", Some("x.artifacts"), &file(builders.path(), "a")).unwrap();
+        let taken = results
+            .take("Makefile", Some("x.artifacts"), &file(builders.path(), "a"), &Stop::default())
+            .unwrap();
         assert_eq!(taken, output.path().join("x.artifacts/Makefile"));
         for (name, folder) in
             [("a", "x"), ("a", "../x.artifacts"), ("../a", "x.artifacts"), ("", "x.artifacts")]
         {
-            let taken = results.take(name, Some(folder), &file(builders.path(), "a"));
+            let taken = results.take(name, Some(folder), &file(builders.path(), "a"), &Stop::default());
             assert!(taken.is_err(), "{folder}/{name}");
         }
         symlink(builders.path(), output.path().join("y.artifacts")).unwrap();
-        assert!(results.take("a", Some("y.artifacts"), &file(builders.path(), "a")).is_err());
+        assert!(
+            results.take("a", Some("y.artifacts"), &file(builders.path(), "a"), &Stop::default()).is_err()
+        );
         assert!(!builders.path().join("a").exists());
     }
 
@@ -260,7 +282,7 @@ mod tests {
         fs::write(&precious, "precious").unwrap();
         symlink(&precious, output.path().join("x.qcow2")).unwrap();
         let results = Results::open(output.path()).unwrap();
-        results.take("x.qcow2", None, &file(builders.path(), "image")).unwrap();
+        results.take("x.qcow2", None, &file(builders.path(), "image"), &Stop::default()).unwrap();
         assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
         assert!(fs::symlink_metadata(output.path().join("x.qcow2")).unwrap().is_file());
     }
@@ -274,17 +296,32 @@ mod tests {
         fs::rename(&output, folder.path().join("moved")).unwrap();
         fs::create_dir(folder.path().join("roots-own")).unwrap();
         symlink(folder.path().join("roots-own"), &output).unwrap();
-        results.take("x.qcow2", None, &file(builders.path(), "image")).unwrap();
+        results.take("x.qcow2", None, &file(builders.path(), "image"), &Stop::default()).unwrap();
         assert!(folder.path().join("moved/x.qcow2").exists());
         assert!(!folder.path().join("roots-own/x.qcow2").exists());
+    }
+
+    #[test]
+    fn a_copy_that_nobody_waits_for_any_more_is_given_up_and_leaves_nothing() {
+        use hostler_runner::cancel::Cancel;
+        use hostler_runner::stop::Stopped;
+        let builders = tempfile::tempdir().unwrap();
+        let output = tempfile::tempdir().unwrap();
+        let results = Results::open(output.path()).unwrap();
+        let cancel = std::sync::Arc::new(Cancel::new().unwrap());
+        cancel.cancel();
+        let stop = Stop::new(cancel);
+        let error = results.take("x.qcow2", None, &file(builders.path(), "image"), &stop).unwrap_err();
+        assert_eq!(Stopped::cause_of(&error), Some(Stopped::Asked));
+        assert_eq!(fs::read_dir(output.path()).unwrap().count(), 0);
     }
 
     #[test]
     fn what_is_no_plain_file_is_not_read() {
         let output = tempfile::tempdir().unwrap();
         let results = Results::open(output.path()).unwrap();
-        assert!(results.take("x.qcow2", None, &File::open("/dev/zero").unwrap()).is_err());
-        assert!(results.take("x.qcow2", None, &File::open("/").unwrap()).is_err());
+        assert!(results.take("x.qcow2", None, &File::open("/dev/zero").unwrap(), &Stop::default()).is_err());
+        assert!(results.take("x.qcow2", None, &File::open("/").unwrap(), &Stop::default()).is_err());
         assert_eq!(fs::read_dir(output.path()).unwrap().count(), 0);
     }
 }

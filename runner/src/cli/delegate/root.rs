@@ -11,7 +11,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use hostler_runner::beside::Beside;
+use hostler_runner::cancel::Cancel;
 use hostler_runner::passing;
+use hostler_runner::stop::Stop;
 use hostler_runner::watchdog::WatchdogError;
 use nix::sched::{CloneFlags, unshare};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -226,7 +228,10 @@ impl Builder {
     fn attend(&mut self, socket: &OwnedFd, results: Option<&Results>) -> io::Result<ExitStatus> {
         let asked: Arc<Mutex<Option<Instant>>> = Arc::default();
         let (told, to_builder) = (Arc::clone(&asked), socket.try_clone()?);
+        let cancel = Arc::new(Cancel::new()?);
+        let stop = Stop::new(Arc::clone(&cancel));
         signals::watch(move |number| {
+            cancel.cancel();
             told.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Instant::now);
             // Gone already: then there is nobody to tell. Not as a signal, which it could get before
             // it has learnt to listen.
@@ -236,7 +241,7 @@ impl Builder {
         loop {
             let (said, ended) = self.wait(open.then_some(socket))?;
             if said {
-                open = answer(socket, results)?;
+                open = answer(socket, results, &stop)?;
             } else if ended {
                 return self.child.wait();
             }
@@ -272,13 +277,13 @@ impl Drop for Builder {
 }
 
 /// Does what the building process asks for; false once it asks for nothing any more.
-fn answer(socket: impl AsFd, results: Option<&Results>) -> io::Result<bool> {
+fn answer(socket: impl AsFd, results: Option<&Results>, stop: &Stop) -> io::Result<bool> {
     let Some((FromBuilder::Finished { name, folder }, file)) = receive(socket.as_fd(), Duration::ZERO)?
     else {
         return Ok(false);
     };
     let taken = match (results, file) {
-        (Some(results), Some(file)) => results.take(&name, folder.as_deref(), &file.into()),
+        (Some(results), Some(file)) => results.take(&name, folder.as_deref(), &file.into(), stop),
         _ => Err(io::Error::other("no file was expected, or none came")),
     };
     let answer = match taken {
