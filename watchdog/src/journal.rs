@@ -6,12 +6,17 @@
 //! there is room. A lease is written whole each time it changes, so reading back is taking the last of each.
 //! A torn or altered line is dropped and the file is kept aside; everything before and after it counts.
 //!
+//! The end of the file is empty lines, which are there before they are written over: to make durable what
+//! only overwrites, the disk writes that and nothing else. A file that grows has to wait for the file
+//! system's own journal, and with it for what everybody else on the host has just written.
+//!
 //! Writing happens on a thread of its own: a slow disk delays those who wait for it, and nobody
 //! else.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -29,6 +34,11 @@ const VERSION: &str = "1";
 /// Above this size the file is written anew with only what counts; or above twice what that took, when it is
 /// more.
 const COMPACT_ABOVE: u64 = 4 * 1024 * 1024;
+
+/// How much of empty lines is put at the end of the file, and how little of it is left when there is more
+/// put there.
+const AHEAD: u64 = 1024 * 1024;
+const AHEAD_LEAST: u64 = 256 * 1024;
 
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -104,7 +114,8 @@ pub struct Recovered {
 #[must_use]
 pub fn recover(bytes: &[u8]) -> Recovered {
     let mut recovered = Recovered { next_lease: 1, ..Recovered::default() };
-    let lines = bytes.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty());
+    let lines =
+        bytes.trim_ascii_end().split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty());
     for (index, line) in lines {
         match parse_line(line) {
             Some(Entry::Started { next_lease, .. }) => {
@@ -236,6 +247,8 @@ impl Journal {
             path,
             file: None,
             size: 0,
+            filled: 0,
+            fills_ahead: true,
             compact_above: COMPACT_ABOVE,
             aside: (!recovered.damaged.is_empty()).then_some(bytes),
             boot: boot.clone(),
@@ -318,7 +331,12 @@ struct Writer {
     /// Where the journal is; for people.
     path: PathBuf,
     file: Option<File>,
+    /// Where the next line goes.
     size: u64,
+    /// Where the empty lines end.
+    filled: u64,
+    /// Whether more of them are put there when these run out.
+    fills_ahead: bool,
     /// From which size on it is written anew.
     compact_above: u64,
     /// A damaged file's bytes, until they are in a file of their own.
@@ -347,7 +365,29 @@ impl Writer {
                 }
             }
         }
+        match queue.try_recv() {
+            Ok(job) => return Some(job),
+            Err(mpsc::TryRecvError::Disconnected) => return None,
+            // Nobody waits.
+            Err(mpsc::TryRecvError::Empty) => self.fill_ahead(),
+        }
         queue.recv().ok()
+    }
+
+    /// Makes sure that there is enough to write over. Without it, a write takes longer, and that is all.
+    fn fill_ahead(&mut self) {
+        let is_due = self.fills_ahead && self.filled < self.size + AHEAD_LEAST;
+        let Some(file) = self.file.as_ref().filter(|_| is_due) else { return };
+        let end = self.size + AHEAD;
+        match fill(file, self.filled, end).and_then(|()| file.sync_data()) {
+            Ok(()) => self.filled = end,
+            Err(error) => {
+                tracing::debug!("no room is made ahead in the journal until it is written anew: {error}");
+                self.fills_ahead = false;
+                // On a full disk the room is worth more elsewhere. What stays of it does no harm.
+                let _ = file.set_len(self.filled);
+            }
+        }
     }
 
     fn append<'a>(
@@ -362,13 +402,14 @@ impl Writer {
         }
         // After a failed write the end of the file is unknown: it is written anew from memory, so
         // that nothing is lost once the disk can take it again.
-        let Some(file) = self.file.as_mut().filter(|_| self.size < self.compact_above) else {
+        let Some(file) = self.file.as_ref().filter(|_| self.size < self.compact_above) else {
             return self.rewrite();
         };
         let sync = |file: &File| if is_awaited { file.sync_data() } else { Ok(()) };
-        match file.write_all(&bytes).and_then(|()| sync(file)) {
+        match file.write_all_at(&bytes, self.size).and_then(|()| sync(file)) {
             Ok(()) => {
                 self.size += bytes.len() as u64;
+                self.filled = self.filled.max(self.size);
                 Ok(())
             }
             Err(source) => {
@@ -422,9 +463,23 @@ impl Writer {
             replace(&self.folder, "journal", &bytes).map_err(|source| self.failed("writing", source))?;
         self.file = Some(written);
         self.size = bytes.len() as u64;
+        self.filled = self.size;
+        self.fills_ahead = true;
         self.compact_above = COMPACT_ABOVE.max(2 * self.size);
         Ok(())
     }
+}
+
+/// Writes empty lines from `begin` to `end`.
+fn fill(file: &File, begin: u64, end: u64) -> io::Result<()> {
+    static EMPTY: [u8; 64 * 1024] = [b'\n'; 64 * 1024];
+    let mut at = begin;
+    while at < end {
+        let part = usize::try_from(end - at).unwrap_or(usize::MAX).min(EMPTY.len());
+        file.write_all_at(&EMPTY[..part], at)?;
+        at += part as u64;
+    }
+    Ok(())
 }
 
 fn replace(folder: &File, name: &str, bytes: &[u8]) -> io::Result<File> {

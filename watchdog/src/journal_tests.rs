@@ -70,6 +70,34 @@ fn a_restart_finds_the_leases_that_had_not_ended() {
 }
 
 #[test]
+fn its_file_grows_only_when_nobody_waits_and_reads_the_same() {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let (journal, _) = Journal::open(place.path(), &boot()).expect("fresh");
+    let length = || fs::metadata(place.path().join("journal")).expect("there").len();
+    let filled = (0..200).find(|_| {
+        std::thread::sleep(Duration::from_millis(10));
+        length() >= AHEAD
+    });
+    assert!(filled.is_some(), "{} bytes", length());
+    let before = length();
+    let name = "x".repeat(10_000);
+    for id in 1..=20 {
+        let entries = vec![lease_entry(&Lease { name: name.clone(), ..lease(id) })];
+        runtime().block_on(journal.append(entries)).expect("writable");
+        assert_eq!(length(), before);
+    }
+    let bytes = fs::read(place.path().join("journal")).expect("readable");
+    let recovered = recover(&bytes);
+    assert_eq!((recovered.leases.len(), recovered.damaged), (20, Vec::new()));
+    // Whatever of a line was written when the host lost power, the rest of it is empty lines.
+    let end = bytes.trim_ascii_end().len();
+    let mut torn = bytes.clone();
+    torn[end - 5000..end].fill(b'\n');
+    let recovered = recover(&torn);
+    assert_eq!((recovered.leases.len(), recovered.damaged), (19, vec![21]));
+}
+
+#[test]
 fn two_daemons_do_not_share_a_journal() {
     let place = tempfile::tempdir().expect("a temporary directory");
     let _first = Journal::open(place.path(), &boot()).expect("fresh");

@@ -89,8 +89,9 @@ pub fn wait_until_quiet(daemon: &Daemon<'_>) {
     }
 }
 
-/// The length of a daemon's journal: it grows when the daemon has come to know something.
+/// How much a daemon's journal tells, in bytes: it grows when the daemon has come to know something.
 #[must_use]
-pub fn journal_length(journal: &Path) -> u64 {
-    fs::metadata(journal).map_or(0, |metadata| metadata.len())
+pub fn journal_length(journal: &Path) -> usize {
+    // Its end is empty lines.
+    fs::read(journal).map_or(0, |bytes| bytes.trim_ascii_end().len())
 }

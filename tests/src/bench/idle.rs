@@ -158,7 +158,7 @@ fn event(place: &Place, daemon: &Daemon<'_>, image: &Path) -> (Duration, Duratio
     cost::wait_until_quiet(daemon);
     let worked = cost::cpu_time(daemon).saturating_sub(before);
     let written = std::fs::read(&journal).or_fail("reading the journal");
-    let new = String::from_utf8_lossy(written.get(known as usize..).unwrap_or_default()).into_owned();
+    let new = String::from_utf8_lossy(written.get(known..).unwrap_or_default()).into_owned();
     assert!(new.contains("\"loops\":[{"), "what the daemon wrote is of no loop device: {new}");
     device.detach().or_fail("detaching");
     drop(device);

@@ -183,7 +183,8 @@ fn an_altered_journal_is_kept_aside_and_told_of_and_its_other_lines_count() {
         // Somebody makes a lease his, and adds one; the disk tears the last line.
         let altered = text.replace("\"name\":\"one\"", "\"name\":\"eno\"");
         assert_ne!(altered, text);
-        let torn = format!("{altered}2 00000000 {{\"entry\":\"ended\",\"lease\":2}}\n1 12345678 {{\"entr");
+        let altered = altered.trim_end();
+        let torn = format!("{altered}\n2 00000000 {{\"entry\":\"ended\",\"lease\":2}}\n1 12345678 {{\"entr");
         fs::write(&journal, &torn).or_fail("altering the journal");
         daemon.start_again();
         let log = daemon.log();
