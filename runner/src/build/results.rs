@@ -21,7 +21,7 @@ use super::request::{Built, BuiltFile, seconds};
 use super::session::{Packages, Session};
 
 /// How long the shared store may take to be given what it lacked, after a build.
-const SETTLE_LIMIT: Duration = Duration::from_secs(60);
+const SETTLE_LIMIT: Duration = Duration::from_secs(30);
 
 impl Session<'_> {
     /// Makes the files that were asked for, proves the image, and hands all over.
@@ -80,7 +80,12 @@ impl Session<'_> {
         let lock = lock.map(|lock| delivery.deliver(&lock, None)).transpose()?;
         let logs = product.logs.iter().map(|log| delivery.deliver(log, None)).collect::<Result<_, _>>()?;
         delivery.deliver(&sums, None)?;
-        product.packages.fetcher.settle(SETTLE_LIMIT);
+        let ungiven = product.packages.fetcher.settle(SETTLE_LIMIT);
+        if ungiven > 0 {
+            self.environment.sink.event(Event::Warning(format!(
+                "the shared store was not given {ungiven} of the files that were downloaded: it is slow, or away"
+            )));
+        }
         Ok(Built {
             files: built,
             lock,

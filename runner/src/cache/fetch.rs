@@ -268,9 +268,12 @@ impl Fetcher {
         result
     }
 
-    /// Waits until the shared store has been given what it lacked, for so long at most.
-    pub fn settle(&self, limit: Duration) {
-        let _ = self.run(async { tokio::time::timeout(limit, self.core.settle()).await });
+    /// Waits until the shared store has been given what it lacked, for so long at most. How many files it was
+    /// not given.
+    pub fn settle(&self, limit: Duration) -> u64 {
+        // Without a runtime there is nothing under way.
+        let _ = self.run(self.core.settle(limit));
+        self.counted().remote.ungiven
     }
 
     /// Says which upstreams were dropped since this was said last.

@@ -2,24 +2,27 @@
 //!
 //! It is asked before upstream and given what upstream gave. Nothing of it is believed: what comes is
 //! checked like upstream's, and what is wrong or gone is fetched and put there anew. Nothing depends on it
-//! either: one that fails a few times is left alone by this process from then on. Deliberately absent:
-//! removing anything there, which is the service's own policy.
+//! either: one that fails a few times is left alone by this process from then on, and what it is too slow to
+//! take it is not given. Deliberately absent: removing anything there, which is the service's own policy.
 
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use object_store::aws::AmazonS3Builder;
 use object_store::buffered::BufWriter;
 use object_store::path::Path;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, ObjectStoreExt as _, RetryConfig};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::Semaphore;
 
 use super::digest::Digest;
+use super::download::UNKNOWN_SIZE_LIMIT;
 use super::fetch::Wanted;
 use super::fetch_error::FetchError;
 use super::store::{Cache, StoreError};
+use super::upstream::{LeastPace, Pace};
 use super::writer::Writer;
 
 /// For an answer to begin, and between two pieces of it.
@@ -28,18 +31,24 @@ const IDLE: Duration = Duration::from_secs(20);
 const PATIENCE: u32 = 3;
 /// Bytes that are sent at a time.
 const PART: usize = 8 << 20;
+/// For that to be taken, however slow the store is.
+const PART_LIMIT: Duration = Duration::from_secs(60);
+/// Files that are given at the same time: each has parts in memory.
+const GIFTS: usize = 2;
 
 /// A shared store.
 pub struct Remote {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
     failures: AtomicU32,
+    gifts: Semaphore,
     counted: Counts,
 }
 
 #[derive(Default)]
 struct Counts {
     given: AtomicU64,
+    ungiven: AtomicU64,
     taken: AtomicU64,
     wrong: AtomicU64,
 }
@@ -51,6 +60,8 @@ pub struct Exchanged {
     pub taken: u64,
     /// Files that it was given.
     pub given: u64,
+    /// Files that it was not given, since it was too slow to take them, or away.
+    pub ungiven: u64,
     /// Files of it that were not what their names say.
     pub wrong: u64,
     /// How often it failed.
@@ -131,6 +142,7 @@ impl Remote {
             store: Arc::new(store),
             prefix,
             failures: AtomicU32::new(0),
+            gifts: Semaphore::new(GIFTS),
             counted: Counts::default(),
         })))
     }
@@ -142,6 +154,7 @@ impl Remote {
         Exchanged {
             taken: read(&self.counted.taken),
             given: read(&self.counted.given),
+            ungiven: read(&self.counted.ungiven),
             wrong: read(&self.counted.wrong),
             failures: u64::from(self.failures.load(Ordering::Relaxed)),
         }
@@ -159,11 +172,17 @@ impl Remote {
     }
 
     /// The file, checked and in the cache, if the shared store has it and is well.
-    pub(super) async fn take(&self, cache: &Cache, wanted: &Wanted) -> Result<Option<File>, FetchError> {
+    /// One that sends less than `least` is away.
+    pub(super) async fn take(
+        &self,
+        cache: &Cache,
+        wanted: &Wanted,
+        least: LeastPace,
+    ) -> Result<Option<File>, FetchError> {
         if self.is_given_up() {
             return Ok(None);
         }
-        match self.look(cache, wanted).await {
+        match self.look(cache, wanted, least).await {
             Ok(Found::File(file)) => {
                 self.counted.taken.fetch_add(1, Ordering::Relaxed);
                 Ok(Some(file))
@@ -182,7 +201,7 @@ impl Remote {
         }
     }
 
-    async fn look(&self, cache: &Cache, wanted: &Wanted) -> Result<Found, Failed> {
+    async fn look(&self, cache: &Cache, wanted: &Wanted, least: LeastPace) -> Result<Found, Failed> {
         let place = self.place(wanted.digest);
         let answer = tokio::time::timeout(IDLE, self.store.get(&place)).await.map_err(|_| Failed::Away)?;
         let mut answer = match answer {
@@ -191,13 +210,18 @@ impl Remote {
             Err(_) => return Err(Failed::Away),
         };
         let mut writer: Writer<'_> = cache.writer()?;
+        let mut pace = Pace::new(least, Instant::now());
         loop {
             let piece = tokio::time::timeout(IDLE, next(&mut answer)).await.map_err(|_| Failed::Away)?;
             match piece {
                 Some(Ok(bytes)) => {
                     writer.write(&bytes)?;
-                    if wanted.size.is_some_and(|size| writer.size() > size) {
+                    if writer.size() > wanted.size.unwrap_or(UNKNOWN_SIZE_LIMIT) {
                         return Ok(Found::Wrong);
+                    }
+                    // Upstream has it as well.
+                    if pace.is_too_slow(Instant::now(), bytes.len() as u64) {
+                        return Err(Failed::Away);
                     }
                 }
                 Some(Err(_)) => return Err(Failed::Away),
@@ -212,22 +236,39 @@ impl Remote {
         }
     }
 
-    /// Gives a checked file to the shared store. That it fails costs nothing but a download later.
-    pub(super) async fn give(&self, digest: Digest, file: File) {
-        if self.is_given_up() {
+    /// Counts files that the shared store was not given.
+    pub(super) fn count_ungiven(&self, files: u64) {
+        self.counted.ungiven.fetch_add(files, Ordering::Relaxed);
+    }
+
+    /// Gives a checked file of the cache to the shared store, when it is its turn. That it fails costs nothing
+    /// but a download later.
+    pub(super) async fn give(&self, cache: &Cache, digest: Digest) {
+        let Ok(_turn) = self.gifts.acquire().await else { return };
+        // Opened only now: the queue is to hold no descriptors.
+        let file = cache.get_known(digest, None).filter(|_| !self.is_given_up());
+        let Some(file) = file else { return self.count_ungiven(1) };
+        let mut to = BufWriter::with_capacity(Arc::clone(&self.store), self.place(digest), PART)
+            .with_max_concurrency(1);
+        if send(tokio::fs::File::from_std(file), &mut to).await.is_ok() {
+            self.counted.given.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let sent = async {
-            let mut from = tokio::fs::File::from_std(file);
-            let mut to = BufWriter::with_capacity(Arc::clone(&self.store), self.place(digest), PART);
-            tokio::io::copy_buf(&mut tokio::io::BufReader::with_capacity(1 << 18, &mut from), &mut to)
-                .await?;
-            to.shutdown().await
-        };
-        match sent.await {
-            Ok(()) => self.counted.given.fetch_add(1, Ordering::Relaxed),
-            Err(_) => u64::from(self.failures.fetch_add(1, Ordering::Relaxed)),
-        };
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        self.count_ungiven(1);
+        // The parts that it took are of no use, and it may be too slow for this as well.
+        let _ = tokio::time::timeout(IDLE, to.abort()).await;
+    }
+}
+
+async fn send(mut from: tokio::fs::File, to: &mut BufWriter) -> std::io::Result<()> {
+    let mut piece = vec![0; 1 << 18];
+    loop {
+        let count = from.read(&mut piece).await?;
+        if count == 0 {
+            return tokio::time::timeout(PART_LIMIT, to.shutdown()).await?;
+        }
+        tokio::time::timeout(PART_LIMIT, to.write_all(&piece[..count])).await??;
     }
 }
 

@@ -27,6 +27,9 @@ use super::upstream::{Fault, Ledger, upstream_of};
 /// How often is looked whether another process is done with a file.
 const TURN_WAIT: Duration = Duration::from_millis(30);
 
+/// Files that wait to be given to the shared store: a slow one gets no more.
+const MOST_GIFTS: usize = 64;
+
 #[derive(Default)]
 pub(super) struct Counters {
     upstream: AtomicU64,
@@ -78,8 +81,8 @@ pub(super) struct Core {
     locked: Option<HashSet<Digest>>,
     brought: Mutex<Brought>,
     under_way: Mutex<Vec<(Digest, String)>>,
-    /// What is being given to the shared store.
-    gifts: tokio::sync::Mutex<JoinSet<()>>,
+    /// What the shared store is being given, or is to be.
+    gifts: Mutex<JoinSet<()>>,
     flights: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
 }
 
@@ -93,7 +96,7 @@ impl Core {
             locked,
             brought: Mutex::default(),
             under_way: Mutex::default(),
-            gifts: tokio::sync::Mutex::default(),
+            gifts: Mutex::default(),
             counters: Counters::default(),
             ledger: Mutex::default(),
             news: Mutex::default(),
@@ -254,7 +257,7 @@ impl Core {
             return Ok(file);
         }
         if let Some(remote) = &self.options.remote
-            && let Some(file) = remote.take(&self.cache, wanted).await?
+            && let Some(file) = remote.take(&self.cache, wanted, self.options.least_pace).await?
         {
             return Ok(file);
         }
@@ -262,13 +265,7 @@ impl Core {
         let file = self.download(wanted).await?;
         drop(under_way);
         self.count_file();
-        // Opened anew: a file's position is shared by all that are of one opening.
-        if let Some(remote) = self.options.remote.clone()
-            && let Ok(Some(own)) = self.cache.get(wanted.digest, wanted.size)
-        {
-            let digest = wanted.digest;
-            self.gifts.lock().await.spawn(async move { remote.give(digest, own).await });
-        }
+        self.give(wanted.digest);
         Ok(file)
     }
 
@@ -293,10 +290,27 @@ impl Core {
         }
     }
 
-    /// Waits until the shared store has been given all.
-    pub(super) async fn settle(&self) {
-        let mut gifts = self.gifts.lock().await;
-        while gifts.join_next().await.is_some() {}
+    /// Has the shared store be given a file that has come, if not too many wait for that already.
+    fn give(&self, digest: Digest) {
+        let Some(remote) = self.options.remote.clone() else { return };
+        let mut gifts = self.gifts.lock().unwrap_or_else(PoisonError::into_inner);
+        while gifts.try_join_next().is_some() {}
+        if gifts.len() >= MOST_GIFTS {
+            return remote.count_ungiven(1);
+        }
+        let cache = Arc::clone(&self.cache);
+        gifts.spawn(async move { remote.give(&cache, digest).await });
+    }
+
+    /// Waits until the shared store has been given all, for so long at most; what is left then it is not given.
+    pub(super) async fn settle(&self, limit: Duration) {
+        let mut gifts = std::mem::take(&mut *self.gifts.lock().unwrap_or_else(PoisonError::into_inner));
+        let all = async { while gifts.join_next().await.is_some() {} };
+        if tokio::time::timeout(limit, all).await.is_err()
+            && let Some(remote) = &self.options.remote
+        {
+            remote.count_ungiven(gifts.len() as u64);
+        }
     }
 
     /// What is being downloaded, and has been for longest.

@@ -11,7 +11,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hostler_runner::cache::{Cache, Digest, FetchOptions, Fetcher, Remote, Wanted};
+use hostler_runner::cache::{Cache, Digest, FetchOptions, Fetcher, LeastPace, Remote, Wanted};
+use hostler_runner::event::{Silent, Stage};
 
 use super::upstream::Upstream;
 use super::world::World;
@@ -75,19 +76,24 @@ impl Store {
 
     /// Another host of the fleet, with a cache of its own.
     fn host(&self, directory: &Path) -> Fetcher {
-        let endpoint = format!("http://127.0.0.1:{}", self.port);
-        let variable = |name: &str| {
-            Some(match name {
-                "HOSTLER_STORE" => "s3://fleet/contents".to_owned(),
-                "AWS_ENDPOINT_URL" => endpoint.clone(),
-                "AWS_ACCESS_KEY_ID" | "AWS_SECRET_ACCESS_KEY" => "test".to_owned(),
-                _ => return None,
-            })
-        };
-        let remote = Remote::of_environment(variable).unwrap();
-        let cache = Arc::new(Cache::open(directory).unwrap());
-        Fetcher::new(cache, FetchOptions { remote, ..World::options() }).unwrap()
+        host(self.port, directory, World::options())
     }
+}
+
+/// A host whose shared store is behind this port.
+fn host(port: u16, directory: &Path, options: FetchOptions) -> Fetcher {
+    let endpoint = format!("http://127.0.0.1:{port}");
+    let variable = |name: &str| {
+        Some(match name {
+            "HOSTLER_STORE" => "s3://fleet/contents".to_owned(),
+            "AWS_ENDPOINT_URL" => endpoint.clone(),
+            "AWS_ACCESS_KEY_ID" | "AWS_SECRET_ACCESS_KEY" => "test".to_owned(),
+            _ => return None,
+        })
+    };
+    let remote = Remote::of_environment(variable).unwrap();
+    let cache = Arc::new(Cache::open(directory).unwrap());
+    Fetcher::new(cache, FetchOptions { remote, ..options }).unwrap()
 }
 
 impl Drop for Store {
@@ -142,4 +148,82 @@ fn what_one_host_fetched_no_other_fetches_and_a_poisoned_lost_or_absent_store_is
     fetcher.settle(Duration::from_secs(60));
     assert!(fetcher.counted().remote.failures > 0);
     assert_eq!(upstream.take_log().len(), 1);
+}
+
+/// A server that takes what it is sent and answers that with nothing; asked for a file, it sends this and
+/// then so many bytes, one every 20 ms.
+fn hanging(answer: &'static str, drips: usize) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    // It ends with the test's process.
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            std::thread::spawn(move || -> std::io::Result<()> {
+                let mut stream = stream?;
+                let mut bytes = [0; 4096];
+                while stream.read(&mut bytes)? > 0 {
+                    if bytes.starts_with(b"GET") {
+                        stream.write_all(answer.as_bytes())?;
+                        for byte in b"x".repeat(drips) {
+                            stream.write_all(&[byte])?;
+                            std::thread::sleep(Duration::from_millis(20));
+                        }
+                    }
+                }
+                Ok(())
+            });
+        }
+    });
+    port
+}
+
+fn files(upstream: &Upstream, count: u32) -> Vec<Wanted> {
+    let file = |number: u32| {
+        let body = number.to_le_bytes().repeat(9000);
+        let name = format!("/{number}");
+        let wanted = Wanted {
+            urls: vec![format!("http://{}{name}", upstream.address)],
+            size: Some(body.len() as u64),
+            digest: Digest::of(&body),
+            name: name.clone(),
+        };
+        upstream.state.lock().unwrap().files.insert(name, body);
+        wanted
+    };
+    (0..count).map(file).collect()
+}
+
+#[test]
+fn a_store_that_takes_nothing_holds_nobody_and_nothing_piles_up() {
+    let upstream = Upstream::start();
+    let wanted = files(&upstream, 100);
+    let port = hanging("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", 0);
+    let directory = tempfile::tempdir().unwrap();
+    let fetcher = host(port, directory.path(), World::options());
+    let begun = Instant::now();
+    fetcher.fetch_all(wanted, Stage::Fetch, &Silent).unwrap();
+    // The queue has an end.
+    let ungiven = fetcher.counted().remote.ungiven;
+    assert_eq!(ungiven, 100 - 64);
+    assert_eq!(fetcher.settle(Duration::from_secs(1)), 100);
+    assert!(begun.elapsed() < Duration::from_secs(25), "it was waited for");
+    assert_eq!((fetcher.counted().remote.given, upstream.take_log().len()), (0, 100));
+}
+
+#[test]
+fn a_store_that_drips_is_left_alone() {
+    let upstream = Upstream::start();
+    let wanted = files(&upstream, 4);
+    let port = hanging(
+        "HTTP/1.1 200 OK\r\nContent-Length: 36000\r\nLast-Modified: Mon, 06 Jan 2020 10:00:00 GMT\r\nETag: \"x\"\r\n\r\n",
+        3000,
+    );
+    let directory = tempfile::tempdir().unwrap();
+    let least_pace = LeastPace { bytes: 64 << 10, within: Duration::from_millis(400) };
+    let fetcher = host(port, directory.path(), FetchOptions { least_pace, parallel: 1, ..World::options() });
+    let begun = Instant::now();
+    fetcher.fetch_all(wanted, Stage::Fetch, &Silent).unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(20), "it was waited for");
+    // Three times is enough.
+    assert_eq!((fetcher.counted().remote.failures, upstream.take_log().len()), (3, 4));
 }
