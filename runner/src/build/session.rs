@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::cache::{self, Cache, FetchOptions, Fetcher, Proxies, Remote, Wanted};
+use crate::cache::{self, Cache, FetchOptions, Fetcher, Proxies, Remote, StoreError, Wanted};
+use crate::causes::in_one_line;
 use crate::debian::{self, Selection};
 use crate::disk::{self, BuilderTools, ComposedDisk};
 use crate::event::{Event, Stage};
@@ -251,7 +252,13 @@ impl<'a> Session<'a> {
     /// Makes room in the cache, when all that this build needs from it is in use.
     fn keep_cache_small(&self, fetcher: &Fetcher) -> Result<(), BuildError> {
         let most = cache::limit(|name| std::env::var_os(name))?;
-        let shrunk = fetcher.cache().shrink(most, None)?;
+        let shrunk = match fetcher.cache().shrink(most, None) {
+            Err(error @ StoreError::Unread { .. }) => {
+                self.environment.sink.event(Event::Warning(in_one_line(&error)));
+                return Ok(());
+            }
+            shrunk => shrunk?,
+        };
         if shrunk.files > 0 {
             self.environment.sink.event(Event::Note(format!(
                 "removed {} files that were not used for longest from the cache, {}: it had more than {}",

@@ -1,6 +1,6 @@
 //! Looks at every byte that the cache has.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::stop::{Stop, Stopped};
 
 use super::digest::Digest;
-use super::store::{Cache, StoreError, hash};
+use super::store::{Cache, Identity, StoreError, hash};
 
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -70,16 +70,12 @@ impl Cache {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(StoreError::Read { path, source }),
         };
+        let identity = Identity::of(&file).map_err(|source| StoreError::Read { path, source })?;
         // An unreadable sector is damage too.
         if hash(&mut file).is_ok_and(|found| found == digest) {
             return Ok(Some(true));
         }
-        match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(StoreError::Write { path, source })
-            }
-            _ => Ok(Some(false)),
-        }
+        Ok(self.remove_damaged(digest, identity)?.then_some(false))
     }
 }
 

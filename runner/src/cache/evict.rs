@@ -3,20 +3,16 @@
 //! [`choose`] decides, purely; [`Cache::shrink`] looks and acts, while no other process begins to use
 //! anything.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
-
-use rustix::fs::{FlockOperation, flock};
+use std::time::SystemTime;
 
 use super::digest::Digest;
 use super::store::{Cache, StoreError};
 use super::uses::seconds;
-
-/// For other processes, which hold the lock for moments only.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A content, and what is known of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,17 +69,21 @@ impl Cache {
     /// The cache cannot be read.
     pub fn contents(&self) -> Result<Vec<Content>, StoreError> {
         let _lock = self.alone()?;
-        self.listed()
+        let (contents, unread) = self.listed()?;
+        if let Some(error) = unread {
+            tracing::warn!(%error, "all of the cache counts as in use");
+        }
+        Ok(contents)
     }
 
     /// Removes what was not used for longest until at most `limit` bytes are left, and what was not used
     /// since `older_than`; but nothing that a running process or a lock needs.
     ///
     /// # Errors
-    /// The cache cannot be read or written.
+    /// The cache cannot be read or written, or what is in use cannot be told: then nothing goes.
     pub fn shrink(&self, limit: u64, older_than: Option<SystemTime>) -> Result<Shrunk, StoreError> {
         let _lock = self.alone()?;
-        let contents = self.listed()?;
+        let contents = self.sure()?;
         let mut shrunk = Shrunk::default();
         let parts = self.sweep_parts(SystemTime::now())?;
         let all: u64 = contents.iter().map(|content| content.size).sum();
@@ -140,17 +140,17 @@ impl Cache {
             .is_ok_and(|metadata| metadata.nlink() > 1 && size.is_none_or(|size| metadata.len() == size))
     }
 
-    /// Removes contents that have no other name any more, but for those in use. How many.
+    /// Removes contents that have no other name and are none of `named`, but for those in use. How many.
     ///
     /// # Errors
-    /// The cache cannot be read or written.
-    pub fn remove_unlinked(&self) -> Result<u64, StoreError> {
+    /// The cache cannot be read or written, or what is in use cannot be told: then nothing goes.
+    pub fn remove_unlinked(&self, named: &HashSet<Digest>) -> Result<u64, StoreError> {
         let _lock = self.alone()?;
         let mut removed = 0;
-        for content in self.listed()? {
+        for content in self.sure()? {
             let path = self.path(content.digest);
             let names = fs::metadata(&path).map_or(0, |metadata| metadata.nlink());
-            if names == 1 && !content.in_use && !content.needed {
+            if names == 1 && !content.in_use && !content.needed && !named.contains(&content.digest) {
                 fs::remove_file(&path).map_err(|source| StoreError::Write { path, source })?;
                 removed += 1;
             }
@@ -158,21 +158,16 @@ impl Cache {
         Ok(removed)
     }
 
-    /// The lock under which nobody else begins to use or write anything.
-    fn alone(&self) -> Result<fs::File, StoreError> {
-        let lock = self.birth_lock()?;
-        let deadline = Instant::now() + PATIENCE;
-        while flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            if Instant::now() >= deadline {
-                let source = io::Error::new(io::ErrorKind::TimedOut, "other processes keep it locked");
-                return Err(StoreError::Write { path: self.root().join("lock"), source });
-            }
-            std::thread::sleep(Duration::from_millis(5));
+    /// Everything there is, with what is known for sure of its use.
+    fn sure(&self) -> Result<Vec<Content>, StoreError> {
+        match self.listed()? {
+            (contents, None) => Ok(contents),
+            (_, Some(unread)) => Err(unread),
         }
-        Ok(lock)
     }
 
-    fn listed(&self) -> Result<Vec<Content>, StoreError> {
+    /// Everything there is. All of it is in use where it cannot be told what is, and why is said.
+    fn listed(&self) -> Result<(Vec<Content>, Option<StoreError>), StoreError> {
         let known = self.merge_uses(SystemTime::now())?;
         let mut contents = Vec::new();
         let root = self.root().join("sha256");
@@ -189,12 +184,12 @@ impl Cache {
                     digest,
                     size: metadata.len(),
                     used: known.last.get(&digest).map_or(written, |used| written.max(*used)),
-                    in_use: known.in_use.contains(&digest),
+                    in_use: known.unread.is_some() || known.in_use.contains(&digest),
                     needed: known.needed.contains(&digest),
                 });
             }
         }
-        Ok(contents)
+        Ok((contents, known.unread))
     }
 }
 
@@ -262,13 +257,34 @@ mod tests {
     }
 
     #[test]
+    fn where_what_is_in_use_cannot_be_told_nothing_goes() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let open = || Cache::open(directory.path()).expect("usable");
+        open().put(b"idle").expect("written");
+        for place in ["uses/unreadable", "needs/unreadable", "used"] {
+            let path = directory.path().join(place);
+            let _ = fs::remove_file(&path);
+            // What root cannot read either.
+            fs::create_dir(&path).expect("made");
+            let cache = open();
+            let error = cache.shrink(0, None).expect_err("it cannot be told");
+            assert!(matches!(error, StoreError::Unread { .. }), "{error}");
+            assert!(error.to_string().contains(place), "{error}");
+            assert!(cache.remove_unlinked(&HashSet::new()).is_err());
+            assert!(cache.contents().expect("readable").iter().all(|content| content.in_use), "{place}");
+            fs::remove_dir(&path).expect("still there");
+        }
+        assert_eq!(open().shrink(0, None).expect("writable").files, 1);
+    }
+
+    #[test]
     fn what_was_used_last_is_known_after_its_users_are_gone() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let open = || Cache::open(directory.path()).expect("usable");
         let cache = open();
         let [first, second] = [b"1", b"2"].map(|text| cache.put(text).expect("written"));
         drop(cache);
-        std::thread::sleep(Duration::from_millis(1100));
+        std::thread::sleep(std::time::Duration::from_millis(1100));
         assert!(open().get(first, 1).expect("readable").is_some());
         assert_eq!(open().shrink(1, None).expect("writable").files, 1);
         let last = open();

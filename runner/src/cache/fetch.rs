@@ -45,6 +45,8 @@ pub struct FetchOptions {
     pub attempts: u32,
     /// Wait before the second round; doubled for each further one.
     pub backoff: Duration,
+    /// For another process that fetches the same file, without a byte: then it is fetched here as well.
+    pub patience: Duration,
     /// Downloads at the same time.
     pub parallel: usize,
     /// When the functions that block give up, whatever they wait for.
@@ -75,6 +77,8 @@ impl Default for FetchOptions {
             least_pace: LeastPace { bytes: 256 << 10, within: Duration::from_secs(10) },
             attempts: 4,
             backoff: Duration::from_millis(500),
+            // Longer than one that is well waits for its upstream.
+            patience: Duration::from_secs(60),
             parallel: 6,
             stop: Stop::default(),
             supply: Supply::default(),

@@ -36,6 +36,11 @@ impl Cache {
         self.root().join("partial")
     }
 
+    /// How much there is of a content that somebody writes.
+    pub(super) fn part_size(&self, digest: Digest) -> Option<u64> {
+        fs::metadata(self.partial().join(digest.to_string())).ok().map(|metadata| metadata.len())
+    }
+
     /// Goes on with the content with this digest, of `size` bytes where that is known, from what there is
     /// of it. Reads and hashes that, which takes a while where it is much.
     pub(super) fn resume(&self, digest: Digest, size: Option<u64>) -> Result<Writer<'_>, StoreError> {

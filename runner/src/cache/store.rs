@@ -21,13 +21,19 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use super::digest::{Digest, Hasher};
 use super::uses::Uses;
 use super::writer::{Scratch, Writer};
+
+/// For one that lists or evicts, which takes a while where there is much.
+const SHARED_PATIENCE: Duration = Duration::from_secs(120);
+/// For all others, which hold the lock for moments only.
+const ALONE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why the cache cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +68,30 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
+    /// What is in use cannot be told.
+    #[error(
+        "cannot tell what of the cache is in use, so nothing is removed: {} cannot be read; check its permissions and its disk, or remove it while nothing uses the cache",
+        path.display()
+    )]
+    Unread {
+        /// The file that tells.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Another process keeps the cache locked.
+    #[error(
+        "another process has kept {} locked for {} s: is one stopped? `fuser -v` names it",
+        path.display(),
+        patience.as_secs()
+    )]
+    Locked {
+        /// The lock.
+        path: PathBuf,
+        /// How long was waited.
+        patience: Duration,
+    },
     /// The limit is none.
     #[error("HOSTLER_CACHE_LIMIT is {0:?}, which is no size: write one such as 32GiB")]
     Limit(String),
@@ -87,7 +117,11 @@ impl StoreError {
             Self::Directory { source, .. } | Self::Read { source, .. } | Self::Write { source, .. } => {
                 source.kind()
             }
-            Self::NoDirectory | Self::Limit(_) | Self::Mismatch { .. } => return false,
+            Self::NoDirectory
+            | Self::Unread { .. }
+            | Self::Locked { .. }
+            | Self::Limit(_)
+            | Self::Mismatch { .. } => return false,
         };
         matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
     }
@@ -99,7 +133,8 @@ pub struct Cache {
     root: PathBuf,
     verified: Mutex<HashMap<Digest, Identity>>,
     damaged: AtomicU64,
-    pub(super) uses: Mutex<Uses>,
+    /// None where what this process uses is kept by something else.
+    pub(super) uses: Option<Mutex<Uses>>,
 }
 
 /// A file as it was when its digest was checked.
@@ -165,10 +200,17 @@ impl Cache {
             root: root.to_owned(),
             verified: Mutex::default(),
             damaged: AtomicU64::new(0),
-            uses: Mutex::default(),
+            uses: Some(Mutex::default()),
         };
         cache.sweep()?;
         Ok(cache)
+    }
+
+    /// The same cache for a process that keeps nothing from being removed by using it: what it serves has names
+    /// elsewhere, as long as it is to be served.
+    #[must_use]
+    pub fn without_uses(self) -> Self {
+        Self { uses: None, ..self }
     }
 
     /// Where the cache is.
@@ -188,7 +230,36 @@ impl Cache {
         self.root.join("sha256").join(&name[..2]).join(name)
     }
 
-    pub(super) fn birth_lock(&self) -> Result<File, StoreError> {
+    /// The lock under which nobody sweeps or evicts.
+    pub(super) fn shared(&self) -> Result<File, StoreError> {
+        self.locked(FlockOperation::NonBlockingLockShared, SHARED_PATIENCE)
+    }
+
+    /// The lock under which nobody else begins to use or write anything.
+    pub(super) fn alone(&self) -> Result<File, StoreError> {
+        self.locked(FlockOperation::NonBlockingLockExclusive, ALONE_PATIENCE)
+    }
+
+    /// Never waits in the kernel: one that is stopped with the lock would stop all others.
+    fn locked(&self, how: FlockOperation, patience: Duration) -> Result<File, StoreError> {
+        let lock = self.birth_lock()?;
+        let path = || self.root.join("lock");
+        let deadline = Instant::now() + patience;
+        loop {
+            match flock(&lock, how) {
+                Ok(()) => return Ok(lock),
+                Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(Errno::WOULDBLOCK | Errno::INTR) => {
+                    return Err(StoreError::Locked { path: path(), patience });
+                }
+                Err(error) => return Err(StoreError::Write { path: path(), source: error.into() }),
+            }
+        }
+    }
+
+    fn birth_lock(&self) -> Result<File, StoreError> {
         let path = self.root.join("lock");
         OpenOptions::new()
             .create(true)
@@ -242,25 +313,37 @@ impl Cache {
         };
         drop(noted);
         let identity = Identity::of(&file).map_err(failed)?;
-        let known = self.verified.lock().is_ok_and(|map| map.get(&digest) == Some(&identity));
-        if known && size.is_none_or(|size| identity.size == size) {
-            return Ok(Some(file));
+        // A caller that is wrong about the size is no reason to remove anything.
+        let fits = size.is_none_or(|size| identity.size == size);
+        if self.verified.lock().is_ok_and(|map| map.get(&digest) == Some(&identity)) {
+            return Ok(fits.then_some(file));
         }
         // An unreadable sector is damage too.
-        let intact = size.is_none_or(|size| identity.size == size)
-            && hash(&mut file).is_ok_and(|found| found == digest);
-        if !intact {
-            self.damaged.fetch_add(1, Ordering::Relaxed);
-            return match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    Err(StoreError::Write { path, source: error })
-                }
-                _ => Ok(None),
-            };
+        if hash(&mut file).is_ok_and(|found| found == digest) {
+            file.rewind().map_err(failed)?;
+            self.remember_verified(digest, identity);
+            return Ok(fits.then_some(file));
         }
-        file.rewind().map_err(failed)?;
-        self.remember_verified(digest, identity);
-        Ok(Some(file))
+        self.damaged.fetch_add(1, Ordering::Relaxed);
+        // One that stays is replaced when the content comes again.
+        if let Err(error) = self.remove_damaged(digest, identity) {
+            tracing::warn!(%error, %digest, "a damaged file stays in the cache");
+        }
+        Ok(None)
+    }
+
+    /// Removes the very file that was found damaged, and not what has taken its place since. Was it still there?
+    pub(super) fn remove_damaged(&self, digest: Digest, damaged: Identity) -> Result<bool, StoreError> {
+        let path = self.path(digest);
+        // What is published is published under the shared one.
+        let _lock = self.alone()?;
+        let is_same = fs::symlink_metadata(&path)
+            .is_ok_and(|found| (found.dev(), found.ino()) == (damaged.device, damaged.inode));
+        if !is_same {
+            return Ok(false);
+        }
+        fs::remove_file(&path).map_err(|source| StoreError::Write { path, source })?;
+        Ok(true)
     }
 
     /// The same for what this process has checked already and nobody has changed since. It does not wait for
@@ -319,8 +402,7 @@ impl Cache {
     }
 
     pub(super) fn while_nobody_sweeps<T>(&self, make: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        let lock = self.birth_lock().map_err(io::Error::other)?;
-        flock(&lock, FlockOperation::LockShared)?;
+        let _lock = self.shared().map_err(io::Error::other)?;
         make()
     }
 
@@ -393,13 +475,49 @@ mod tests {
         let digest = cache.put(b"hello").expect("written");
         assert!(read(&cache, digest, 5).is_some());
         // Kernels before 6.13 count change times in ticks of up to 10 ms.
-        std::thread::sleep(std::time::Duration::from_millis(30));
+        std::thread::sleep(Duration::from_millis(30));
         fs::write(cache.path(digest), b"hellp").expect("flipped");
         assert_eq!(read(&cache, digest, 5), None);
         assert_eq!(cache.damaged(), 1);
         assert!(!cache.path(digest).exists());
         cache.put(b"hello").expect("written again");
         assert!(read(&cache, digest, 5).is_some());
+    }
+
+    #[test]
+    fn who_is_wrong_about_a_size_gets_nothing_and_harms_nothing() {
+        let (directory, cache) = cache();
+        let digest = cache.put(b"hello").expect("written");
+        for cache in [cache, Cache::open(directory.path()).expect("usable")] {
+            assert_eq!(read(&cache, digest, 4), None);
+            assert_eq!(read(&cache, digest, 5).as_deref(), Some(&b"hello"[..]));
+            assert_eq!(read(&cache, digest, 4), None);
+            assert_eq!(cache.damaged(), 0);
+        }
+    }
+
+    #[test]
+    fn what_took_the_place_of_a_damaged_file_stays() {
+        let (_directory, cache) = cache();
+        let digest = cache.put(b"hello").expect("written");
+        fs::write(cache.path(digest), b"hellp").expect("flipped");
+        let damaged = Identity::of(&File::open(cache.path(digest)).expect("there")).expect("known");
+        // Another process finds it as well, and fetches it again.
+        cache.put(b"hello").expect("written again");
+        assert!(!cache.remove_damaged(digest, damaged).expect("removable"));
+        assert!(read(&cache, digest, 5).is_some());
+    }
+
+    #[test]
+    fn a_lock_that_another_keeps_is_not_waited_for_without_end() {
+        let (directory, cache) = cache();
+        let stopped = Cache::open(directory.path()).expect("usable");
+        let lock = stopped.alone().expect("free");
+        let patience = Duration::from_millis(50);
+        let error = cache.locked(FlockOperation::NonBlockingLockShared, patience).expect_err("it is locked");
+        assert!(matches!(error, StoreError::Locked { .. }), "{error}");
+        drop(lock);
+        cache.locked(FlockOperation::NonBlockingLockShared, patience).expect("free again");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::error::Error as _;
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::Client;
 use tokio::task::JoinSet;
@@ -252,7 +252,7 @@ impl Core {
             return Err(FetchError::Offline { name: wanted.name.clone() });
         }
         Self::spend(allowance, wanted, wanted.size.unwrap_or(0))?;
-        let _turn = self.turn(wanted.digest).await;
+        let _turn = self.turn(&wanted.name, wanted.digest).await;
         if let Some(file) = self.kept_file(wanted).await? {
             return Ok(file);
         }
@@ -280,12 +280,24 @@ impl Core {
     }
 
     /// Waits for the turn at a file, which other processes may want as well. It is no matter of safety: where
-    /// there are no locks, a file is fetched twice.
-    pub(super) async fn turn(&self, digest: Digest) -> Option<Turn> {
+    /// there are no locks, a file is fetched twice, and so it is when the one that has the turn does not go on,
+    /// as one that was stopped.
+    pub(super) async fn turn(&self, name: &str, digest: Digest) -> Option<Turn> {
+        let (mut came, mut since) = (self.cache.part_size(digest), Instant::now());
         loop {
             match self.cache.turn(digest) {
                 Ok(None) => tokio::time::sleep(TURN_WAIT).await,
                 turn => return turn.ok().flatten(),
+            }
+            let now = self.cache.part_size(digest);
+            if now != came {
+                (came, since) = (now, Instant::now());
+            } else if since.elapsed() >= self.options.patience {
+                self.tell(format!(
+                    "another process that fetches {name} has not gone on for {}, so it is fetched here as well",
+                    humantime::format_duration(self.options.patience)
+                ));
+                return None;
             }
         }
     }

@@ -56,7 +56,7 @@ impl Core {
         let key = Digest::of(urls.join(" ").as_bytes());
         let flight = self.flight(key);
         let _flight = flight.lock().await;
-        let _turn = self.turn(key).await;
+        let _turn = self.turn(name, key).await;
         if self.options.supply.offline {
             for url in urls {
                 if let Some(kept) = self.kept_answer(url).await {

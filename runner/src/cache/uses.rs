@@ -40,20 +40,29 @@ pub(super) struct Known {
     pub(super) in_use: HashSet<Digest>,
     /// What locks need.
     pub(super) needed: HashSet<Digest>,
+    /// Why that may not be all.
+    pub(super) unread: Option<StoreError>,
+}
+
+impl Known {
+    /// What was read; where it was not, all that is known is doubtful.
+    fn sure<T>(&mut self, path: &Path, read: io::Result<T>) -> Option<T> {
+        read.map_err(|source| self.unread = Some(StoreError::Unread { path: path.to_owned(), source })).ok()
+    }
 }
 
 impl Cache {
     /// Notes that this process uses the content. Returns a lock to hold until the content is open, where
     /// there is need.
     pub(super) fn note_use(&self, digest: Digest) -> Result<Option<File>, StoreError> {
-        let mut uses = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(uses) = &self.uses else { return Ok(None) };
+        let mut uses = uses.lock().unwrap_or_else(PoisonError::into_inner);
         if uses.noted.contains(&digest) {
             return Ok(None);
         }
         let directory = self.root().join("uses");
         let failed = |source| StoreError::Write { path: directory.clone(), source };
-        let lock = self.birth_lock()?;
-        flock(&lock, FlockOperation::LockShared).map_err(|error| failed(error.into()))?;
+        let lock = self.shared()?;
         if uses.log.is_none() {
             let file = tempfile::Builder::new().prefix("").rand_bytes(16).tempfile_in(&directory);
             let (file, path) = file.map_err(failed)?.into_parts();
@@ -86,14 +95,19 @@ impl Cache {
     /// Everything that is known of uses; merges what processes that are gone have noted. The caller holds
     /// the exclusive lock.
     pub(super) fn merge_uses(&self, now: SystemTime) -> Result<Known, StoreError> {
-        let mut known = Known { last: read_used(&self.root().join("used")), ..Known::default() };
+        let mut known = Known::default();
+        let used = self.root().join("used");
+        known.last = known.sure(&used, read_used(&used)).unwrap_or_default();
+        // What cannot be read is not written anew without what it had.
+        let is_mergeable = known.unread.is_none();
         let mut gone = Vec::new();
         for path in list(&self.root().join("uses"))? {
             // Whoever merged it before is faster than this only without the lock: then nothing is lost.
-            let Ok(file) = File::open(&path) else { continue };
+            let Some(file) = known.sure(&path, opened(&path)).flatten() else { continue };
             let alive = flock(&file, FlockOperation::NonBlockingLockShared).is_err();
             let time = seconds(if alive { now } else { modified(&file, now) });
-            for digest in read_digests(&path) {
+            let Some(digests) = known.sure(&path, read_digests(&path)) else { continue };
+            for digest in digests {
                 let last = known.last.entry(digest).or_default();
                 *last = time.max(*last);
                 if alive {
@@ -105,15 +119,15 @@ impl Cache {
             }
         }
         for path in list(&self.root().join("needs"))? {
-            let age = File::open(&path).ok().and_then(|file| now.duration_since(modified(&file, now)).ok());
-            if age.is_some_and(|age| age > KEPT) {
+            let Some(file) = known.sure(&path, opened(&path)).flatten() else { continue };
+            if now.duration_since(modified(&file, now)).is_ok_and(|age| age > KEPT) {
                 // Another may have been faster.
                 let _ = fs::remove_file(&path);
-            } else {
-                known.needed.extend(read_digests(&path));
+            } else if let Some(digests) = known.sure(&path, read_digests(&path)) {
+                known.needed.extend(digests);
             }
         }
-        if !gone.is_empty() {
+        if !gone.is_empty() && is_mergeable {
             // What is gone is of no interest; what was never used has its own time.
             known.last.retain(|digest, _| self.path(*digest).exists());
             // A full disk is no reason not to read, and above all not to prune: it is merged another time.
@@ -157,17 +171,28 @@ fn list(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
         .map_err(failed)
 }
 
-/// A line that was cut by a crash is no digest.
-fn read_digests(path: &Path) -> Vec<Digest> {
-    let text = fs::read_to_string(path).unwrap_or_default();
-    text.lines().filter_map(|line| line.parse().ok()).collect()
+/// `None` when it is gone.
+fn opened(path: &Path) -> io::Result<Option<File>> {
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => opened.map(Some),
+    }
 }
 
-fn read_used(path: &Path) -> HashMap<Digest, u64> {
-    let text = fs::read_to_string(path).unwrap_or_default();
+/// A line that was cut by a crash is no digest.
+fn read_digests(path: &Path) -> io::Result<Vec<Digest>> {
+    let text = fs::read_to_string(path)?;
+    Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
+}
+
+fn read_used(path: &Path) -> io::Result<HashMap<Digest, u64>> {
+    let text = match fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        text => text?,
+    };
     let parse = |line: &str| {
         let (digest, time) = line.split_once(' ')?;
         Some((digest.parse().ok()?, time.parse().ok()?))
     };
-    text.lines().filter_map(parse).collect()
+    Ok(text.lines().filter_map(parse).collect())
 }

@@ -157,9 +157,12 @@ impl<'a> Writer<'a> {
                 .map_err(|source| StoreError::Directory { path: directory.to_owned(), source })?;
         }
         let cache = self.cache;
-        let noted = cache.note_use(digest)?;
+        let lock = match cache.note_use(digest)? {
+            Some(lock) => lock,
+            None => cache.shared()?,
+        };
         self.publish(&path)?;
-        drop(noted);
+        drop(lock);
         let failed = |source| StoreError::Read { path: path.clone(), source };
         let file = File::open(&path).map_err(failed)?;
         cache.remember_verified(digest, Identity::of(&file).map_err(failed)?);

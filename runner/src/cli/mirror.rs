@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 use hostler_runner::build::fetch_options;
-use hostler_runner::cache::{Clients, FetchOptions, Fetcher, Mirror};
+use hostler_runner::cache::{Cache, Clients, FetchOptions, Fetcher, Mirror, StoreError};
 use hostler_runner::causes::in_one_line;
 use hostler_runner::event::{Event, Sink, Stage};
 use hostler_runner::lock::Lock;
@@ -160,7 +160,12 @@ struct Work {
 }
 
 impl Work {
-    fn begin(root: &Path, make: bool, change: impl FnOnce(&mut FetchOptions)) -> Result<Self, Failure> {
+    fn begin(
+        root: &Path,
+        make: bool,
+        store: fn(&Directory) -> Result<Cache, StoreError>,
+        change: impl FnOnce(&mut FetchOptions),
+    ) -> Result<Self, Failure> {
         if make && !root.exists() && !rustix::process::geteuid().is_root() {
             std::fs::create_dir_all(root)
                 .with_context(|| format!("cannot make {}", root.display()))
@@ -171,7 +176,7 @@ impl Work {
         let directory = if make { Directory::create(root) } else { Directory::open(root) }.map_err(failed)?;
         let mut options = fetch_options(&Stop::new(cancel));
         change(&mut options);
-        let store = Arc::new(directory.store().map_err(failed)?);
+        let store = Arc::new(store(&directory).map_err(failed)?);
         let fetcher = Fetcher::new(store, options).map_err(failed)?;
         Ok(Self { directory, fetcher, sink: progress::simple() })
     }
@@ -271,7 +276,7 @@ fn sync(
     lock: Option<Lock>,
     plan: impl FnOnce(&Work) -> Result<Plan, anyhow::Error>,
 ) -> Result<Exit, Failure> {
-    let work = Work::begin(&into.into, true, |options| {
+    let work = Work::begin(&into.into, true, Directory::store, |options| {
         options.parallel = usize::from(into.parallel);
         options.supply.lock = lock.map(Arc::new);
     })?;
@@ -310,7 +315,7 @@ fn serve(root: &Path, listen: SocketAddr) -> Result<Exit, Failure> {
     let listener =
         TcpListener::bind(listen).with_context(|| format!("cannot listen on {listen}")).map_err(failed)?;
     let address = listener.local_addr()?;
-    let work = Work::begin(root, false, |_| {})?;
+    let work = Work::begin(root, false, Directory::served_store, |_| {})?;
     let served = Served::open(root).map_err(failed)?;
     let folders: Vec<String> = served.manifest().folders.keys().cloned().collect();
     let fetcher = Arc::new(work.fetcher);
@@ -361,7 +366,7 @@ fn list(global: &Global, root: &Path) -> Result<Exit, Failure> {
 }
 
 fn verify(global: &Global, root: &Path) -> Result<Exit, Failure> {
-    let work = Work::begin(root, false, |_| {})?;
+    let work = Work::begin(root, false, Directory::store, |_| {})?;
     let verified =
         work.stage(Stage::Verify, |work| Ok(work.directory.verify(&work.fetcher, work.sink.as_ref())?))?;
     drop(work);

@@ -19,6 +19,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::cache::{AuditError, Cache, Digest, FetchError, Fetcher, StoreError, Wanted};
+use crate::causes::in_one_line;
 use crate::event::{Event, Sink, Stage};
 
 use super::Plan;
@@ -142,6 +143,14 @@ impl Directory {
         Cache::open(&self.root.join("store"))
     }
 
+    /// Its store for who only serves it: what snapshots have stays, and what none has any more may go.
+    ///
+    /// # Errors
+    /// It cannot be used.
+    pub fn served_store(&self) -> Result<Cache, StoreError> {
+        Ok(self.store()?.without_uses())
+    }
+
     /// The name of the current snapshot.
     ///
     /// # Errors
@@ -253,7 +262,13 @@ impl Directory {
         }
         let snapshot = self.write(&mut manifest, store)?;
         let removed = self.remove_old(keep, &snapshot)?;
-        store.remove_unlinked()?;
+        // The snapshot is there, whatever becomes of what others had.
+        if let Err(error) = self.remove_unnamed(store) {
+            sink.event(Event::Warning(format!(
+                "what no snapshot has any more stays in the store: {}",
+                in_one_line(&error)
+            )));
+        }
         let (files, bytes) = (manifest.files.len(), manifest.size());
         Ok(Published { snapshot, changed: true, files, bytes, removed })
     }
@@ -321,6 +336,16 @@ impl Directory {
         verified.repaired.sort_unstable();
         verified.repaired.dedup();
         Ok(verified)
+    }
+
+    /// Removes the contents that no snapshot has.
+    fn remove_unnamed(&self, store: &Cache) -> Result<(), DirectoryError> {
+        let mut named = HashSet::new();
+        for name in self.snapshots()? {
+            named.extend(self.manifest(&name)?.files.values().map(|entry| entry.sha256));
+        }
+        store.remove_unlinked(&named)?;
+        Ok(())
     }
 
     /// One process at a time makes snapshots.

@@ -1,7 +1,7 @@
 //! Downloads against an upstream that misbehaves, and against being killed.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -200,6 +200,13 @@ fn a_killed_download_leaves_nothing_or_what_the_next_one_goes_on_with() {
 
 /// Starts a process that downloads, and kills it when it has so many bytes.
 fn kill_at(world: &World, bytes: usize) {
+    let mut child = start_download(world, bytes);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// Starts a process that downloads, and waits until it has so many bytes; more do not come.
+fn start_download(world: &World, bytes: usize) -> Child {
     world.upstream.fault(BIG, Fault::Stuck(bytes));
     drop(Cache::open(world.directory.path()).unwrap());
     let mut child = Command::new(std::env::current_exe().unwrap())
@@ -218,10 +225,34 @@ fn kill_at(world: &World, bytes: usize) {
     while !is_there() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(20));
     }
-    let was_there = is_there();
+    if !is_there() {
+        child.kill().unwrap();
+        child.wait().unwrap();
+        panic!("the download never came so far");
+    }
+    child
+}
+
+#[test]
+fn a_process_that_is_stopped_in_a_download_stops_no_other() {
+    let world = World::new();
+    let mut child = start_download(&world, 1_300_000);
+    let process = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(process, rustix::process::Signal::STOP).unwrap();
+    world.upstream.heal();
+    world.upstream.take_log();
+    let patience = Duration::from_millis(700);
+    let stop = Stop::default().within(Duration::from_secs(30));
+    let fetcher = world.fetcher_with(FetchOptions { patience, stop, ..World::options() });
+    let told = Warnings::default();
+    let fetched = debian::fetch(&world.select(&fetcher).unwrap(), &fetcher, &told);
     child.kill().unwrap();
     child.wait().unwrap();
-    assert!(was_there, "the download never came so far");
+    fetched.unwrap();
+    // What the other has begun is its own as long as it lives.
+    assert!(world.upstream.take_log().contains(&BIG.to_owned()));
+    let told = told.0.into_inner().unwrap().join("\n");
+    assert!(told.contains("has not gone on for 700ms"), "{told}");
 }
 
 #[test]

@@ -62,8 +62,21 @@ impl Site {
     fn serve(&self) -> (Mirror, u16) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
+        let store = Directory::open(self.root.path()).unwrap().served_store().unwrap();
+        let fetcher = Arc::new(Fetcher::new(Arc::new(store), World::options()).unwrap());
         let served = Served::open(self.root.path()).unwrap();
-        (Mirror::start(listener, served, Clients::Anyone, self.fetcher()).unwrap(), port)
+        (Mirror::start(listener, served, Clients::Anyone, fetcher).unwrap(), port)
+    }
+
+    /// How many Release files the store has.
+    fn release_files(&self) -> usize {
+        let folders = std::fs::read_dir(self.root.path().join("store/sha256")).unwrap();
+        let files = folders.flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap());
+        let is_one = |path: &Path| {
+            let bytes = std::fs::read(path).unwrap();
+            bytes.starts_with(b"-----BEGIN PGP SIGNED MESSAGE")
+        };
+        files.filter(|file| is_one(&file.as_ref().unwrap().path())).count()
     }
 
     /// The files below a path of the current tree.
@@ -111,12 +124,24 @@ fn a_mirror_changes_in_one_step_and_keeps_what_its_policy_says() {
     let directory = Directory::open(site.root.path()).unwrap();
     assert_eq!(directory.snapshots().unwrap(), [second.snapshot, third.snapshot]);
     // What no snapshot has any more goes: of three Release files, two are left.
-    let releases = std::fs::read_dir(site.root.path().join("store/sha256")).unwrap();
-    let files = releases.flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap());
-    let signed = files.filter(|file| {
-        std::fs::read(file.as_ref().unwrap().path()).unwrap().starts_with(b"-----BEGIN PGP SIGNED MESSAGE")
-    });
-    assert_eq!(signed.count(), 2);
+    assert_eq!(site.release_files(), 2);
+}
+
+#[test]
+fn a_server_keeps_nothing_that_no_snapshot_has_any_more() {
+    let site = Site::new();
+    site.sync(Extent::Closure, 1).unwrap();
+    let (mirror, port) = site.serve();
+    let release = || ask(port, "GET", "/debian/dists/bookworm/InRelease", "").2;
+    let first = release();
+    for (origin, left) in [("Second", 2), ("Third", 2), ("Fourth", 2)] {
+        site.publish(origin);
+        site.sync(Extent::Closure, 1).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(600));
+        assert!(release() != first, "the old one is served");
+        assert_eq!(site.release_files(), left, "{origin}");
+    }
+    assert_eq!(mirror.stop().failures, []);
 }
 
 #[test]
