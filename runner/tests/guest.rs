@@ -43,6 +43,8 @@ mod bad;
 mod builder;
 #[path = "guest/confined.rs"]
 mod confined;
+#[path = "guest/inspect.rs"]
+mod inspect;
 #[path = "guest/installer.rs"]
 mod installer;
 #[path = "guest/release_tree.rs"]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::beside::BesideError;
 use crate::cache::{Counted, FetchError, StoreError};
 use crate::class::Class;
+use crate::contents::ManifestError;
 use crate::debian::SelectError;
 use crate::disk::{ComposeError, RewriteError, ToolsError};
 use crate::event::Stage;
@@ -92,6 +93,9 @@ pub enum BuildError {
         #[source]
         source: io::Error,
     },
+    /// What the image says of its packages is not the whole.
+    #[error("there is no list of the image's packages")]
+    Manifest(#[from] ManifestError),
     /// A worker thread could not be started, or died.
     #[error("could not run the build's own threads")]
     Thread(#[source] io::Error),
@@ -227,7 +231,7 @@ impl BuildError {
             }
             Self::Exchange(WorkspaceError::Missing { .. } | WorkspaceError::Archive(_)) => Class::NoProof,
             Self::Exchange(_) => Class::HostFiles,
-            Self::Image(_) => Class::ImageFailed,
+            Self::Image(_) | Self::Manifest(_) => Class::ImageFailed,
             Self::TimedOut { .. } => Class::Timeout,
             Self::Cancelled { .. } => Class::Cancelled,
         }

@@ -53,7 +53,7 @@ pub struct GuestPrograms<'a> {
 }
 
 /// Further ones for a disk that was made elsewhere.
-const FOREIGN_MODULES: [&str; 2] = ["xfs", "btrfs"];
+const FOREIGN_MODULES: [&str; 4] = ["xfs", "btrfs", "nls_cp437", "nls_ascii"];
 
 /// What is to be done in the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,6 +151,7 @@ pub fn initramfs(programs: GuestPrograms<'_>, work: &Work<'_>) -> Result<Initram
             }
         }
         initramfs.file("modules/more", 0o644, more);
+        initramfs.file("hostler/file-systems", 0o400, include_str!("guest/file-systems.sh"));
     }
     initramfs.file("modules/order", 0o644, order);
     add_work(&mut initramfs, work);

@@ -6,8 +6,8 @@ use std::fs::{self, File};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use crate::contents::Manifest;
-use crate::event::Stage;
+use crate::contents::{Manifest, ManifestError};
+use crate::event::{Event, Stage};
 use crate::recipe::Format;
 use crate::vm::argv::{Accelerator, Disk, DiskFormat};
 
@@ -90,16 +90,23 @@ impl Session<'_> {
         let text = |path: &Path| -> Result<String, BuildError> {
             let mut bytes = Vec::new();
             File::open(path)
-                .and_then(|file| file.take(LONGEST_LIST).read_to_end(&mut bytes))
+                .and_then(|file| file.take(LONGEST_LIST + 1).read_to_end(&mut bytes))
                 .map_err(written(path))?;
+            if bytes.len() as u64 > LONGEST_LIST {
+                return Err(ManifestError::TooLong { limit: LONGEST_LIST }.into());
+            }
             Ok(String::from_utf8_lossy(&bytes).into_owned())
         };
         let (os_release, dpkg, rpm) = (text(&files[0])?, text(&files[1])?, text(&files[2])?);
         let manifest = if rpm.is_empty() {
-            Manifest::of_dpkg(&dpkg, &os_release)
+            Manifest::of_dpkg(&dpkg, &os_release)?
         } else {
-            Manifest::of_rpm(&rpm, &os_release)
+            Manifest::of_rpm(&rpm, &os_release)?
         };
+        if manifest.packages.is_empty() {
+            let told = "the image has no package manager that is known here (dpkg, rpm): there will be no list of its packages, and no bill of materials";
+            self.environment.sink.event(Event::Warning(told.to_owned()));
+        }
         let name = &self.request.recipe.image.name;
         let named = |from: &Path, suffix: &str| -> Result<PathBuf, BuildError> {
             let to = self.scratch.path().join(format!("{name}.{suffix}"));

@@ -72,7 +72,11 @@ impl Session<'_> {
         let installation = self.stage(Stage::Compose, |session| {
             session.installation(host, installer, &packages, (&answers, &nonce), &disk)
         })?;
-        let materials = installation.materials.clone();
+        let mut materials = installation.materials.clone();
+        materials.push(Artifact {
+            name: format!("answers:{}", installer.answers.display()),
+            sha256: Digest::of(answers.as_bytes()).to_string(),
+        });
         let (worked, log) = self.stage(Stage::Guest, |session| {
             session.install(host, &packages, accelerator, (installation, offer), &nonce)
         })?;

@@ -9,6 +9,31 @@ use serde::Serialize;
 
 use crate::debian::control;
 
+/// The most packages that a system is believed to have; distributions have fewer in their whole archives.
+const MOST_PACKAGES: usize = 100_000;
+
+/// Why there is no list of packages that would have all of them.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ManifestError {
+    /// Something in the database is no package.
+    #[error("number {number} in the image's own list of packages has no {lacks}: is its database damaged?")]
+    Damaged {
+        /// Which one, 1 being the first.
+        number: usize,
+        /// What it lacks.
+        lacks: &'static str,
+    },
+    /// There are too many.
+    #[error("the image's own list of packages has more than {MOST_PACKAGES}: no system has so many")]
+    TooMany,
+    /// It is too long to be read.
+    #[error("the image's own list of packages has more than {limit} bytes: no system's is that long")]
+    TooLong {
+        /// How many bytes are read.
+        limit: u64,
+    },
+}
+
 /// Who manages the packages of a system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -54,53 +79,71 @@ pub struct Manifest {
 
 impl Manifest {
     /// Reads dpkg's `status`, and os-release(5).
-    #[must_use]
-    pub fn of_dpkg(status: &str, os_release: &str) -> Self {
-        let mut packages: Vec<Installed> = control::stanzas(status)
-            .filter(|stanza| stanza.get("Status").is_some_and(|status| status.ends_with(" installed")))
-            .filter_map(|stanza| {
-                let field = |name: &str| stanza.get(name).map(one_line);
-                Some(Installed {
-                    name: field("Package")?,
-                    version: field("Version")?,
-                    architecture: field("Architecture")?,
-                    source: field("Source"),
-                    maintainer: field("Maintainer"),
-                    license: None,
-                })
-            })
-            .collect();
+    ///
+    /// # Errors
+    /// The list would not have all packages.
+    pub fn of_dpkg(status: &str, os_release: &str) -> Result<Self, ManifestError> {
+        let mut packages = Vec::new();
+        for (number, stanza) in (1..).zip(control::stanzas(status)) {
+            let field = |name: &'static str| {
+                stanza.get(name).map(one_line).ok_or(ManifestError::Damaged { number, lacks: name })
+            };
+            let status = field("Status")?;
+            // What is only half there has files all the same.
+            if matches!(status.rsplit(' ').next(), Some("not-installed" | "config-files")) {
+                continue;
+            }
+            packages.push(Installed {
+                name: field("Package")?,
+                version: field("Version")?,
+                architecture: field("Architecture")?,
+                source: field("Source").ok(),
+                maintainer: field("Maintainer").ok(),
+                license: None,
+            });
+            if packages.len() > MOST_PACKAGES {
+                return Err(ManifestError::TooMany);
+            }
+        }
         packages.sort();
-        Self::new(System::Dpkg, packages, os_release)
+        Ok(Self::new(System::Dpkg, packages, os_release))
     }
 
     /// Reads the lines that `guest/report.sh` has rpm write.
-    #[must_use]
-    pub fn of_rpm(lines: &str, os_release: &str) -> Self {
-        let mut packages: Vec<Installed> = lines
-            .lines()
-            .filter_map(|line| {
-                let mut fields = line.split('\t').map(one_line);
-                let name = fields.next().filter(|name| !name.is_empty() && name != "gpg-pubkey")?;
-                let epoch = fields.next()?;
-                let (version, release) = (fields.next()?, fields.next()?);
-                let version = match epoch.as_str() {
-                    "" | "0" | "(none)" => format!("{version}-{release}"),
-                    epoch => format!("{epoch}:{version}-{release}"),
-                };
-                let architecture = fields.next()?;
-                Some(Installed {
-                    name,
-                    version,
-                    architecture,
-                    source: None,
-                    maintainer: None,
-                    license: fields.next().filter(|license| !license.is_empty()),
-                })
-            })
-            .collect();
+    ///
+    /// # Errors
+    /// The list would not have all packages.
+    pub fn of_rpm(lines: &str, os_release: &str) -> Result<Self, ManifestError> {
+        let mut packages = Vec::new();
+        for (number, line) in (1..).zip(lines.lines()) {
+            let mut fields = line.split('\t').map(one_line);
+            let mut field = |lacks| {
+                let field = fields.next().filter(|field| !field.is_empty());
+                field.ok_or(ManifestError::Damaged { number, lacks })
+            };
+            let name = field("name")?;
+            // A key, and no package.
+            if name == "gpg-pubkey" {
+                continue;
+            }
+            let (epoch, version, release) = (field("epoch")?, field("version")?, field("release")?);
+            let version = match epoch.as_str() {
+                "0" | "(none)" => format!("{version}-{release}"),
+                epoch => format!("{epoch}:{version}-{release}"),
+            };
+            let (architecture, license) = (field("architecture")?, field("license").ok());
+            packages.push(Installed { name, version, architecture, source: None, maintainer: None, license });
+            if packages.len() > MOST_PACKAGES {
+                return Err(ManifestError::TooMany);
+            }
+        }
         packages.sort();
-        Self::new(System::Rpm, packages, os_release)
+        Ok(Self::new(System::Rpm, packages, os_release))
+    }
+
+    /// A Debian system's, with no packages and of no release.
+    pub(crate) fn debian() -> Self {
+        Self::new(System::Dpkg, Vec::new(), "ID=debian\n")
     }
 
     fn new(system: System, packages: Vec<Installed>, os_release: &str) -> Self {
@@ -170,10 +213,10 @@ mod tests {
 
     #[test]
     fn what_is_installed_is_told_and_what_was_removed_is_not() {
-        let status = "Package: b\nStatus: install ok installed\nArchitecture: all\nVersion: 1:2+b~1\nSource: src (2)\nMaintainer: M <m@x.test>\n\nPackage: gone\nStatus: deinstall ok config-files\nArchitecture: all\nVersion: 1\n\nPackage: a\nStatus: hold ok installed\nArchitecture: amd64\nVersion: 3\n";
-        let manifest = Manifest::of_dpkg(status, DEBIAN);
+        let status = "Package: b\nStatus: install ok installed\nArchitecture: all\nVersion: 1:2+b~1\nSource: src (2)\nMaintainer: M <m@x.test>\n\nPackage: gone\nStatus: deinstall ok config-files\nArchitecture: all\nVersion: 1\n\nPackage: a\nStatus: hold ok installed\nArchitecture: amd64\nVersion: 3\n\nPackage: c\nStatus: install ok triggers-pending\nArchitecture: amd64\nVersion: 4\n";
+        let manifest = Manifest::of_dpkg(status, DEBIAN).unwrap();
         let names: Vec<&str> = manifest.packages.iter().map(|package| package.name.as_str()).collect();
-        assert_eq!(names, ["a", "b"]);
+        assert_eq!(names, ["a", "b", "c"]);
         assert_eq!(
             manifest.address(&manifest.packages[1]),
             "pkg:deb/debian/b@1%3A2%2Bb~1?arch=all&distro=debian-12"
@@ -182,8 +225,8 @@ mod tests {
 
     #[test]
     fn rpm_has_epochs_and_licences() {
-        let lines = "bash\t0\t5.2\t1.fc40\tx86_64\tGPL-3.0-or-later\nvim\t2\t9.1\t1.fc40\tx86_64\t\ngpg-pubkey\t0\t1\t2\t(none)\t\nbroken\t1\n";
-        let manifest = Manifest::of_rpm(lines, "ID=fedora\nVERSION_ID=40\n");
+        let lines = "bash\t0\t5.2\t1.fc40\tx86_64\tGPL-3.0-or-later\nvim\t2\t9.1\t1.fc40\tx86_64\t\ngpg-pubkey\t0\t1\t2\t(none)\t\n";
+        let manifest = Manifest::of_rpm(lines, "ID=fedora\nVERSION_ID=40\n").unwrap();
         assert_eq!(manifest.packages.len(), 2);
         assert_eq!(manifest.packages[0].license.as_deref(), Some("GPL-3.0-or-later"));
         assert_eq!(manifest.packages[1].version, "2:9.1-1.fc40");
@@ -193,10 +236,23 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_list_that_would_lack_packages_is_none() {
+        let error = |text: &str| Manifest::of_dpkg(text, DEBIAN).unwrap_err();
+        let whole = "Package: a\nStatus: install ok installed\nArchitecture: all\nVersion: 1\n\n";
+        let cut = "Package: b\nStatus: install ok installed\n";
+        assert_eq!(error(&format!("{whole}{cut}")), ManifestError::Damaged { number: 2, lacks: "Version" });
+        assert_eq!(error("Package: b\n"), ManifestError::Damaged { number: 1, lacks: "Status" });
+        assert_eq!(error(&whole.repeat(MOST_PACKAGES + 1)), ManifestError::TooMany);
+        let error = |text: &str| Manifest::of_rpm(text, DEBIAN).unwrap_err();
+        assert_eq!(error("a\t0\t1\n"), ManifestError::Damaged { number: 1, lacks: "release" });
+        assert_eq!(error(&"a\t0\t1\t1\tnoarch\t\n".repeat(MOST_PACKAGES + 1)), ManifestError::TooMany);
+    }
+
     proptest::proptest! {
         #[test]
         fn no_text_panics_and_no_control_character_comes_through(text in ".{0,300}") {
-            for manifest in [Manifest::of_dpkg(&text, &text), Manifest::of_rpm(&text, &text)] {
+            for manifest in [Manifest::of_dpkg(&text, &text), Manifest::of_rpm(&text, &text)].into_iter().flatten() {
                 for package in &manifest.packages {
                     proptest::prop_assert!(!manifest.address(package).chars().any(char::is_control));
                 }

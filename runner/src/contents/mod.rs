@@ -9,4 +9,4 @@ pub mod manifest;
 pub mod provenance;
 pub mod sbom;
 
-pub use manifest::{Installed, Manifest, System};
+pub use manifest::{Installed, Manifest, ManifestError, System};

@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn every_package_is_described_once_and_contained_in_the_image() {
         let status = "Package: libc6\nStatus: install ok installed\nArchitecture: amd64\nVersion: 1\nMaintainer: GNU Libc <g@x.test>\n\nPackage: lib+c\nStatus: install ok installed\nArchitecture: all\nVersion: 2\n";
-        let manifest = Manifest::of_dpkg(status, "ID=debian\nVERSION_ID=12\n");
+        let manifest = Manifest::of_dpkg(status, "ID=debian\nVERSION_ID=12\n").unwrap();
         let subject = Subject { name: "x", sha256: Some("ab"), created: "2026-01-01T00:00:00Z" };
         let document =
             document(subject, &manifest, |package| (package.name == "libc6").then(|| "cd".to_owned()));

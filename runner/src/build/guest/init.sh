@@ -126,10 +126,16 @@ mkdir -p /target/run/hostler /target/run/lock
 chmod 0700 /target/run/hostler
 [ ! -d /hostler/files ] || cp -R /hostler/files/. /target/run/hostler/ || fail stage-files $?
 
+if [ -n "$foreign" ]; then
+    . /hostler/file-systems
+    mount_more || fail mount-file-systems 1
+fi
+
 if [ -n "$root_archive" ]; then
-    # The root file system alone, without what is mounted on it.
+    # The system's own file systems, without what is mounted on them for this.
     mkdir -p /target/run/hostler/root
     mount -o bind /target /target/run/hostler/root || fail mount $?
+    [ -z "$foreign" ] || mount_below || fail mount $?
 fi
 
 if [ -n "$mirror" ]; then
@@ -170,7 +176,7 @@ for script in /hostler/steps/*; do
         DEBIAN_FRONTEND=noninteractive DEBCONF_NONINTERACTIVE_SEEN=true \
         DEBCONF_NOWARNINGS=yes HOSTLER_DISK="$disk_device" HOSTLER_ROOT="$root_device" HOSTLER_ROOT_UUID="$root_uuid" \
         HOSTLER_MIRROR="$mirror" HOSTLER_RESULTS="$results" \
-        HOSTLER_ROOT_ARCHIVE="$root_archive" HOSTLER_WANTS_KERNEL="$wants_kernel" \
+        HOSTLER_ROOT_ARCHIVE="$root_archive" HOSTLER_WANTS_KERNEL="$wants_kernel" HOSTLER_FOREIGN="$foreign" \
         ${source_date:+SOURCE_DATE_EPOCH="$source_date"} \
         /bin/sh -e /run/hostler/step </dev/null 3>&-
     status=$?
@@ -193,6 +199,7 @@ for link in /proc/[0-9]*/root; do
         kill -9 "${process%/root}"
     fi
 done
+[ -z "$foreign" ] || unmount_more || fail unmount $?
 [ -z "$root_archive" ] || umount /target/run/hostler/root || fail unmount $?
 for mountpoint in dev/shm dev/pts dev tmp run sys proc; do
     tries=0

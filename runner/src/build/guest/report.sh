@@ -12,6 +12,10 @@ elif command -v rpm >/dev/null; then
     rpm --query --all --queryformat \
         '%{NAME}\t%{EPOCH}\t%{VERSION}\t%{RELEASE}\t%{ARCH}\t%{LICENSE}\n' >rpm-packages
 fi
+if [ ! -s dpkg-status ] && [ ! -s rpm-packages ] && { command -v dpkg || command -v rpm || [ -d /var/lib/dpkg ]; } >/dev/null; then
+    echo "there is a package manager, and no list of its packages: does that lie on a file system that /etc/fstab does not name?"
+    exit 1
+fi
 set -- os-release dpkg-status rpm-packages
 if [ -n "$HOSTLER_WANTS_KERNEL" ]; then
     kernel=$(find /boot -maxdepth 1 -name 'vmlinuz-*' ! -name '*rescue*' | sort -V | tail -n 1)
@@ -27,8 +31,12 @@ if [ -n "$HOSTLER_WANTS_KERNEL" ]; then
 fi
 tar --create --file="$HOSTLER_RESULTS" "$@"
 if [ -n "$HOSTLER_ROOT_ARCHIVE" ]; then
-    # shellcheck disable=SC2086 # two words, or none
-    tar --create --file="$HOSTLER_ROOT_ARCHIVE" --directory=/run/hostler/root --one-file-system --sort=name \
+    # An image made elsewhere has what /etc/fstab names mounted there, and nothing else.
+    one_file_system=--one-file-system
+    [ -z "$HOSTLER_FOREIGN" ] || one_file_system=
+    # shellcheck disable=SC2086 # a word, or none
+    tar --create --file="$HOSTLER_ROOT_ARCHIVE" --directory=/run/hostler/root --sort=name \
+        $one_file_system \
         ${SOURCE_DATE_EPOCH:+--mtime=@$SOURCE_DATE_EPOCH --clamp-mtime} \
         --numeric-owner --xattrs --xattrs-include='*' --format=posix \
         --pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime .
