@@ -4,12 +4,17 @@
 //! directory whose lock is free has a dead owner, whatever its age: [`sweep`] takes those away when
 //! the next build starts. Deliberately absent: process ids, time stamps, and any other guess at
 //! whether an owner lives.
+//!
+//! With a watchdog nothing may be left until then either. The watchdog knows of it a moment after it was
+//! made; whoever is killed in that moment has a [`Guard`] that takes the directory away, empty as it is.
 
 use std::fs::{self, DirBuilder, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -51,6 +56,48 @@ pub struct Scratch {
     path: PathBuf,
     lock: OwnedFd,
     removed: bool,
+    guard: Option<Guard>,
+}
+
+/// A process that removes an empty directory when its maker dies.
+#[derive(Debug)]
+struct Guard {
+    process: Child,
+    /// It reads from this, until a line comes or nobody can write one any more.
+    line: Option<ChildStdin>,
+}
+
+impl Guard {
+    /// Of the directory of that name in `parent`, which need not be there yet. Without a shell there is none,
+    /// and the next build's sweep is what is left.
+    fn of(parent: &Path, name: &str) -> Option<Self> {
+        // Neither what ends a process group nor what looks for a job's environment ends it.
+        let process = Command::new("/bin/sh")
+            .args(["-c", "read -r _ || exec rmdir \"$0\"", name])
+            .current_dir(parent)
+            .env_clear()
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let mut process = process.ok()?;
+        let line = process.stdin.take();
+        Some(Self { process, line })
+    }
+
+    /// Somebody else removes the directory from now on.
+    fn dismiss(mut self) {
+        // When it cannot be told, it finds a directory that is not empty, or removes one that is.
+        let _ = self.line.as_mut().map(|line| line.write_all(b"\n"));
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        drop(self.line.take());
+        let _ = self.process.wait();
+    }
 }
 
 impl Scratch {
@@ -62,7 +109,9 @@ impl Scratch {
         let failed = |source| ScratchError::Create { parent: parent.to_owned(), source };
         for _ in 0..16 {
             let name = nonce().map_err(failed)?;
-            let path = parent.join(format!("{PREFIX}{}", &name[..12]));
+            let name = format!("{PREFIX}{}", &name[..12]);
+            let path = parent.join(&name);
+            let guard = Guard::of(parent, &name);
             match DirBuilder::new().mode(0o700).create(&path) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
@@ -70,7 +119,7 @@ impl Scratch {
             }
             // Another build's sweep may have come between: then this one is gone or going.
             if let Some(lock) = lock(&path).map_err(failed)? {
-                return Ok(Self { path, lock, removed: false });
+                return Ok(Self { path, lock, removed: false, guard });
             }
         }
         Err(failed(io::Error::other("every try was swept away by another build")))
@@ -80,6 +129,13 @@ impl Scratch {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Somebody removes it when this process dies: the watchdog, or the next build.
+    pub fn is_known(&mut self) {
+        if let Some(guard) = self.guard.take() {
+            guard.dismiss();
+        }
     }
 
     /// Removes it, and says when that fails.
@@ -225,6 +281,25 @@ mod tests {
         assert_eq!(sweep(parent.path()).unwrap(), [dead]);
         assert!(living.path().exists());
         assert_eq!(entries(parent.path()), 2);
+    }
+
+    #[test]
+    fn whoever_dies_before_it_is_known_leaves_no_empty_directory() {
+        let parent = tempfile::tempdir().unwrap();
+        let guarded = |name: &str| {
+            let guard = Guard::of(parent.path(), name).expect("a shell");
+            fs::create_dir(parent.path().join(name)).unwrap();
+            guard
+        };
+        // All that a dead process can do: its ends of pipes are closed.
+        drop(guarded("empty"));
+        let used = guarded("used");
+        fs::write(parent.path().join("used/file"), "x").unwrap();
+        drop(used);
+        guarded("known").dismiss();
+        assert!(!parent.path().join("empty").exists());
+        assert!(parent.path().join("used/file").exists());
+        assert!(parent.path().join("known").exists());
     }
 
     #[test]

@@ -116,9 +116,10 @@ impl<'a> Session<'a> {
             .inspect_err(|_| environment.sink.event(Event::GaveUp(Stage::Preflight)))?;
         environment.sink.event(Event::Finished(Stage::Preflight));
 
-        let scratch = Scratch::create(folder).map_err(BuildError::from)?;
+        let mut scratch = Scratch::create(folder).map_err(BuildError::from)?;
         let claimed = environment.registrar.claim_directory(std::os::fd::AsFd::as_fd(&scratch));
         claimed.map_err(BuildError::Claim)?;
+        scratch.is_known();
         let stages = vec![(Stage::Preflight, preflight.elapsed())];
         let mut session = Session {
             request,
