@@ -121,6 +121,19 @@ impl Beside {
     }
 }
 
+/// Opens a plain file, wherever it lies: a pipe would be waited for.
+///
+/// # Errors
+/// When it is not there, none, or not to be read.
+pub fn plain_file(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is not a plain file")),
+    }
+}
+
 /// An open folder.
 #[derive(Debug)]
 pub struct Folder(OwnedFd);

@@ -4,9 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
-
-use crate::beside::{Beside, BesideError};
+use crate::beside::{Beside, BesideError, plain_file};
 use crate::contents::provenance::Artifact;
 use crate::debian::{SelectError, describe};
 use crate::disk::{Tree, unpack_some};
@@ -164,16 +162,7 @@ fn places(family: Family) -> &'static [(&'static str, &'static str)] {
 /// Opens what the recipe names: beside it, or by its full path.
 pub(super) fn open(beside: &Beside, path: &Path) -> Result<File, MediumError> {
     if path.is_absolute() {
-        let failed = |source| MediumError::Open { path: path.to_owned(), source };
-        // A pipe would be waited for.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = File::from(
-            rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from).map_err(failed)?,
-        );
-        if !file.metadata().map_err(failed)?.is_file() {
-            return Err(failed(io::Error::other("it is not a plain file")));
-        }
-        return Ok(file);
+        return plain_file(path).map_err(|source| MediumError::Open { path: path.to_owned(), source });
     }
     Ok(beside.file(path)?)
 }

@@ -5,13 +5,17 @@
 //! be text that nobody signed. gpgv's exit status is not used: it is 2 as soon as one of several
 //! signers is unknown, which is how archives announce their next key.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::beside::plain_file;
 use crate::child::{HostTool, ToolError};
 use crate::stop::Stop;
 
 const GPGV: HostTool = HostTool { name: "gpgv", package: "gpgv" };
+/// The largest keyring, in bytes; that of all of Debian's developers has half of it.
+const LARGEST_KEYRING: u64 = 64 << 20;
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// Why a text is not trusted.
@@ -161,7 +165,13 @@ pub fn verify_detached(
 /// It cannot be read, or is neither.
 pub fn read_keyring(path: &Path) -> Result<Vec<u8>, SignatureError> {
     let failed = |source| SignatureError::Keyring { path: path.to_owned(), source };
-    let bytes = std::fs::read(path).map_err(failed)?;
+    let mut bytes = Vec::new();
+    let file = plain_file(path).map_err(failed)?;
+    file.take(LARGEST_KEYRING + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > LARGEST_KEYRING {
+        let told = format!("it has more than {LARGEST_KEYRING} bytes: no keyring is that large");
+        return Err(failed(std::io::Error::other(told)));
+    }
     match std::str::from_utf8(&bytes) {
         Ok(text) if text.contains("-----BEGIN PGP PUBLIC KEY BLOCK-----") => dearmor(text).ok_or_else(|| {
             let kind = std::io::ErrorKind::InvalidData;
@@ -274,6 +284,20 @@ mod tests {
             assert!(!is_whole(cut, message), "{cut:?}");
         }
         assert!(!is_whole("", b"no message"));
+    }
+
+    #[test]
+    fn what_is_no_keyring_is_neither_waited_for_nor_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
+        let huge = folder.path().join("huge");
+        std::fs::File::create(&huge).unwrap().set_len(1 << 40).unwrap();
+        let told = |path: &Path| crate::causes::in_one_line(&read_keyring(path).unwrap_err());
+        let why = told(&pipe);
+        assert!(why.contains("cannot read keyring") && why.contains("it is not a plain file"), "{why}");
+        let why = told(&huge);
+        assert!(why.contains("no keyring is that large"), "{why}");
     }
 
     #[test]
