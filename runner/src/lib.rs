@@ -24,3 +24,4 @@ pub mod signs;
 pub mod stop;
 pub mod vm;
 pub mod watchdog;
+mod xz;

@@ -17,6 +17,7 @@ use crate::cache::offer::{Local, Offer, Offered};
 use crate::cache::{Digest, Wanted};
 use crate::contents::provenance::Artifact;
 use crate::media::treeinfo::{self, is_inside};
+use crate::rpm::repomd::Index;
 use crate::rpm::{self, File, MetadataError};
 use crate::stop::Stop;
 use crate::vm::argv::{GUEST_GATEWAY, MIRROR_PORT};
@@ -91,10 +92,11 @@ impl ReleaseTree {
         let shown = self.shown(&name);
         let wrong = |source| MediumError::Repository { path: shown.clone(), source };
         let indices = rpm::repomd::parse(&text).map_err(wrong)?;
-        let primary = indices.iter().find(|(kind, _)| kind == "primary");
-        let primary = primary.ok_or(MetadataError::Unusable("primary")).map_err(wrong)?.1.clone();
-        for (_, file) in indices {
-            self.add(folder, &file, &name)?;
+        let primary = indices.iter().find(|index| index.kind == "primary").cloned();
+        let Index { file: primary, plain_size, .. } =
+            primary.ok_or(MetadataError::Unusable("primary")).map_err(wrong)?;
+        for index in indices {
+            self.add(folder, &index.file, &name)?;
         }
         let packed = self.bytes(&of(&primary.path), LARGEST_INDEX)?;
         let name = of(&primary.path);
@@ -102,10 +104,10 @@ impl ReleaseTree {
             return Err(MediumError::Digest { path: self.shown(&name) });
         }
         let shown = self.shown(&name);
-        let text = rpm::unpack(&name, &packed)
+        let text = rpm::unpack(&name, packed.as_slice(), plain_size)
             .map_err(|source| MediumError::Open { path: shown.clone(), source })?;
         let wrong = |source| MediumError::Repository { path: shown.clone(), source };
-        for package in rpm::primary::parse(&text).map_err(wrong)? {
+        for package in rpm::primary::parse(text).map_err(wrong)? {
             self.add(folder, &package.file, &name)?;
         }
         Ok(())

@@ -102,7 +102,8 @@ impl Cache {
         let mut archive = tar::Archive::new(from);
         let mut carried = Carried::default();
         let mut buffer = vec![0; PIECE];
-        for entry in archive.entries().map_err(ArchiveError::Read)? {
+        // Raw: else the library reads names of any length into memory, and none here is long.
+        for entry in archive.entries().map_err(ArchiveError::Read)?.raw(true) {
             let mut entry = entry.map_err(ArchiveError::Read)?;
             let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
             let stranger = || ArchiveError::Stranger(name.clone());
@@ -241,5 +242,19 @@ mod tests {
         let mut bytes = Vec::new();
         from.export(None, &mut bytes).expect("written");
         assert!(to.import(&bytes[..514]).is_err());
+    }
+
+    #[test]
+    fn a_name_without_end_is_refused_before_it_is_read() {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::GNULongName);
+        header.set_size(1 << 40);
+        header.set_path("x").expect("short");
+        header.set_cksum();
+        let mut rest = io::repeat(b'a').take(1 << 40);
+        let (_directory, to) = cache();
+        let error = to.import(header.as_bytes().chain(&mut rest)).expect_err("no cache has that");
+        assert!(matches!(error, ArchiveError::Stranger(_)), "{error}");
+        assert!(rest.limit() > (1 << 40) - (1 << 20), "it was read");
     }
 }

@@ -11,6 +11,7 @@ use std::time::Instant;
 use reqwest::header::{CONTENT_RANGE, HeaderMap, RANGE};
 use reqwest::{Response, StatusCode};
 
+use super::failures::together;
 use super::fetch::Wanted;
 use super::fetch_error::FetchError;
 use super::store::StoreError;
@@ -42,7 +43,6 @@ impl Core {
         let mut writer = begin()?;
         let mut hopes = vec![Hope::Some; wanted.urls.len()];
         let mut failures: BTreeMap<String, FetchError> = BTreeMap::new();
-        let mut last = None;
         for round in 0..self.options.attempts.max(1) {
             if round > 0 {
                 let wait = self.options.backoff.saturating_mul(1 << (round - 1).min(6));
@@ -94,7 +94,6 @@ impl Core {
                         self.blame(url, &wanted.urls, &error);
                     }
                     failures.insert(upstream_of(url), error);
-                    last = Some(upstream_of(url));
                     break;
                 }
             }
@@ -102,13 +101,7 @@ impl Core {
                 break;
             }
         }
-        let failure = last.and_then(|last| failures.remove(&last));
-        let failure = failure.unwrap_or_else(|| FetchError::NoUpstream { name: wanted.name.clone() });
-        if failures.is_empty() {
-            return Err(failure);
-        }
-        let others = failures.into_iter().map(|(upstream, error)| format!("{upstream}: {error}")).collect();
-        Err(FetchError::Everywhere { name: wanted.name.clone(), others, source: Box::new(failure) })
+        Err(together(&wanted.name, failures.into_iter().collect()))
     }
 
     /// One request; appends to what the writer already has where upstream can continue.

@@ -21,7 +21,7 @@ use crate::lock::{Lock, LockedFile};
 use crate::stop::{Stop, Stopped};
 
 use super::digest::Digest;
-use super::fetch_error::FetchError;
+use super::fetch_error::{FetchError, INDEX_LIMIT};
 use super::metadata::Metadata;
 use super::proxy::Proxies;
 use super::remembered::Remembered;
@@ -287,12 +287,27 @@ impl Fetcher {
         }
     }
 
+    /// Brings one file into the cache and opens it.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    pub fn open(&self, wanted: &Wanted) -> Result<File, FetchError> {
+        self.block_on(&wanted.name, self.core.obtain(wanted))
+    }
+
     /// Brings one file into the cache and returns its bytes.
     ///
     /// # Errors
-    /// It cannot be had or read.
+    /// It cannot be had or read, or is too large to be an index.
     pub fn fetch(&self, wanted: &Wanted) -> Result<Vec<u8>, FetchError> {
-        let mut file = self.block_on(&wanted.name, self.core.obtain(wanted))?;
+        let fits = |size: u64| match size {
+            ..=INDEX_LIMIT => Ok(()),
+            _ => Err(FetchError::Bulky { name: wanted.name.clone(), size }),
+        };
+        // Before it is downloaded, where that is told.
+        wanted.size.map_or(Ok(()), fits)?;
+        let mut file = self.open(wanted)?;
+        fits(file.metadata().map_or(0, |metadata| metadata.len()))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(|source| FetchError::Store {
             name: wanted.name.clone(),

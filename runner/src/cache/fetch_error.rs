@@ -12,6 +12,9 @@ use super::upstream::LeastPace;
 /// Metadata has no digest to compare a size with; Debian's is 0.15 MB.
 pub(super) const METADATA_LIMIT: usize = 32 << 20;
 
+/// What is read into memory as a whole. The largest index that an archive has is a fifth of that.
+pub(super) const INDEX_LIMIT: u64 = 512 << 20;
+
 /// Why a file cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
@@ -98,13 +101,15 @@ pub enum FetchError {
         expected: u64,
     },
     /// Several upstreams failed, each in its way.
-    #[error("no upstream gives {name} ({})", others.join("; "))]
+    #[error("no upstream gives {name} ({}; {upstream} as follows)", others.join("; "))]
     Everywhere {
         /// The file.
         name: String,
         /// The other upstreams, and how they failed.
         others: Vec<String>,
-        /// How the last one failed.
+        /// The one whose failure tells most.
+        upstream: String,
+        /// How it failed.
         #[source]
         source: Box<FetchError>,
     },
@@ -141,6 +146,14 @@ pub enum FetchError {
     Oversized {
         /// The file.
         name: String,
+    },
+    /// It is to be read into memory and is too large for that.
+    #[error("{name} has {}, and an index may have {} at most: the archive is damaged, tell its maintainers", bytesize::ByteSize(*size), bytesize::ByteSize(INDEX_LIMIT))]
+    Bulky {
+        /// The file.
+        name: String,
+        /// Its bytes.
+        size: u64,
     },
     /// The cache fails.
     #[error("cannot keep {name}")]
@@ -252,6 +265,7 @@ impl FetchError {
             | Self::OtherSize { .. }
             | Self::Altered { .. }
             | Self::Oversized { .. }
+            | Self::Bulky { .. }
             | Self::NotLocked { .. }
             | Self::NameNotLocked { .. }
             | Self::Address { .. }

@@ -5,7 +5,10 @@ use std::io::Read as _;
 use reqwest::StatusCode;
 use reqwest::header::{ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
 
+use crate::causes::in_one_line;
+
 use super::download::next_chunk;
+use super::failures::Failures;
 use super::fetch_error::{FetchError, METADATA_LIMIT};
 use super::remembered::Remembered;
 use super::transfer::Core;
@@ -36,43 +39,35 @@ impl Core {
             let (url, bytes) = kept.ok_or_else(|| FetchError::Offline { name: name.to_owned() })?;
             return Ok(Metadata { bytes, stale: None, url: url.clone(), validators: None });
         }
-        let mut failure = FetchError::NoUpstream { name: name.to_owned() };
-        let mut attempt = 1;
-        loop {
+        let mut failures = Failures::default();
+        for attempt in 0..self.options.attempts.max(1) {
+            if attempt > 0 {
+                tokio::time::sleep(self.options.backoff.saturating_mul(1 << (attempt - 1).min(6))).await;
+            }
             let order = self.ledger().order(urls);
-            for place in order {
+            for place in order.into_iter().filter(|place| failures.may_do_better(*place)).collect::<Vec<_>>()
+            {
                 match self.ask(name, &urls[place]).await {
                     Ok(answer) => return Ok(answer),
                     Err(error) => {
                         self.blame(&urls[place], urls, &error);
-                        failure = error;
+                        failures.note(place, error);
                     }
                 }
             }
-            if !failure.is_transient() || attempt >= self.options.attempts {
+            if !failures.are_transient() {
                 break;
             }
-            tokio::time::sleep(self.options.backoff.saturating_mul(1 << (attempt - 1).min(6))).await;
-            attempt += 1;
         }
-        // Only for an upstream that is away: one that answers wrongly must be heard.
-        if failure.is_transient() {
-            for url in urls {
-                if let Some((_, bytes)) = self.kept(url) {
-                    return Ok(Metadata {
-                        bytes,
-                        stale: Some(failure.to_string()),
-                        url: url.clone(),
-                        validators: None,
-                    });
-                }
-            }
-        }
-        Err(failure)
+        let kept = failures.away(urls).find_map(|url| Some((url.clone(), self.kept(url)?.1)));
+        let failure = failures.into_error(name, urls);
+        let Some((url, bytes)) = kept else { return Err(failure) };
+        Ok(Metadata { bytes, stale: Some(in_one_line(&failure)), url, validators: None })
     }
 
     pub(super) fn kept(&self, url: &str) -> Option<(Remembered, Vec<u8>)> {
-        let remembered = self.cache.remembered(url)?;
+        // What is remembered may have come along from elsewhere.
+        let remembered = self.cache.remembered(url).filter(|one| one.size <= METADATA_LIMIT as u64)?;
         let digest = remembered.digest.parse().ok()?;
         let mut bytes = Vec::new();
         let mut file = self.cache.get(digest, remembered.size).ok()??;

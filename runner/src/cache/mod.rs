@@ -12,6 +12,7 @@ mod connection;
 mod digest;
 mod download;
 mod evict;
+mod failures;
 mod fetch;
 mod fetch_error;
 mod flight;

@@ -398,6 +398,7 @@ fn fault_of(error: &FetchError) -> Option<Fault> {
         | FetchError::Runtime { .. }
         | FetchError::NoUpstream { .. }
         | FetchError::Everywhere { .. }
+        | FetchError::Bulky { .. }
         | FetchError::NotLocked { .. }
         | FetchError::NameNotLocked { .. }
         | FetchError::Address { .. }

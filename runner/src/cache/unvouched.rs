@@ -9,8 +9,11 @@ use std::time::SystemTime;
 use http_cache_semantics::{AfterResponse, BeforeRequest, CacheOptions, CachePolicy};
 use reqwest::StatusCode;
 
+use crate::causes::in_one_line;
+
 use super::digest::Digest;
 use super::download::{UNKNOWN_SIZE_LIMIT, next_chunk};
+use super::failures::Failures;
 use super::fetch::Wanted;
 use super::fetch_error::FetchError;
 use super::remembered::Remembered;
@@ -65,34 +68,35 @@ impl Core {
             }
             return Err(FetchError::Offline { name: name.to_owned() });
         }
-        let mut failure = FetchError::NoUpstream { name: name.to_owned() };
+        let mut failures = Failures::default();
         for attempt in 0..self.options.attempts.max(1) {
             if attempt > 0 {
                 tokio::time::sleep(self.options.backoff.saturating_mul(1 << (attempt - 1).min(6))).await;
             }
             let order = self.ledger().order(urls);
-            for place in order {
+            for place in order.into_iter().filter(|place| failures.may_do_better(*place)).collect::<Vec<_>>()
+            {
                 match self.ask_for_unvouched(name, &urls[place]).await {
                     Ok(answered) => return Ok(answered),
                     Err(error) => {
                         self.blame(&urls[place], urls, &error);
-                        failure = error;
+                        failures.note(place, error);
                     }
                 }
             }
-            if !failure.is_transient() {
+            if !failures.are_transient() {
                 break;
             }
         }
-        // An upstream that is away is no reason to do without; one that answers wrongly must be heard.
-        if failure.is_transient() {
-            for url in urls {
-                if let Some(kept) = self.kept_answer(url).await {
-                    self.tell(format!(
-                        "{name} is the answer that was kept, which may be out of date: {failure}"
-                    ));
-                    return Ok(kept.answer);
-                }
+        let away: Vec<String> = failures.away(urls).cloned().collect();
+        let failure = failures.into_error(name, urls);
+        for url in &away {
+            if let Some(kept) = self.kept_answer(url).await {
+                self.tell(format!(
+                    "{name} is the answer that was kept, which may be out of date: {}",
+                    in_one_line(&failure)
+                ));
+                return Ok(kept.answer);
             }
         }
         Err(failure)

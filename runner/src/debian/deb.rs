@@ -7,6 +7,8 @@
 
 use std::io::{self, BufReader, Read};
 
+use super::long_names::LongNames;
+
 /// Maintainer scripts, templates and lists: generous for the largest there are.
 const CONTROL_LIMIT: u64 = 64 << 20;
 
@@ -87,8 +89,8 @@ pub fn read<T, E: From<DebError>>(
             control = Some(read_control(&mut *plain)?);
         } else if name.starts_with("data.tar") {
             let control = control.ok_or(DebError::Missing("control.tar"))?;
-            let mut plain = decompress(name, entry)?;
-            let reader: &mut dyn Read = &mut *plain;
+            let mut plain = LongNames::new(decompress(name, entry)?);
+            let reader: &mut dyn Read = &mut plain;
             return data(control, &mut tar::Archive::new(reader));
         }
     }
@@ -100,7 +102,8 @@ fn decompress<'a>(member: &str, entry: impl Read + 'a) -> Result<Box<dyn Read + 
     Ok(match suffix {
         "" => Box::new(entry),
         ".xz" => {
-            Box::new(BufReader::with_capacity(1 << 17, liblzma::read::XzDecoder::new_multi_decoder(entry)))
+            let plain = crate::xz::decoder(entry).map_err(|source| DebError::Archive { source })?;
+            Box::new(BufReader::with_capacity(1 << 17, plain))
         }
         ".gz" => Box::new(BufReader::with_capacity(1 << 17, flate2::read::MultiGzDecoder::new(entry))),
         _ => {
@@ -111,7 +114,7 @@ fn decompress<'a>(member: &str, entry: impl Read + 'a) -> Result<Box<dyn Read + 
 
 fn read_control(reader: &mut dyn Read) -> Result<Control, DebError> {
     let failed = |source| DebError::Archive { source };
-    let mut archive = tar::Archive::new(reader.take(CONTROL_LIMIT));
+    let mut archive = tar::Archive::new(LongNames::new(reader.take(CONTROL_LIMIT)));
     let mut control = Control::default();
     let mut total = 0_u64;
     for entry in archive.entries().map_err(failed)? {

@@ -3,19 +3,21 @@
 use std::io::Read as _;
 
 use crate::cache::{Digest, Wanted};
+use crate::xz;
 
 use super::select::SelectError;
 use super::selection::Suite;
 
 /// For an index whose uncompressed size the Release file does not tell.
-pub(crate) const LIMIT: u64 = 1 << 30;
+const LIMIT: u64 = 1 << 30;
 
 /// A package index as the Release file describes it.
 pub(super) struct IndexFile {
     pub(super) path: String,
     pub(super) size: u64,
     digest: Digest,
-    pub(super) plain_size: u64,
+    /// Bytes of its text, where they are told.
+    pub(super) plain_size: Option<u64>,
 }
 
 impl IndexFile {
@@ -31,7 +33,7 @@ pub(super) fn index_files(suite: &Suite, architecture: &str) -> Result<Vec<Index
         let describe = |architecture: &str| {
             let (path, size, digest) = suite.release.package_index(component, architecture)?;
             let plain = format!("{component}/binary-{architecture}/Packages");
-            let plain_size = suite.release.indices.get(&plain).map_or(LIMIT, |entry| entry.0);
+            let plain_size = suite.release.indices.get(&plain).map(|entry| entry.0);
             Some(IndexFile { path, size, digest, plain_size })
         };
         files.push(describe(architecture).ok_or_else(|| SelectError::NoIndex {
@@ -45,22 +47,30 @@ pub(super) fn index_files(suite: &Suite, architecture: &str) -> Result<Vec<Index
     Ok(files)
 }
 
-/// The text of the index called `name`, of which its Release file says that it has `plain_size` bytes.
-pub(crate) fn decompress(name: &str, compressed: &[u8], plain_size: u64) -> Result<Vec<u8>, SelectError> {
-    let mut text = Vec::with_capacity(usize::try_from(plain_size.min(LIMIT)).unwrap_or(0));
+/// The text of the index called `name`. Its Release file may say that it has `plain_size` bytes: then it has
+/// neither more nor less.
+pub(crate) fn decompress(
+    name: &str,
+    compressed: &[u8],
+    plain_size: Option<u64>,
+) -> Result<Vec<u8>, SelectError> {
+    let failed = |source| SelectError::Decompress { name: name.to_owned(), source };
+    let most = plain_size.unwrap_or(LIMIT).min(LIMIT);
+    let mut text = Vec::with_capacity(usize::try_from(plain_size.map_or(0, |_| most)).unwrap_or(0));
     // A file may be several compressed ones in a row, as parallel compressors write them. One byte more than
     // promised is enough to tell that there is more.
-    let limit = plain_size.min(LIMIT) + 1;
+    let limit = most + 1;
     let read = match name.rsplit_once('.').map(|(_, suffix)| suffix) {
-        Some("xz") => {
-            liblzma::read::XzDecoder::new_multi_decoder(compressed).take(limit).read_to_end(&mut text)
-        }
+        Some("xz") => xz::decoder(compressed).map_err(failed)?.take(limit).read_to_end(&mut text),
         Some("gz") => flate2::read::MultiGzDecoder::new(compressed).take(limit).read_to_end(&mut text),
         _ => compressed.take(limit).read_to_end(&mut text),
     };
-    let failed = |source| SelectError::Decompress { name: name.to_owned(), source };
-    if read.map_err(failed)? as u64 == limit {
+    let came = read.map_err(failed)? as u64;
+    if came == limit {
         return Err(failed(std::io::Error::other("it is larger than its Release file says")));
+    }
+    if plain_size.is_some_and(|size| came < size) {
+        return Err(failed(std::io::Error::other("it is shorter than its Release file says")));
     }
     Ok(text)
 }
@@ -71,9 +81,17 @@ mod tests {
 
     #[test]
     fn an_index_larger_than_promised_is_refused() {
-        assert_eq!(decompress("Packages", b"abc", 3).expect("fits"), b"abc");
-        assert!(decompress("Packages", b"abcd", 3).is_err());
-        assert!(decompress("Packages.xz", b"abcd", 3).is_err());
+        for size in [None, Some(3)] {
+            assert_eq!(decompress("Packages", b"abc", size).expect("fits"), b"abc");
+        }
+        assert!(decompress("Packages", b"abcd", Some(3)).is_err());
+        assert!(decompress("Packages.xz", b"abcd", Some(3)).is_err());
+    }
+
+    #[test]
+    fn an_index_shorter_than_promised_is_refused() {
+        let error = decompress("Packages", b"abc", Some(4)).expect_err("torn");
+        assert!(crate::causes::in_one_line(&error).contains("shorter"), "{error}");
     }
 
     #[test]
@@ -90,8 +108,8 @@ mod tests {
             encoder.finish().expect("memory")
         };
         let both = |one: Vec<u8>, other: Vec<u8>| [one, other].concat();
-        assert_eq!(decompress("P.gz", &both(gz(b"ab"), gz(b"cd")), 4).expect("fits"), b"abcd");
-        assert_eq!(decompress("P.xz", &both(xz(b"ab"), xz(b"cd")), 4).expect("fits"), b"abcd");
-        assert!(decompress("P.xz", &both(xz(b"ab"), xz(b"cd")), 3).is_err());
+        assert_eq!(decompress("P.gz", &both(gz(b"ab"), gz(b"cd")), Some(4)).expect("fits"), b"abcd");
+        assert_eq!(decompress("P.xz", &both(xz(b"ab"), xz(b"cd")), Some(4)).expect("fits"), b"abcd");
+        assert!(decompress("P.xz", &both(xz(b"ab"), xz(b"cd")), Some(3)).is_err());
     }
 }

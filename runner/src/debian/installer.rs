@@ -72,8 +72,7 @@ fn add_udebs(
     });
     // Components other than main need not have any.
     let Some((index, entry)) = index else { return Ok(()) };
-    let plain_size =
-        suite.release.indices.get(&format!("{folder}/Packages")).map_or(1 << 26, |entry| entry.0);
+    let plain_size = suite.release.indices.get(&format!("{folder}/Packages")).map(|entry| entry.0);
     let compressed = fetcher.fetch(&suite.index(&repository.uris, &index, entry))?;
     let text = decompress(&format!("dists/{}/{index}", suite.name), &compressed, plain_size)?;
     let text = String::from_utf8_lossy(&text);

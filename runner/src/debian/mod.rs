@@ -11,6 +11,7 @@ pub mod control;
 pub mod deb;
 mod index;
 mod installer;
+mod long_names;
 pub mod relation;
 pub mod release;
 pub mod resolve;
@@ -20,7 +21,7 @@ pub mod signature;
 pub mod sources;
 pub mod version;
 
-pub(crate) use index::{LIMIT as INDEX_LIMIT, decompress};
+pub(crate) use index::decompress;
 pub use installer::InstallerArchives;
 pub use select::{SelectError, fetch, select};
 pub(crate) use select::{archives, describe};

@@ -223,7 +223,8 @@ fn add_installer(
         let found = forms.iter().find_map(|index| Some((index, *suite.release.indices.get(index)?)));
         if let Some((index, entry)) = found.filter(|(_, (_, digest))| has(digest)) {
             let wanted = suite.index(&repository.uris, index, entry);
-            let text = debian::decompress(index, &fetch(&wanted)?, debian::INDEX_LIMIT)?;
+            let plain_size = suite.release.indices.get(&plain).map(|entry| entry.0);
+            let text = debian::decompress(index, &fetch(&wanted)?, plain_size)?;
             let mut udebs = Catalogue::default();
             let damaged = |source| SelectError::Catalogue { name: index.clone(), source };
             udebs.add(0, text, architecture).map_err(damaged)?;

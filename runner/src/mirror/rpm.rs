@@ -1,17 +1,21 @@
 //! What of a release tree of Fedora's kind goes into a mirror.
 
 use std::collections::HashSet;
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
-use crate::cache::{FetchError, Fetcher, Metadata, StoreError, Wanted};
+use crate::cache::{Digest, FetchError, Fetcher, Metadata, StoreError, Wanted};
 use crate::debian::signature::{self, SignatureError};
 use crate::event::{Event, Sink, Stage};
-use crate::rpm::{File, MetadataError, filelists, metalink, primary, repomd, treeinfo};
+use crate::rpm::repomd::Index;
+use crate::rpm::{File, MetadataError, filelists, metalink, primary, repomd, treeinfo, unpack};
 
 use super::{Folder, Plan};
 
 const REPOMD: &str = "repodata/repomd.xml";
 const SIGNATURE: &str = "repodata/repomd.xml.asc";
+/// How many `.treeinfo` files of different days are held against the roots' indices.
+const MOST_DAYS: usize = 3;
 
 /// Which part of a tree.
 #[derive(Clone, Debug)]
@@ -79,7 +83,7 @@ impl PlanError {
     /// Whether a root is to blame, and not this host or the one who waits.
     fn is_of_the_tree(&self) -> bool {
         match self {
-            Self::Metadata { .. } | Self::Signature(SignatureError::Distrusted(_)) => true,
+            Self::Metadata { .. } | Self::Torn | Self::Signature(SignatureError::Distrusted(_)) => true,
             // The signature of a file that is there.
             Self::Fetch(error) => !matches!(error, FetchError::Stopped { .. } | FetchError::Store { .. }),
             _ => false,
@@ -121,60 +125,31 @@ pub fn plan(wish: &Wish, fetcher: &Fetcher, sink: &dyn Sink) -> Result<Plan, Pla
     let roots = fetcher.with_mirrors(roots);
     let mut plan = Plan::default();
 
-    tell(".treeinfo");
-    let mut images = Vec::new();
-    match reader.treeinfo(&roots) {
-        Ok((found, file)) => {
-            images = found;
-            plan.files.push((format!("{}/.treeinfo", wish.name), wanted(&file, &roots)));
-        }
-        // A repository that is no release tree has none.
-        Err(PlanError::Fetch(error)) if error.status().is_some_and(|status| status < 500) => {}
-        Err(error) => return Err(error),
-    }
+    tell(REPOMD);
+    let by_link_only = vouched.is_none() && wish.keyring.is_none();
+    let Heads { treeinfo, images, bytes, repomd, signature } = reader.heads(&roots, vouched.as_ref())?;
     if wish.images && !images.is_empty() {
         sink.event(Event::Warning(format!(
             "nothing vouches for the images of {} but the link to its mirror: no signature covers .treeinfo, which names their digests",
             wish.name
         )));
     }
-
-    tell(REPOMD);
-    let by_link_only = vouched.is_none() && wish.keyring.is_none();
-    let (bytes, file) = match vouched {
-        Some(file) => {
-            let bytes = fetcher.fetch(&wanted(&file, &roots))?;
-            if let Some(keyring) = &wish.keyring {
-                let signature = reader.signature(&bytes, keyring, &roots)?;
-                plan.files.push((format!("{}/{}", wish.name, signature.path), wanted(&signature, &roots)));
-            }
-            (bytes, file)
-        }
-        None => {
-            let (bytes, file, signature) = reader.repomd(&roots)?;
-            let signature =
-                signature.map(|one| (format!("{}/{}", wish.name, one.path), wanted(&one, &roots)));
-            plan.files.extend(signature);
-            (bytes, file)
-        }
-    };
     if by_link_only {
         sink.event(Event::Warning(format!(
             "nothing vouches for {REPOMD} of {} but the link to its mirror: give --keyring, or a metalink as --mirror-list",
             wish.name
         )));
     }
-    if images.iter().any(|image| image.path == REPOMD && image.digest != file.digest) {
-        return Err(PlanError::Torn);
+    for file in treeinfo.iter().chain(&signature).chain([&repomd]) {
+        plan.files.push((format!("{}/{}", wish.name, file.path), wanted(file, &roots)));
     }
-    plan.files.push((format!("{}/{REPOMD}", wish.name), wanted(&file, &roots)));
     let text = String::from_utf8_lossy(&bytes).into_owned();
     let indices = repomd::parse(&text).map_err(|source| unusable(REPOMD, source))?;
-    let primary = indices.iter().find(|(kind, _)| kind == "primary");
-    let (_, primary) = primary.ok_or_else(|| unusable(REPOMD, MetadataError::Unusable("primary")))?;
-    tell(&primary.path);
-    let text = unpack(&primary.path, &fetcher.fetch(&wanted(primary, &roots))?)?;
-    let mut packages = primary::parse(&text).map_err(|source| unusable(&primary.path, source))?;
+    let primary = indices.iter().find(|index| index.kind == "primary");
+    let primary = primary.ok_or_else(|| unusable(REPOMD, MetadataError::Unusable("primary")))?;
+    tell(&primary.file.path);
+    let text = reader.index(primary, &roots)?;
+    let mut packages = primary::parse(text).map_err(|source| unusable(&primary.file.path, source))?;
     packages.retain(|package| {
         wish.architectures.is_empty()
             || package.architecture == "noarch"
@@ -182,20 +157,20 @@ pub fn plan(wish: &Wish, fetcher: &Fetcher, sink: &dyn Sink) -> Result<Plan, Pla
     });
     if !wish.packages.is_empty() {
         let paths = filelists::missing(&packages);
-        if let (false, Some((_, lists))) =
-            (paths.is_empty(), indices.iter().find(|(kind, _)| kind == "filelists"))
+        if let (false, Some(lists)) =
+            (paths.is_empty(), indices.iter().find(|index| index.kind == "filelists"))
         {
-            tell(&lists.path);
-            let text = unpack(&lists.path, &fetcher.fetch(&wanted(lists, &roots))?)?;
-            filelists::provide(&mut packages, &paths, &text)
-                .map_err(|source| unusable(&lists.path, source))?;
+            tell(&lists.file.path);
+            let text = reader.index(lists, &roots)?;
+            filelists::provide(&mut packages, &paths, text)
+                .map_err(|source| unusable(&lists.file.path, source))?;
         }
         let kept = primary::closure(&packages, &wish.packages).map_err(PlanError::NoPackage)?;
         packages = kept.into_iter().map(|place| packages[place].clone()).collect();
     }
 
     let mut seen: HashSet<String> = [REPOMD.to_owned()].into();
-    let files = indices.into_iter().map(|(_, file)| file);
+    let files = indices.into_iter().map(|index| index.file);
     let files = files.chain(packages.into_iter().map(|package| package.file));
     for file in files.chain(images.into_iter().filter(|_| wish.images)) {
         if seen.insert(file.path.clone()) {
@@ -214,20 +189,75 @@ struct Reader<'a> {
     wish: &'a Wish,
 }
 
+/// What all else of a tree hangs from.
+struct Heads {
+    treeinfo: Option<File>,
+    /// What `.treeinfo` names.
+    images: Vec<File>,
+    /// Those of `repomd.xml`.
+    bytes: Vec<u8>,
+    repomd: File,
+    signature: Option<File>,
+}
+
 impl Reader<'_> {
-    fn treeinfo(&self, roots: &[String]) -> Result<(Vec<File>, File), PlanError> {
-        let parse = |answer: &Metadata| {
-            treeinfo::parse(&self.text(answer)).map_err(|source| unusable(".treeinfo", source))
+    /// `.treeinfo` and `repomd.xml` of one day: the roots may have them of different ones.
+    fn heads(&self, roots: &[String], vouched: Option<&File>) -> Result<Heads, PlanError> {
+        let mut left = roots.to_vec();
+        for _ in 0..MOST_DAYS {
+            let (images, treeinfo, root) = match self.treeinfo(&left, vouched) {
+                Ok((images, file, root)) => (images, Some(file), root),
+                // A repository that is no release tree has none.
+                Err(PlanError::Fetch(error))
+                    if left.len() == roots.len() && error.status().is_some_and(|status| status < 500) =>
+                {
+                    (Vec::new(), None, String::new())
+                }
+                Err(PlanError::Fetch(_)) if left.len() < roots.len() => return Err(PlanError::Torn),
+                Err(error) => return Err(error),
+            };
+            let (bytes, repomd, signature) = match (vouched, self.wish.keyring.as_deref()) {
+                (Some(file), keyring) => {
+                    let bytes = self.fetcher.fetch(&wanted(file, roots))?;
+                    let signature = keyring.map(|keyring| self.signature(&bytes, keyring, roots));
+                    (bytes, file.clone(), signature.transpose()?)
+                }
+                (None, _) => match self.repomd(roots, &images) {
+                    Err(PlanError::Torn) if left.len() > 1 => {
+                        left.retain(|other| *other != root);
+                        continue;
+                    }
+                    repomd => repomd?,
+                },
+            };
+            return Ok(Heads { treeinfo, images, bytes, repomd, signature });
+        }
+        Err(PlanError::Torn)
+    }
+
+    /// `.treeinfo`, what it names, and the root that has it.
+    fn treeinfo(
+        &self,
+        roots: &[String],
+        vouched: Option<&File>,
+    ) -> Result<(Vec<File>, File, String), PlanError> {
+        let check = |answer: &Metadata| {
+            let images =
+                treeinfo::parse(&self.text(answer)).map_err(|source| unusable(".treeinfo", source))?;
+            vouched.map_or(Ok(()), |file| agree(&images, file.digest))?;
+            Ok(images)
         };
-        let (answer, images) = self.usable(".treeinfo", roots, parse)?;
-        Ok((images, self.keep(".treeinfo", &answer)?))
+        let (answer, images) = self.usable(".treeinfo", roots, check)?;
+        let root = answer.url().strip_suffix("/.treeinfo").unwrap_or_default().to_owned();
+        Ok((images, self.keep(".treeinfo", &answer)?, root))
     }
 
     /// The tree's first index, and its signature where one is asked for: of the same root, as others may have
-    /// another day's.
-    fn repomd(&self, roots: &[String]) -> Result<(Vec<u8>, File, Option<File>), PlanError> {
+    /// another day's. It is the one that `images` have, if they have one.
+    fn repomd(&self, roots: &[String], images: &[File]) -> Result<(Vec<u8>, File, Option<File>), PlanError> {
         let check = |answer: &Metadata| {
             repomd::parse(&self.text(answer)).map_err(|source| unusable(REPOMD, source))?;
+            agree(images, Digest::of(&answer.bytes))?;
             match (&self.wish.keyring, answer.url().strip_suffix(&format!("/{REPOMD}"))) {
                 (Some(keyring), Some(root)) => {
                     self.signature(&answer.bytes, keyring, &[root.to_owned()]).map(Some)
@@ -268,8 +298,23 @@ impl Reader<'_> {
         Ok(File { path: path.to_owned(), digest, size })
     }
 
+    /// The text of an index that `repomd.xml` names.
+    fn index(&self, index: &Index, roots: &[String]) -> Result<Box<dyn BufRead>, PlanError> {
+        let file = self.fetcher.open(&wanted(&index.file, roots))?;
+        let name = || index.file.path.clone();
+        unpack(&name(), file, index.plain_size).map_err(|source| PlanError::Unpack { name: name(), source })
+    }
+
     fn text(&self, answer: &Metadata) -> String {
         String::from_utf8_lossy(&answer.bytes).into_owned()
+    }
+}
+
+/// Does `.treeinfo` speak of this `repomd.xml`, if it speaks of one?
+fn agree(images: &[File], repomd: Digest) -> Result<(), PlanError> {
+    match images.iter().any(|image| image.path == REPOMD && image.digest != repomd) {
+        true => Err(PlanError::Torn),
+        false => Ok(()),
     }
 }
 
@@ -284,9 +329,4 @@ fn wanted(file: &File, roots: &[String]) -> Wanted {
         size: file.size,
         digest: file.digest,
     }
-}
-
-/// The text of an index, packed in whichever way its name says.
-fn unpack(name: &str, packed: &[u8]) -> Result<String, PlanError> {
-    crate::rpm::unpack(name, packed).map_err(|source| PlanError::Unpack { name: name.to_owned(), source })
 }

@@ -1,6 +1,7 @@
 //! The lists of all files: primary only has those in a few folders.
 
 use std::collections::{HashMap, HashSet};
+use std::io::BufRead;
 
 use crate::cache::Digest;
 
@@ -21,7 +22,11 @@ pub fn missing(packages: &[Package]) -> HashSet<String> {
 ///
 /// # Errors
 /// The text cannot be used.
-pub fn provide(packages: &mut [Package], paths: &HashSet<String>, text: &str) -> Result<(), MetadataError> {
+pub fn provide(
+    packages: &mut [Package],
+    paths: &HashSet<String>,
+    text: impl BufRead,
+) -> Result<(), MetadataError> {
     let places: HashMap<Digest, usize> =
         packages.iter().enumerate().map(|(place, package)| (package.file.digest, place)).collect();
     let mut current = None;
@@ -70,7 +75,7 @@ mod tests {
             "<filelists><package pkgid=\"{}\" name=\"b\"><file>/opt/b</file><file type=\"dir\">/opt</file></package></filelists>",
             Digest::of(b"b")
         );
-        provide(&mut packages, &paths, &text).expect("valid");
+        provide(&mut packages, &paths, text.as_bytes()).expect("valid");
         assert_eq!(packages[1].provides, ["/opt/b"]);
         assert!(missing(&packages).is_empty());
     }

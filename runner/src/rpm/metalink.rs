@@ -22,7 +22,7 @@ pub fn parse(text: &str) -> Result<Metalink, MetadataError> {
     let (mut taken, mut algorithm) = (String::new(), String::new());
     // Besides the file as it is, there are those that it was lately.
     let mut alternates = 0;
-    xml::read(text, |piece| {
+    xml::read(text.as_bytes(), |piece| {
         match piece {
             Piece::Open(name, attributes) => {
                 match name.as_str() {

@@ -36,6 +36,9 @@ pub enum MetadataError {
     /// It is no XML.
     #[error("it is no XML: {0}")]
     Xml(String),
+    /// It cannot be read to its end.
+    #[error("it cannot be unpacked or read: {0}")]
+    Unread(String),
     /// Something in it is missing or cannot be understood.
     #[error("it has no usable {0}")]
     Unusable(&'static str),
@@ -48,8 +51,41 @@ pub enum MetadataError {
 pub(crate) mod xml {
     use quick_xml::events::{BytesStart, Event};
     use quick_xml::{Reader, XmlVersion};
+    use std::io::{self, BufRead, Read};
 
     use super::MetadataError;
+
+    /// The largest element or text: what is read is in memory one of these at a time.
+    const LARGEST_PIECE: usize = 16 << 20;
+
+    /// A document of which so many bytes may be read.
+    struct Bounded<R> {
+        document: R,
+        left: usize,
+    }
+
+    impl<R: BufRead> BufRead for Bounded<R> {
+        fn fill_buf(&mut self) -> io::Result<&[u8]> {
+            if self.left == 0 {
+                return Err(io::Error::other("a piece of it is too large"));
+            }
+            let bytes = self.document.fill_buf()?;
+            Ok(&bytes[..bytes.len().min(self.left)])
+        }
+
+        fn consume(&mut self, amount: usize) {
+            self.left -= amount;
+            self.document.consume(amount);
+        }
+    }
+
+    impl<R: BufRead> Read for Bounded<R> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let count = self.fill_buf()?.read(buffer)?;
+            self.consume(count);
+            Ok(count)
+        }
+    }
 
     /// What a document has, piece by piece.
     pub(crate) enum Piece {
@@ -63,13 +99,20 @@ pub(crate) mod xml {
 
     /// Hands each piece of the document to `take`, until that fails.
     pub(crate) fn read(
-        text: &str,
+        document: impl BufRead,
         mut take: impl FnMut(Piece) -> Result<(), MetadataError>,
     ) -> Result<(), MetadataError> {
         let wrong = |error: &dyn std::fmt::Display| MetadataError::Xml(error.to_string());
-        let mut reader = Reader::from_str(text);
+        let mut reader = Reader::from_reader(Bounded { document, left: LARGEST_PIECE });
+        let mut piece = Vec::new();
         loop {
-            match reader.read_event().map_err(|error| wrong(&error))? {
+            piece.clear();
+            reader.get_mut().left = LARGEST_PIECE;
+            let event = reader.read_event_into(&mut piece).map_err(|error| match error {
+                quick_xml::Error::Io(error) => MetadataError::Unread(error.to_string()),
+                error => wrong(&error),
+            });
+            match event? {
                 Event::Start(start) => take(open(&start)?)?,
                 Event::Empty(start) => {
                     let name = local(start.local_name().as_ref());

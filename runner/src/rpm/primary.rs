@@ -1,6 +1,7 @@
 //! The primary metadata: packages, and what they need and provide.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::io::BufRead;
 
 use super::xml::{self, Piece, attribute};
 use super::{File, MetadataError, sha256};
@@ -35,7 +36,7 @@ struct Draft {
 ///
 /// # Errors
 /// The text cannot be used.
-pub fn parse(text: &str) -> Result<Vec<Package>, MetadataError> {
+pub fn parse(text: impl BufRead) -> Result<Vec<Package>, MetadataError> {
     let mut packages = Vec::new();
     let mut draft = Draft::default();
     let mut stack: Vec<String> = Vec::new();
@@ -166,8 +167,8 @@ mod tests {
             architecture: "x86_64".to_owned(),
             ..package("a", &["cap(a)", "/usr/bin/a"], &["/bin/sh"])
         };
-        assert_eq!(parse(&text), Ok(vec![package]));
-        assert!(parse(&text.replace("<name>a</name>", "")).is_err());
+        assert_eq!(parse(text.as_bytes()), Ok(vec![package]));
+        assert!(parse(text.replace("<name>a</name>", "").as_bytes()).is_err());
     }
 
     #[test]
@@ -188,7 +189,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_text_panics(text in "(<package>|</package>|<name>|</name>|<checksum type=\"sha256\">|</checksum>|<file>|x|&lt;|<){0,30}") {
-            let _ = parse(&text);
+            let _ = parse(text.as_bytes());
             let _ = capabilities(&text);
         }
     }

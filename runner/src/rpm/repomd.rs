@@ -3,23 +3,34 @@
 use super::xml::{self, Piece, attribute};
 use super::{File, MetadataError, sha256};
 
-/// The metadata files of a repository, each with its type, such as `primary`.
+/// A metadata file of a repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Index {
+    /// Its type, such as `primary`.
+    pub kind: String,
+    /// The file.
+    pub file: File,
+    /// Bytes of its text, where they are told.
+    pub plain_size: Option<u64>,
+}
+
+/// The metadata files of a repository.
 ///
 /// # Errors
 /// The text cannot be used.
-pub fn parse(text: &str) -> Result<Vec<(String, File)>, MetadataError> {
+pub fn parse(text: &str) -> Result<Vec<Index>, MetadataError> {
     let mut files = Vec::new();
     let mut kind = None;
-    let (mut path, mut checksum, mut size) = (None, None, None);
+    let (mut path, mut checksum, mut size, mut plain_size) = (None, None, None, None);
     let (mut inside, mut taken) = (String::new(), String::new());
     let mut algorithm = String::new();
-    xml::read(text, |piece| {
+    xml::read(text.as_bytes(), |piece| {
         match piece {
             Piece::Open(name, attributes) => {
                 match name.as_str() {
                     "data" => {
                         kind = attribute(&attributes, "type");
-                        (path, checksum, size) = (None, None, None);
+                        (path, checksum, size, plain_size) = (None, None, None, None);
                     }
                     "location" => path = attribute(&attributes, "href"),
                     "checksum" => algorithm = attribute(&attributes, "type").unwrap_or_default(),
@@ -33,11 +44,13 @@ pub fn parse(text: &str) -> Result<Vec<(String, File)>, MetadataError> {
                 match (name.as_str(), inside == name) {
                     ("checksum", true) if kind.is_some() => checksum = Some(sha256(&algorithm, &taken)?),
                     ("size", true) => size = taken.trim().parse().ok(),
+                    ("open-size", true) => plain_size = taken.trim().parse().ok(),
                     ("data", _) => {
                         if let Some(kind) = kind.take() {
                             let path = path.take().ok_or(MetadataError::Unusable("location"))?;
                             let digest = checksum.take().ok_or(MetadataError::Unusable("checksum"))?;
-                            files.push((kind, File { path, digest, size: size.take() }));
+                            let file = File { path, digest, size: size.take() };
+                            files.push(Index { kind, file, plain_size: plain_size.take() });
                         }
                     }
                     _ => {}
@@ -68,7 +81,8 @@ mod tests {
              <timestamp>1</timestamp><size>7</size><open-size>9</open-size></data></repomd>"
         );
         let file = File { path: "repodata/p.xml.gz".to_owned(), digest: packed, size: Some(7) };
-        assert_eq!(parse(&text), Ok(vec![("primary".to_owned(), file)]));
+        let index = Index { kind: "primary".to_owned(), file, plain_size: Some(9) };
+        assert_eq!(parse(&text), Ok(vec![index]));
         assert_eq!(
             parse(&text.replacen("\"sha256\"", "\"sha\"", 1)),
             Err(MetadataError::OtherDigest("sha".to_owned()))

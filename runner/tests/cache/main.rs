@@ -16,6 +16,7 @@ mod secure;
 mod serving;
 mod shared;
 mod together;
+mod trees;
 mod unvouched;
 mod upstream;
 mod upstreams;

@@ -112,3 +112,31 @@ fn a_release_file_that_ran_out_is_refused() {
     let error = world.select(&world.fetcher()).err().unwrap();
     assert!(matches!(error, SelectError::Release { source: ReleaseError::Expired(_), .. }), "{error:?}");
 }
+
+#[test]
+fn of_several_upstreams_the_failure_is_not_the_last_ones_alone() {
+    let world = World::new();
+    let fetcher = world.fetcher();
+    world.select(&fetcher).unwrap();
+    let file = "/debian/dists/bookworm/InRelease";
+    let other = Upstream::start();
+    let select = |mirror: &Upstream, upstream: &Upstream| {
+        let mirrors = vec![format!("http://{}", mirror.address)];
+        let fetcher = world.fetcher_with(FetchOptions { mirrors, ..World::options() });
+        let recipe = World::recipe(&upstream.url(), &world.signer.keyring());
+        debian::select(&recipe, &fetcher, Path::new("/"), &Silent)
+    };
+    // One is away, and what it answered last is kept, whatever the other says, before it or after it.
+    world.upstream.fault(file, Fault::Status(503));
+    select(&other, &world.upstream).unwrap();
+    select(&world.upstream, &other).unwrap();
+    // One that says that it is gone is heard.
+    world.upstream.fault(file, Fault::Status(410));
+    other.state.lock().unwrap().files.insert(file.to_owned(), Vec::new());
+    other.fault(file, Fault::Status(503));
+    let error = select(&world.upstream, &other).err().unwrap();
+    let told = hostler_runner::causes::in_one_line(&error);
+    for said in ["answered 410", "answered 503"] {
+        assert!(told.contains(said), "{told}");
+    }
+}
