@@ -82,12 +82,14 @@ pub fn stand_ins(place: &Place, programs: &[(&str, &str)]) -> PathBuf {
         fs::write(&path, text).or_fail("writing a stand-in");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).or_fail("making it a program");
     }
-    // What a guest tells of an image that has no packages, where qemu has its own files and may read.
+    // What a guest tells of an image with one package, where qemu has its own files and may read.
     let own = place.path("share/qemu");
     fs::create_dir_all(&own).or_fail("making a directory");
+    let status = "Package: played\nStatus: install ok installed\nArchitecture: all\nVersion: 1\n";
     let told = ["os-release", "dpkg-status", "rpm-packages"];
     for name in told {
-        fs::write(own.join(name), "").or_fail("writing what a guest tells");
+        let text = if name == "dpkg-status" { status } else { "" };
+        fs::write(own.join(name), text).or_fail("writing what a guest tells");
     }
     let mut tar = Command::new("tar");
     program::finish(tar.args(["--create", "--file=told.tar"]).args(told).current_dir(&own)).succeeded();
