@@ -293,7 +293,7 @@ impl Journal {
     pub fn append(
         &self,
         entries: Vec<Entry>,
-    ) -> impl Future<Output = Result<(), JournalError>> + Send + 'static {
+    ) -> impl Future<Output = Result<(), JournalError>> + Send + use<> {
         let (done, result) = oneshot::channel();
         let sent = self.jobs.send(Job { entries, done: Some(done) }).map_err(|_| JournalError::ThreadEnded);
         async move {

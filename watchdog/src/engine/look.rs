@@ -96,7 +96,7 @@ impl Engine {
         }
         let (snapshot, ownership) = result.map_err(|error| LookFailed(Rc::new(error)))?;
         self.measure(&snapshot, &ownership);
-        self.remember(&snapshot, &ownership, Seen::Whole(&leases)).await;
+        self.remember(&snapshot, &ownership, Seen::Whole(&leases));
         Ok(Rc::new(Look { snapshot, ownership }))
     }
 
@@ -147,7 +147,7 @@ impl Engine {
         let result = self.observe(SnapshotDepth::Ownership, extent).await;
         let snapshot = result.map_err(|error| LookFailed(Rc::new(error)))?;
         let ownership = attribute(&snapshot, self.shared.state.borrow().leases());
-        self.remember(&snapshot, &ownership, Seen::Part).await;
+        self.remember(&snapshot, &ownership, Seen::Part);
         Ok(())
     }
 

@@ -17,8 +17,8 @@ pub(super) enum Seen<'leases> {
 }
 
 impl Engine {
-    /// Keeps what a look found out.
-    pub(super) async fn remember(&self, snapshot: &Snapshot, ownership: &Ownership, seen: Seen<'_>) {
+    /// Keeps what a look found out. Whatever is done about it is written after that, and waits for the disk.
+    pub(super) fn remember(&self, snapshot: &Snapshot, ownership: &Ownership, seen: Seen<'_>) {
         let mut entries = Vec::new();
         let by_lease = ownership.by_lease();
         for record in self.shared.state.borrow_mut().records_mut() {
@@ -60,7 +60,7 @@ impl Engine {
             }
         }
         if !entries.is_empty() {
-            self.record(entries).await;
+            tokio::task::spawn_local(self.record(entries));
         }
     }
 }
