@@ -9,9 +9,10 @@ use hostler_protocol::lease::LeaseState;
 use hostler_tests::bystander::{Bystander, attach};
 use hostler_tests::daemon::{Daemon, Settings};
 use hostler_tests::failure::{OrFail, wait_until};
-use hostler_tests::place::kill;
+use hostler_tests::place::{kill, signal};
 use hostler_tests::probe::ProcessSeen;
 use hostler_tests::{probe, program, scenario};
+use nix::sys::signal::Signal;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::json;
 
@@ -194,5 +195,47 @@ fn a_claim_without_a_file_handle_is_found_again_after_a_restart_or_told_about() 
             program::succeed("umount", [scratch.join("mnt")]);
         }
         program::succeed("umount", [&merged]);
+    });
+}
+
+#[test]
+fn what_was_stuck_and_is_its_leases_no_more_keeps_the_lease_until_it_is_gone() {
+    scenario::privileged("unsettled", |place| {
+        let claim = place.directory("claim");
+        let daemon = Daemon::start(place, &Settings::default());
+        hostler_tests::place::make_image(&claim.join("image"), 4);
+        let script = "losetup --find image; echo $$ > shell; sleep 600";
+        let mut run = daemon.run_script("build", &claim, script);
+        let mut hostler = run.stdout(Stdio::null()).spawn().or_fail("starting hostler");
+        let _ = probe::pid_from(&claim.join("shell"));
+        let device = probe::loop_of(&claim.join("image"));
+        let node = format!("/dev/loop{}", device.number);
+        let open = fs::File::open(&node).or_fail("opening the device");
+        kill(hostler.id());
+        hostler.wait().or_fail("waiting for hostler");
+        daemon.wait_for_state("build", LeaseState::Pinned, SOON);
+
+        // Protected from now on, so nobody takes it back; and it is there, so nobody says that it is gone.
+        let more = format!("[protect]\nbacking_under = [{claim:?}]\n");
+        daemon.configure(&Settings { more, ..Settings::default() });
+        signal(daemon.pid(), Signal::SIGHUP);
+        let reread = || daemon.log().contains("the configuration was read again");
+        wait_until("the daemon to read its configuration", SOON, reread);
+        let report = || daemon.lease("build").and_then(|lease| lease.report);
+        let is_told = || {
+            report().is_some_and(|report| {
+                report.resources.iter().any(|one| one.name == node && one.detail.contains("[protect]"))
+            })
+        };
+        wait_until("the report to say why", SOON, is_told);
+        std::thread::sleep(Duration::from_secs(2));
+        let lease = daemon.lease("build").or_fail("the lease");
+        assert_eq!(lease.state, LeaseState::Pinned);
+        assert!(!lease.report.or_fail("a report").complete);
+        assert!(probe::loops().contains(&device));
+        // The kernel was told before to let go of it once nobody has it open.
+        drop(open);
+        let (lease, _) = daemon.wait_for_end("build", SOON);
+        assert!(lease.report.or_fail("a report").complete);
     });
 }

@@ -15,11 +15,9 @@ use hostler_tests::attached::Attached;
 use hostler_tests::bystander::Bystander;
 use hostler_tests::daemon::{Daemon, Settings};
 use hostler_tests::failure::{OrFail, wait_until};
-use hostler_tests::fuse::Fuse;
-use hostler_tests::place::{kill, signal};
+use hostler_tests::place::kill;
 use hostler_tests::probe::{self, LoopSeen};
 use hostler_tests::{program, scenario};
-use nix::sys::signal::Signal;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg,
     socketpair,
@@ -325,94 +323,6 @@ fn what_cannot_be_taken_back_is_let_go_and_counted_anew() {
             let leases = daemon.status().leases;
             leases.len() >= 2 && leases.iter().all(|lease| lease.state == LeaseState::Ended)
         });
-    });
-}
-
-#[test]
-fn nothing_of_nobodys_is_taken_back_while_a_look_misses_something() {
-    scenario::privileged_within("missed", Duration::from_secs(150), |place| {
-        let ci = place.directory("ci");
-        let rule = loop_rule(&ci, "min_age = \"1s\"\nobservations = 2\naction = \"reclaim\"");
-        let rule = Settings { step_timeout: "1s", ..settings("1s", &rule) };
-        let daemon = Daemon::start(place, &rule);
-        // A living build's claim on a file system that does not answer: what is in there is not known.
-        let silent = place.directory("silent");
-        let fuse = Fuse::answering(&silent);
-        let mut build = daemon.hostler(&["run", "--name", "silent", "--claim"]);
-        build.arg(&silent).args([
-            "--",
-            "sh",
-            "-c",
-            "mount -t tmpfs none \"$1/below\"; echo $$ >\"$2\"; sleep 600",
-        ]);
-        let mut build = {
-            let told = place.path("shell");
-            let build = build.arg("sh").arg(&silent).arg(&told).stdout(Stdio::null()).spawn();
-            let build = build.or_fail("starting hostler");
-            let _ = probe::pid_from(&told);
-            build
-        };
-        fuse.fall_silent();
-        let is_missed = || daemon.status().gaps.iter().any(|gap| gap.contains("did not answer"));
-        wait_until("the claim to be a gap", SOON, is_missed);
-
-        let leaked = Attached::new(&ci.join("leaked.img"));
-        let told = || shown(&daemon, &leaked.node()).is_some_and(|one| one.detail.contains("did not answer"));
-        wait_until("the rule to say why it waits", SOON, told);
-        // Sweeps enough for it to have been taken back twice over.
-        std::thread::sleep(Duration::from_secs(5));
-        leaked.assert_untouched();
-        let refused = daemon.ask(&["reclaim", &leaked.node()]);
-        assert_eq!(refused.status, 1, "{refused:?}");
-        assert!(refused.stdout.contains("not tried: "), "{refused:?}");
-        leaked.assert_untouched();
-
-        drop(fuse);
-        kill(build.id());
-        build.wait().or_fail("waiting for hostler");
-        // What hung is tried again only once in a while.
-        wait_until("the rule to go on", Duration::from_secs(90), || !leaked.is_there());
-    });
-}
-
-#[test]
-fn what_was_stuck_and_is_its_leases_no_more_keeps_the_lease_until_it_is_gone() {
-    scenario::privileged("unsettled", |place| {
-        let claim = place.directory("claim");
-        let daemon = Daemon::start(place, &settings("5min", ""));
-        hostler_tests::place::make_image(&claim.join("image"), 4);
-        let script = "losetup --find image; echo $$ > shell; sleep 600";
-        let mut run = daemon.run_script("build", &claim, script);
-        let mut hostler = run.stdout(Stdio::null()).spawn().or_fail("starting hostler");
-        let _ = probe::pid_from(&claim.join("shell"));
-        let device = probe::loop_of(&claim.join("image"));
-        let node = format!("/dev/loop{}", device.number);
-        let open = fs::File::open(&node).or_fail("opening the device");
-        kill(hostler.id());
-        hostler.wait().or_fail("waiting for hostler");
-        daemon.wait_for_state("build", LeaseState::Pinned, SOON);
-
-        // Protected from now on, so nobody takes it back; and it is there, so nobody says that it is gone.
-        daemon.configure(&settings("5min", &format!("[protect]\nbacking_under = [{claim:?}]\n")));
-        signal(daemon.pid(), Signal::SIGHUP);
-        let reread = || daemon.log().contains("the configuration was read again");
-        wait_until("the daemon to read its configuration", SOON, reread);
-        let report = || daemon.lease("build").and_then(|lease| lease.report);
-        let is_told = || {
-            report().is_some_and(|report| {
-                report.resources.iter().any(|one| one.name == node && one.detail.contains("[protect]"))
-            })
-        };
-        wait_until("the report to say why", SOON, is_told);
-        std::thread::sleep(Duration::from_secs(2));
-        let lease = daemon.lease("build").or_fail("the lease");
-        assert_eq!(lease.state, LeaseState::Pinned);
-        assert!(!lease.report.or_fail("a report").complete);
-        assert!(probe::loops().contains(&device));
-        // The kernel was told before to let go of it once nobody has it open.
-        drop(open);
-        let (lease, _) = daemon.wait_for_end("build", SOON);
-        assert!(lease.report.or_fail("a report").complete);
     });
 }
 
