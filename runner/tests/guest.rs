@@ -47,6 +47,8 @@ mod confined;
 mod inspect;
 #[path = "guest/installer.rs"]
 mod installer;
+#[path = "guest/limits.rs"]
+mod limits;
 #[path = "guest/release_tree.rs"]
 mod release_tree;
 
@@ -107,6 +109,9 @@ struct Guest<'a> {
     serve: &'a dyn Fn(TcpListener) -> std::io::Result<()>,
     cancel: &'a Cancel,
     register: &'a dyn Fn(BorrowedFd<'_>) -> std::io::Result<()>,
+    memory_mib: u64,
+    /// Programs and libraries, by their paths.
+    files: Vec<(String, Vec<u8>)>,
 }
 
 impl<'a> Guest<'a> {
@@ -119,6 +124,8 @@ impl<'a> Guest<'a> {
             serve: &|_| Ok(()),
             cancel,
             register: &|_| Ok(()),
+            memory_mib: 256,
+            files: Vec::new(),
         }
     }
 
@@ -134,6 +141,9 @@ impl<'a> Guest<'a> {
             order.push_str(&format!("{}.ko\n", module.name));
             initramfs.file(&format!("modules/{}.ko", module.name), 0o644, module.bytes);
         }
+        for (path, bytes) in &self.files {
+            initramfs.file(path, 0o755, bytes.clone());
+        }
         initramfs.file("modules/order", 0o644, order);
         initramfs.file("nonce", 0o400, format!("{given}\n"));
         let path = folder.path().join("initramfs.cpio");
@@ -141,7 +151,7 @@ impl<'a> Guest<'a> {
         let spec = VmSpec {
             accelerator: Accelerator::Tcg,
             processors: 1,
-            memory_mib: 256,
+            memory_mib: self.memory_mib,
             boot: Boot::Kernel {
                 kernel: tools.kernel.clone(),
                 initramfs: path,

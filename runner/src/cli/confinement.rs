@@ -8,7 +8,7 @@ use hostler_runner::build::scratch::Scratch;
 use hostler_runner::cancel::Cancel;
 use hostler_runner::recipe::Recipe;
 use hostler_runner::stop::Stop;
-use hostler_runner::vm::probe::{self, Held};
+use hostler_runner::vm::probe::{self, Found, Held};
 use serde_json::json;
 
 use super::arguments::Global;
@@ -37,32 +37,41 @@ pub(crate) fn explain(global: &Global, recipe: &Recipe, workspace: &Workspace, c
             return Exit::Failed;
         }
     };
-    let held = match probe::examine(&host.programs, recipe.guest.memory >> 20, scratch.path()) {
-        Ok(held) => held,
+    let found = match probe::examine(&host.programs, recipe.guest.memory >> 20, scratch.path()) {
+        Ok(found) => found,
         Err(error) => return fail(&error, Exit::Unfit),
     };
     if let Err(error) = scratch.remove() {
         return fail(&error, Exit::Failed);
     }
-    show(global, &held);
-    if held.iter().all(|held| held.holds) { Exit::Done } else { Exit::Unfit }
+    show(global, &found);
+    if found.held.iter().all(|held| held.holds) { Exit::Done } else { Exit::Unfit }
 }
 
-fn show(global: &Global, held: &[Held]) {
+fn show(global: &Global, Found { held, group }: &Found) {
     let user = rustix::process::geteuid().as_raw();
+    let limits = match group {
+        Ok(limits) => limits.clone(),
+        Err(why) => format!("{why}; {INSTEAD}"),
+    };
     let text = if global.json {
-        format!("{}\n", json!({ "user": user, "held": held, "control_group": CONTROL_GROUP }))
+        let group = json!({ "holds": group.is_ok(), "how": limits });
+        format!("{}\n", json!({ "user": user, "held": held, "control_group": group }))
     } else {
         let mut text = format!("qemu would run as user {user}. Each of these was tried just now:\n");
         for Held { what, holds, how } in held {
             text.push_str(&format!("{:7} {what}: {how}\n", if *holds { "holds" } else { "OPEN" }));
         }
-        text.push_str(&format!("{:7} control group: {CONTROL_GROUP}\n", "none"));
+        let holds = if group.is_ok() { "holds" } else { "none" };
+        text.push_str(&format!("{holds:7} control group: {limits}\n"));
+        text.push_str(LEASED);
         text
     };
     // The exit status still tells.
     let _ = print(&text);
 }
 
-/// What is not done, and what is in its place.
-const CONTROL_GROUP: &str = "it gets no limits of its own there; its memory is the guest's and what qemu needs, bounded by the address space; with a watchdog it is in the lease's group, whose parents' limits hold";
+/// What there is without a group.
+const INSTEAD: &str = "its memory is the guest's and what qemu needs, bounded by the address space";
+/// What is different in a build with a watchdog.
+const LEASED: &str = "With a watchdog, it is in the lease's control group instead, and has the limits of the groups above that.\n";

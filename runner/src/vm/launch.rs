@@ -23,6 +23,7 @@ use crate::passing;
 
 use super::argv::{Network, VmSpec, arguments};
 use super::confinement::{Confinement, Enforced};
+use super::control_group::{Group, Unlimited};
 use super::shim::{Isolation, Operation, Order, Reply};
 
 /// How long the shim may take for its few system calls.
@@ -99,7 +100,7 @@ pub struct Programs {
 /// A running qemu and its channels. Dropping it ends the process.
 #[derive(Debug)]
 pub struct Machine {
-    process: Process,
+    started: Started,
     /// The serial console.
     pub console: UnixStream,
     /// The control port.
@@ -122,22 +123,28 @@ impl Machine {
     /// The process, for polling and for the watchdog.
     #[must_use]
     pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.process.pidfd.as_fd()
+        self.started.process.pidfd.as_fd()
+    }
+
+    /// Its own control group.
+    ///
+    /// # Errors
+    /// Why it has none.
+    pub fn group(&self) -> Result<&Group, &Unlimited> {
+        self.started.group.as_ref()
     }
 
     /// The process id, for people.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.process.child.id()
+        self.started.process.child.id()
     }
 
     /// The process id in this `/proc`, which may be of another namespace of processes than this process is
     /// in: what a pidfd's own entry there says (proc_pid_fdinfo(5)).
     #[must_use]
     pub fn pid_in_proc(&self) -> Option<u32> {
-        let path = format!("/proc/self/fdinfo/{}", self.process.pidfd.as_raw_fd());
-        let text = std::fs::read_to_string(path).ok()?;
-        text.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()
+        self.started.process.pid_in_proc()
     }
 
     /// Waits up to `within` for the process to end by itself.
@@ -145,13 +152,13 @@ impl Machine {
     /// # Errors
     /// When waiting fails; `TimedOut` when it still runs.
     pub fn wait(&mut self, within: Duration) -> io::Result<ExitStatus> {
-        self.process.wait(within)
+        self.started.process.wait(within)
     }
 
     /// The last of what the process printed, once it has ended; cleaned of control characters.
     #[must_use]
     pub fn stderr_text(&mut self) -> String {
-        self.process.stderr_text()
+        self.started.process.stderr_text()
     }
 
     /// Kills the process, if it still runs, and reaps it.
@@ -159,8 +166,15 @@ impl Machine {
     /// # Errors
     /// When it does not die.
     pub fn end(mut self) -> io::Result<ExitStatus> {
-        self.process.end()
+        self.started.process.end()
     }
+}
+
+/// The process and its group, which are dropped in this order: what is in a group has to be gone before it is.
+#[derive(Debug)]
+struct Started {
+    process: Process,
+    group: Result<Group, Unlimited>,
 }
 
 #[derive(Debug)]
@@ -172,6 +186,12 @@ struct Process {
 }
 
 impl Process {
+    fn pid_in_proc(&self) -> Option<u32> {
+        let path = format!("/proc/self/fdinfo/{}", self.pidfd.as_raw_fd());
+        let text = std::fs::read_to_string(path).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()
+    }
+
     fn wait(&mut self, within: Duration) -> io::Result<ExitStatus> {
         passing::wait_readable(self.pidfd.as_fd(), within)?;
         let status = self.child.wait()?;
@@ -241,8 +261,10 @@ pub(super) fn start(
     let log = spec.log_port.map(|_| passing::stream_pair()).transpose().map_err(channels)?;
     let (log, log_theirs) = log.unzip();
 
-    let mut process = start_shim(&programs.shim, theirs)?;
+    let process = start_shim(&programs.shim, theirs)?;
     register(process.pidfd.as_fd()).map_err(LaunchError::Register)?;
+    let group = Group::around(process.child.id(), process.pid_in_proc(), spec.memory_mib);
+    let mut started = Started { process, group };
 
     let order = Order {
         program: programs.qemu.as_os_str().as_bytes().to_vec(),
@@ -264,13 +286,13 @@ pub(super) fn start(
             return Err(setup_error(programs, operation, errno));
         }
         Err(Refusal::Lost(source)) => {
-            let _ = process.end();
-            let stderr = process.stderr_text();
+            let _ = started.process.end();
+            let stderr = started.process.stderr_text();
             return Err(LaunchError::Shim { stderr, source });
         }
     };
     Ok(Machine {
-        process,
+        started,
         console: console.into(),
         control: control.into(),
         qmp: qmp.into(),

@@ -14,6 +14,7 @@ pub mod canary;
 pub mod confinement;
 pub mod console;
 pub mod control;
+pub mod control_group;
 pub mod initramfs;
 pub mod launch;
 mod line_drawing;

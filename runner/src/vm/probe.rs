@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::argv::{Accelerator, Boot, CONTROL_PORT, Disk, DiskFormat, Network, VmSpec};
 use super::confinement::Enforced;
+use super::control_group::Unlimited;
 use super::launch::{LaunchError, Programs, launch, start};
 
 /// The argument with which this program tries what holds it.
@@ -37,6 +38,15 @@ pub struct Held {
     pub holds: bool,
     /// What was tried and found.
     pub how: String,
+}
+
+/// What holds qemu.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Each way.
+    pub held: Vec<Held>,
+    /// The limits of its control group, or why it has none.
+    pub group: Result<String, Unlimited>,
 }
 
 /// Why nothing could be found out.
@@ -98,7 +108,7 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
 ///
 /// # Errors
 /// See [`ProbeError`]; that something does not hold is no error.
-pub fn examine(programs: &Programs, memory_mib: u64, scratch: &Path) -> Result<Vec<Held>, ProbeError> {
+pub fn examine(programs: &Programs, memory_mib: u64, scratch: &Path) -> Result<Found, ProbeError> {
     let disk = scratch.join("probe.raw");
     File::create(&disk).map_err(ProbeError::Files)?;
     let service = TcpListener::bind("127.0.0.1:0").map_err(ProbeError::Files)?;
@@ -118,12 +128,16 @@ pub fn examine(programs: &Programs, memory_mib: u64, scratch: &Path) -> Result<V
     let words = [PROBE.into(), disk.clone().into_os_string(), address.to_string().into()];
     let mut machine = start(&own, &spec, &words, &|_| Ok(()))?;
     let (isolated, enforced) = (machine.isolated, machine.enforced);
+    let group = match machine.group() {
+        Ok(group) => Ok(format!("memory {}, {} threads", bytesize::ByteSize(group.memory), group.threads)),
+        Err(why) => Err(why.clone()),
+    };
     machine.wait(DEADLINE).map_err(ProbeError::Files)?;
     let text = fs::read(&disk).map_err(ProbeError::Files)?;
     let tried: Tried = serde_json::from_slice(&text).map_err(|error| ProbeError::Files(error.into()))?;
-    drop(service);
+    drop((service, machine));
     let has_filter = has_filter(programs, &VmSpec { disks: Vec::new(), ..spec })?;
-    Ok(judge(&tried, isolated, enforced, has_filter))
+    Ok(Found { held: judge(&tried, isolated, enforced, has_filter), group })
 }
 
 /// Whether qemu, once it runs, has a filter of its system calls; proc_pid_status(5).
