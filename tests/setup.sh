@@ -65,6 +65,7 @@ if [ "$what" = test ]; then
     need createrepo_c createrepo-c
     need rpmbuild rpm
     need dnf dnf
+    need zckdl zchunk
     need sqfstar squashfs-tools
     need xorriso xorriso
     need xmllint libxml2-utils

@@ -1,6 +1,6 @@
 //! The cache against an upstream that misbehaves: what is wrong is named, never served and never kept.
 //!
-//! Needs gnupg, to sign an archive of the test's own, and gpgv. Everything else is local.
+//! Needs gnupg, to sign an archive of the test's own, gpgv, and zchunk. Everything else is local.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -11,6 +11,7 @@ mod host_sources;
 mod kills;
 mod locked;
 mod mirrors;
+mod parts;
 mod releases;
 mod secure;
 mod serving;

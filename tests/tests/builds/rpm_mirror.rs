@@ -25,7 +25,7 @@ fn tree(place: &Place) -> (PathBuf, PathBuf) {
         build.arg("--define").arg(format!("_rpmdir {}", tree.join("Packages").display()));
         succeed(place, "rpmbuild.log", build.arg("-bb").arg(&spec));
     }
-    succeed(place, "createrepo.log", place.command("createrepo_c").arg(&tree));
+    succeed(place, "createrepo.log", place.command("createrepo_c").arg("--zck").arg(&tree));
     fs::create_dir(tree.join("images")).or_fail("making a folder");
     fs::write(tree.join("images/boot.iso"), "an image").or_fail("writing an image");
     let digest = |path: &str| {
@@ -101,6 +101,10 @@ fn dnf_installs_from_a_mirror_of_what_is_needed() {
         assert!(files.join("images/boot.iso").exists() && files.join(".treeinfo").exists(), "{said}");
         assert!(files.join("Packages/noarch/beta-1-1.noarch.rpm").exists());
         assert!(!files.join("Packages/noarch/gamma-1-1.noarch.rpm").exists());
+        // Other forms of the indices are for clients that this host has none of.
+        let packed = fs::read_dir(files.join("repodata")).or_fail("the indices");
+        let is_zchunk = |name: &Path| name.extension().is_some_and(|suffix| suffix == "zck");
+        assert_eq!(packed.filter(|entry| is_zchunk(&entry.as_ref().or_fail("an entry").path())).count(), 3);
 
         let mut serve = place.command(program::path("hostler"));
         serve.args(["mirror", "serve", "--listen", "127.0.0.1:0"]).arg(place.path("mirror"));
