@@ -37,9 +37,15 @@ impl Core {
     /// Fetches a file that the cache does not have.
     pub(super) async fn download(&self, wanted: &Wanted) -> Result<File, FetchError> {
         let failed = |source| FetchError::Store { name: wanted.name.clone(), source };
-        // What there is of it is hashed, which takes a while where it is much.
-        let begin =
-            || tokio::task::block_in_place(|| self.cache.resume(wanted.digest, wanted.size)).map_err(failed);
+        let begin = || {
+            let begin = || self.cache.resume(wanted.digest, wanted.size).map_err(failed);
+            // What there is of it is hashed, which takes a while.
+            if self.cache.part_size(wanted.digest).is_some() {
+                tokio::task::block_in_place(begin)
+            } else {
+                begin()
+            }
+        };
         let mut writer = begin()?;
         let mut hopes = vec![Hope::Some; wanted.urls.len()];
         let mut failures: BTreeMap<String, FetchError> = BTreeMap::new();

@@ -44,6 +44,9 @@ impl Cache {
     /// Goes on with the content with this digest, of `size` bytes where that is known, from what there is
     /// of it. Reads and hashes that, which takes a while where it is much.
     pub(super) fn resume(&self, digest: Digest, size: Option<u64>) -> Result<Writer<'_>, StoreError> {
+        if size.is_some_and(|size| size < WORTH_KEEPING) {
+            return self.writer();
+        }
         let path = self.partial().join(digest.to_string());
         let failed = |source| StoreError::Write { path: path.clone(), source };
         let locked = self.while_nobody_sweeps(|| {

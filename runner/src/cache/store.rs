@@ -346,6 +346,12 @@ impl Cache {
         Ok(true)
     }
 
+    /// Is there anything with this digest? What it is is not looked at.
+    pub(super) fn has(&self, digest: Digest) -> bool {
+        // What cannot be told is found out by opening it.
+        !fs::symlink_metadata(self.path(digest)).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    }
+
     /// The same for what this process has checked already and nobody has changed since. It does not wait for
     /// the disk.
     pub(super) fn get_known(&self, digest: Digest, size: Option<u64>) -> Option<File> {

@@ -182,13 +182,16 @@ impl Core {
         flight
     }
 
-    /// Checks a digest on a thread of its own: a kernel's package takes a while to hash. `None` when
-    /// the runtime is being stopped.
+    /// Checks a digest on a thread of its own, where there is anything to check: a kernel's package takes a while
+    /// to hash. `None` when the runtime is being stopped.
     pub(super) async fn look_up(
         &self,
         digest: Digest,
         size: Option<u64>,
     ) -> Option<Result<Option<File>, StoreError>> {
+        if !self.cache.has(digest) {
+            return Some(Ok(None));
+        }
         let cache = Arc::clone(&self.cache);
         tokio::task::spawn_blocking(move || cache.get(digest, size)).await.ok()
     }

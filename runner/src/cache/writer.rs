@@ -125,6 +125,10 @@ impl<'a> Writer<'a> {
     /// # Errors
     /// The file cannot be emptied.
     pub fn restart(&mut self) -> Result<(), StoreError> {
+        if self.size == 0 {
+            self.pieces = 0;
+            return Ok(());
+        }
         let file = self.file.as_file_mut();
         let emptied = file.set_len(0).and_then(|()| file.rewind());
         emptied.map_err(|source| StoreError::Write { path: self.file.path().to_owned(), source })?;
