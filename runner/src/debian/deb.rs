@@ -216,6 +216,19 @@ mod tests {
         assert!(matches!(names(&damaged), Err(DebError::Archive { .. })));
     }
 
+    #[test]
+    fn a_name_that_is_longer_than_any_is_refused_in_either_part() {
+        let long = tar_of(&[(&"a/".repeat(50_000), b"x")]);
+        let control = || tar_of(&[("./control", b"Package: a\n")]);
+        for (control, data) in [(long.clone(), control()), (control(), long)] {
+            let members =
+                [("debian-binary", b"2.0\n".to_vec()), ("control.tar", control), ("data.tar", data)];
+            let error = names(&deb(&members)).expect_err("too long");
+            let told = crate::causes::in_one_line(&error);
+            assert!(told.contains("longer than any file's"), "{told}");
+        }
+    }
+
     proptest::proptest! {
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {

@@ -169,3 +169,24 @@ pub(crate) fn sha256(kind: &str, text: &str) -> Result<Digest, MetadataError> {
     }
     text.trim().to_ascii_lowercase().parse().map_err(|_| MetadataError::Unusable("checksum"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, BufReader, Read as _};
+
+    use super::*;
+
+    #[test]
+    fn a_document_is_read_piece_by_piece_and_no_piece_is_endless() {
+        let head = &b"<metadata><a>"[..];
+        // Far more than one piece may have, in small ones.
+        let pieces = format!("<b>{}</b>", "x".repeat(1 << 10)).repeat(20 << 10);
+        let whole = head.chain(pieces.as_bytes()).chain(&b"</a></metadata>"[..]);
+        assert_eq!(primary::parse(BufReader::new(whole)), Ok(Vec::new()));
+        let mut rest = io::repeat(b'x').take(1 << 40);
+        let endless = BufReader::new(head.chain(&mut rest));
+        let error = primary::parse(endless).expect_err("endless");
+        assert!(matches!(&error, MetadataError::Unread(why) if why.contains("too large")), "{error}");
+        assert!(rest.limit() > (1 << 40) - (64 << 20), "it was read");
+    }
+}

@@ -5,7 +5,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hostler_runner::cache::{Cache, Digest, FetchError, FetchOptions, Fetcher, Proxies};
+use hostler_runner::cache::{
+    Cache, Digest, FetchError, FetchOptions, Fetcher, Proxies, Remembered, Supply, Wanted,
+};
 use hostler_runner::debian;
 use hostler_runner::event::Silent;
 use hostler_runner::stop::{Stop, Stopped};
@@ -151,6 +153,30 @@ fn a_proxy_is_asked_with_the_whole_address() {
     let selection = debian::select(&recipe, &fetcher, Path::new("/"), &Silent).unwrap();
     debian::fetch(&selection, &fetcher, &Silent).unwrap();
     assert!(world.upstream.take_log().contains(&format!("http://archive.test{BIG}")));
+}
+
+#[test]
+fn what_is_too_large_to_be_an_index_is_not_read_into_memory() {
+    let world = World::new();
+    let cache = Cache::open(world.directory.path()).unwrap();
+    let url = format!("{}/dists/bookworm/InRelease", world.upstream.url());
+    // What an import may have brought along.
+    let large = vec![b'x'; (32 << 20) + 1];
+    let digest = cache.put(&large).unwrap();
+    let size = large.len() as u64;
+    let remembered =
+        Remembered { digest: digest.to_string(), size, etag: None, last_modified: None, policy: None };
+    cache.remember(&url, &remembered).unwrap();
+    let supply = Supply { lock: None, offline: true };
+    let fetcher = world.fetcher_with(FetchOptions { supply, ..World::options() });
+    let error = fetcher.metadata("InRelease", std::slice::from_ref(&url)).unwrap_err();
+    assert!(matches!(error, FetchError::Offline { .. }), "{error}");
+
+    world.upstream.take_log();
+    let wanted = Wanted { name: "index".to_owned(), urls: vec![url], size: Some(1 << 40), digest };
+    let error = world.fetcher().fetch(&wanted).unwrap_err();
+    assert!(error.to_string().starts_with("index has 1.0 TiB, and an index may have 512.0 MiB"), "{error}");
+    assert_eq!(world.upstream.take_log(), Vec::<String>::new());
 }
 
 /// Plays both parts: the parent starts this test once more as the one to be killed.
