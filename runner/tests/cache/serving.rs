@@ -1,8 +1,10 @@
 //! What a guest's mirror hands out.
 
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 
-use hostler_runner::cache::Refusal;
+use hostler_runner::beside::Beside;
+use hostler_runner::cache::offer::{Local, Offer, Offered};
+use hostler_runner::cache::{Clients, Digest, Mirror, Refusal, Wanted};
 
 use super::world::{BIG, World, ask, serve_guest};
 
@@ -119,4 +121,29 @@ fn a_guest_cannot_fill_the_hosts_disk_with_what_the_archive_has() {
     // Another guest has an allowance of its own.
     let (_other, port) = serve_guest(world.select(&fetcher).unwrap(), big, &fetcher);
     assert_eq!(ask(port, "GET", small, "").0, 200);
+}
+
+struct Tree(Local, Digest);
+
+impl Offer for Tree {
+    fn find(&self, path: &str) -> Option<Offered> {
+        // As a tree's own list of images, which tells no sizes.
+        let wanted = Wanted { name: path.to_owned(), urls: Vec::new(), size: None, digest: self.1 };
+        (path == "/image").then(|| Offered { wanted, local: Some(self.0.clone()), modified: None })
+    }
+}
+
+#[test]
+fn what_lies_on_this_host_is_taken_into_the_cache_within_the_same_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("image"), [7; 1000]).unwrap();
+    let beside = Beside::of(&folder.path().join("recipe.toml")).unwrap();
+    let world = World::new();
+    for (limit, status) in [(999, 507), (1000, 200)] {
+        let tree = Tree(Local { folder: beside.clone(), path: "image".into() }, Digest::of(&[7; 1000]));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let _mirror = Mirror::start(listener, tree, Clients::Guest { limit }, world.fetcher()).unwrap();
+        assert_eq!(ask(port, "GET", "/image", "").0, status, "{limit}");
+    }
 }
