@@ -8,7 +8,8 @@
 //!
 //! The end of the file is empty lines, which are there before they are written over: to make durable what
 //! only overwrites, the disk writes that and nothing else. A file that grows has to wait for the file
-//! system's own journal, and with it for what everybody else on the host has just written.
+//! system's own journal, and with it for what everybody else on the host has just written. (On one that never
+//! overwrites, such as btrfs, it is as if there were none.)
 //!
 //! Writing happens on a thread of its own: a slow disk delays those who wait for it, and nobody
 //! else.
@@ -379,13 +380,19 @@ impl Writer {
         let is_due = self.fills_ahead && self.filled < self.size + AHEAD_LEAST;
         let Some(file) = self.file.as_ref().filter(|_| is_due) else { return };
         let end = self.size + AHEAD;
-        match fill(file, self.filled, end).and_then(|()| file.sync_data()) {
+        if let Err(error) = fill(file, self.filled, end) {
+            tracing::debug!("no room is made ahead in the journal until it is written anew: {error}");
+            self.fills_ahead = false;
+            // On a full disk the room is worth more elsewhere. What stays of it does no harm.
+            let _ = file.set_len(self.filled);
+            return;
+        }
+        // The kernel tells once of what could not be written, and that may be lines that nobody waited for.
+        match file.sync_data() {
             Ok(()) => self.filled = end,
             Err(error) => {
-                tracing::debug!("no room is made ahead in the journal until it is written anew: {error}");
-                self.fills_ahead = false;
-                // On a full disk the room is worth more elsewhere. What stays of it does no harm.
-                let _ = file.set_len(self.filled);
+                tracing::warn!("the journal is written anew: making room ahead in it failed: {error}");
+                self.file = None;
             }
         }
     }

@@ -6,7 +6,8 @@
 //! whether an owner lives.
 //!
 //! With a watchdog nothing may be left until then either. The watchdog knows of it a moment after it was
-//! made; whoever is killed in that moment has a [`Guard`] that takes the directory away, empty as it is.
+//! made; whoever is killed in that moment has a [`Guard`] that takes the directory away, empty as it is. In a
+//! build that root started all of its processes end at once, the guard too: there the next build does it.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
@@ -71,9 +72,10 @@ impl Guard {
     /// Of the directory of that name in `parent`, which need not be there yet. Without a shell there is none,
     /// and the next build's sweep is what is left.
     fn of(parent: &Path, name: &str) -> Option<Self> {
-        // Neither what ends a process group nor what looks for a job's environment ends it.
+        // Neither what ends a process group nor what looks for a job's environment ends it, nor the watchdog
+        // before it has had time.
         let process = Command::new("/bin/sh")
-            .args(["-c", "read -r _ || exec rmdir \"$0\"", name])
+            .args(["-c", "trap '' TERM HUP INT; read -r _ || exec rmdir \"$0\"", name])
             .current_dir(parent)
             .env_clear()
             .process_group(0)

@@ -202,29 +202,18 @@ impl Engine {
 
     /// Writes to the journal. The entries are on their way when this returns, and durable when what it
     /// returns is awaited: so are then all that were written before them. A journal that cannot be written is
-    /// told loudly, and what is in memory goes on: whoever promises something to a client has to look at
-    /// what comes of it.
-    fn record(&self, entries: Vec<Entry>) -> impl Future<Output = Durable> + use<> {
+    /// told loudly, and what is in memory goes on: a full disk must not keep what filled it from being taken
+    /// back.
+    fn record(&self, entries: Vec<Entry>) -> impl Future<Output = ()> + use<> {
         let written = self.shared.journal.append(entries);
         let engine = self.clone();
         async move {
-            match written.await {
-                Ok(()) => Durable::Yes,
-                Err(error) => {
-                    engine.shared.metrics.journal_failures.inc();
-                    tracing::error!("a restart now would forget what just happened: {}", chain(&error));
-                    Durable::No
-                }
+            if let Err(error) = written.await {
+                engine.shared.metrics.journal_failures.inc();
+                tracing::error!("a restart now would forget what just happened: {}", chain(&error));
             }
         }
     }
-}
-
-/// Whether a restart will know of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Durable {
-    Yes,
-    No,
 }
 
 /// What a look has to know of a lease.
