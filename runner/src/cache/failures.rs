@@ -41,6 +41,7 @@ impl Failures {
 
 /// One error for the failures of several upstreams: that of the one which tells most, with the others' beside it.
 pub(super) fn together(name: &str, mut failures: Vec<(String, FetchError)>) -> FetchError {
+    let may_do_better = failures.iter().any(|(_, error)| error.is_transient());
     let most = failures.iter().map(|(_, error)| tells(error)).max();
     let place = failures.iter().position(|(_, error)| Some(tells(error)) == most);
     let Some((upstream, source)) = place.map(|place| failures.remove(place)) else {
@@ -50,14 +51,20 @@ pub(super) fn together(name: &str, mut failures: Vec<(String, FetchError)>) -> F
         return source;
     }
     let others = failures.into_iter().map(|(upstream, error)| format!("{upstream}: {error}")).collect();
-    FetchError::Everywhere { name: name.to_owned(), others, upstream, source: Box::new(source) }
+    FetchError::Everywhere {
+        name: name.to_owned(),
+        others,
+        upstream,
+        may_do_better,
+        source: Box::new(source),
+    }
 }
 
 /// How much a failure tells: what an upstream says of the file more than what comes instead of it, and both more
 /// than that it is away.
 fn tells(error: &FetchError) -> u8 {
     match error {
-        FetchError::Status { status: ..500, .. } => 5,
+        FetchError::Status { status: ..500, .. } if !error.is_transient() => 5,
         FetchError::Altered { .. }
         | FetchError::OtherSize { .. }
         | FetchError::TooLong { .. }
@@ -91,13 +98,34 @@ mod tests {
         assert_eq!([0, 1, 2].map(|place| failures.may_do_better(place)), [false, true, false]);
         assert_eq!(failures.away(&urls()).collect::<Vec<_>>(), ["http://b.test/x"]);
         let error = failures.into_error("x", &urls());
-        assert_eq!(error.status(), Some(404));
+        // One is away, and may have it.
+        assert_eq!((error.status(), error.refusal()), (Some(404), None));
         let told = crate::causes::in_one_line(&error);
         for upstream in
             ["http://a.test", "http://b.test: upstream answered 503", "http://c.test: upstream sent"]
         {
             assert!(told.contains(upstream), "{told}");
         }
+    }
+
+    #[test]
+    fn it_is_nowhere_only_where_each_says_so_for_good() {
+        let of = |all: &[u16]| {
+            let mut failures = Failures::default();
+            for (place, one) in all.iter().enumerate() {
+                failures.note(place, status(*one));
+            }
+            failures.into_error("x", &urls())
+        };
+        assert_eq!(of(&[404, 410]).refusal(), Some(404));
+        assert_eq!(of(&[404]).refusal(), Some(404));
+        assert_eq!(of(&[404, 503]).refusal(), None);
+        // Too many requests tell nothing of the file.
+        assert_eq!(of(&[429]).refusal(), None);
+        let error = of(&[429, 404]);
+        assert_eq!((error.status(), error.refusal()), (Some(404), None));
+        assert!(error.is_of_upstreams());
+        assert!(!FetchError::BrokenOff { name: "x".to_owned() }.is_of_upstreams());
     }
 
     #[test]

@@ -109,6 +109,8 @@ pub enum FetchError {
         others: Vec<String>,
         /// The one whose failure tells most.
         upstream: String,
+        /// Whether any of them may have it a moment later.
+        may_do_better: bool,
         /// How it failed.
         #[source]
         source: Box<FetchError>,
@@ -250,13 +252,36 @@ impl FetchError {
         }
     }
 
+    /// The answer by which every upstream that was asked refuses the file for good: it is not there.
+    #[must_use]
+    pub fn refusal(&self) -> Option<u16> {
+        self.status().filter(|status| *status < 500 && !self.is_transient())
+    }
+
+    /// Is it for the upstreams that it failed, and not for this host, or for who asked?
+    #[must_use]
+    pub fn is_of_upstreams(&self) -> bool {
+        self.is_transient()
+            || matches!(
+                self,
+                Self::Status { .. }
+                    | Self::Everywhere { .. }
+                    | Self::NoUpstream { .. }
+                    | Self::Untrusted { .. }
+                    | Self::TooLong { .. }
+                    | Self::OtherSize { .. }
+                    | Self::Altered { .. }
+                    | Self::Oversized { .. }
+            )
+    }
+
     /// May the same request go well a moment later?
     pub(super) fn is_transient(&self) -> bool {
         match self {
             // 206 and 416 answer a wish to continue that failed; the next try is for the whole.
             Self::Status { status, .. } => *status >= 500 || matches!(status, 206 | 408 | 416 | 425 | 429),
             Self::Connect { .. } | Self::Silent { .. } | Self::Slow { .. } | Self::Truncated { .. } => true,
-            Self::Everywhere { source, .. } => source.is_transient(),
+            Self::Everywhere { may_do_better, .. } => *may_do_better,
             Self::Client { .. }
             | Self::Runtime { .. }
             | Self::NoUpstream { .. }

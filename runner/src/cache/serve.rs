@@ -225,7 +225,12 @@ impl Shared {
 
     fn note(&self, path: &str, refusal: Refusal, upstream_status: Option<u16>, reason: String) {
         let mut failures = self.failures();
-        if failures.len() < FAILURES_LIMIT {
+        // Addresses that nothing names are told of, and must not keep what may end a build from being so.
+        let limit = match refusal {
+            Refusal::Unnamed => FAILURES_LIMIT / 2,
+            Refusal::Unavailable | Refusal::Limit => FAILURES_LIMIT,
+        };
+        if failures.len() < limit {
             let path = path.chars().take(300).collect();
             failures.push(Failure { path, refusal, upstream_status, reason });
         }
@@ -266,7 +271,7 @@ impl Shared {
             }
             Err(error) => {
                 let reason = in_one_line(&error);
-                if let Some(status) = error.status().filter(|status| *status < 500) {
+                if let Some(status) = error.refusal() {
                     let refused = Refused { status, reason: reason.clone(), since: Instant::now() };
                     self.refused().insert(wanted.digest, refused);
                 }

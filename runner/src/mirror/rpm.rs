@@ -208,12 +208,12 @@ impl Reader<'_> {
             let (images, treeinfo, root) = match self.treeinfo(&left, vouched) {
                 Ok((images, file, root)) => (images, Some(file), root),
                 // A repository that is no release tree has none.
-                Err(PlanError::Fetch(error))
-                    if left.len() == roots.len() && error.status().is_some_and(|status| status < 500) =>
-                {
+                Err(PlanError::Fetch(error)) if left.len() == roots.len() && error.refusal().is_some() => {
                     (Vec::new(), None, String::new())
                 }
-                Err(PlanError::Fetch(_)) if left.len() < roots.len() => return Err(PlanError::Torn),
+                Err(PlanError::Fetch(error)) if left.len() < roots.len() && error.is_of_upstreams() => {
+                    return Err(PlanError::Torn);
+                }
                 Err(error) => return Err(error),
             };
             let (bytes, repomd, signature) = match (vouched, self.wish.keyring.as_deref()) {
