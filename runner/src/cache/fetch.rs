@@ -45,7 +45,8 @@ pub struct FetchOptions {
     pub attempts: u32,
     /// Wait before the second round; doubled for each further one.
     pub backoff: Duration,
-    /// For another process that fetches the same file, without a byte: then it is fetched here as well.
+    /// For another process that fetches the same file and does not show that it lives: then it is fetched here
+    /// as well.
     pub patience: Duration,
     /// Downloads at the same time.
     pub parallel: usize,
@@ -77,7 +78,7 @@ impl Default for FetchOptions {
             least_pace: LeastPace { bytes: 256 << 10, within: Duration::from_secs(10) },
             attempts: 4,
             backoff: Duration::from_millis(500),
-            // Longer than one that is well waits for its upstream.
+            // Longer than a busy host leaves one that lives without a processor.
             patience: Duration::from_secs(60),
             parallel: 6,
             stop: Stop::default(),

@@ -20,7 +20,7 @@ use super::brought::Brought;
 use super::digest::Digest;
 use super::fetch::{Counted, FetchOptions, Wanted};
 use super::fetch_error::FetchError;
-use super::flight::Turn;
+use super::flight::{Held, Pulse};
 use super::store::{Cache, StoreError};
 use super::upstream::{Fault, Ledger, upstream_of};
 
@@ -285,16 +285,19 @@ impl Core {
     /// Waits for the turn at a file, which other processes may want as well. It is no matter of safety: where
     /// there are no locks, a file is fetched twice, and so it is when the one that has the turn does not go on,
     /// as one that was stopped.
-    pub(super) async fn turn(&self, name: &str, digest: Digest) -> Option<Turn> {
-        let (mut came, mut since) = (self.cache.part_size(digest), Instant::now());
+    pub(super) async fn turn(&self, name: &str, digest: Digest) -> Option<Held> {
+        let pulse = self.cache.pulse(digest).ok();
+        let felt = || pulse.as_ref().and_then(Pulse::read);
+        let (mut last, mut since) = (felt(), Instant::now());
         loop {
             match self.cache.turn(digest) {
                 Ok(None) => tokio::time::sleep(TURN_WAIT).await,
-                turn => return turn.ok().flatten(),
+                Ok(Some(turn)) => return Some(Held::new(turn, self.cache.pulse(digest))),
+                Err(_) => return None,
             }
-            let now = self.cache.part_size(digest);
-            if now != came {
-                (came, since) = (now, Instant::now());
+            let now = felt();
+            if now != last {
+                (last, since) = (now, Instant::now());
             } else if since.elapsed() >= self.options.patience {
                 self.tell(format!(
                     "another process that fetches {name} has not gone on for {}, so it is fetched here as well",

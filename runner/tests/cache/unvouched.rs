@@ -56,6 +56,28 @@ fn date(ago: Duration) -> String {
 }
 
 #[test]
+fn a_process_that_fetches_slowly_is_not_taken_for_one_that_was_stopped() {
+    let site = Site::new("Cache-Control: max-age=600\r\n");
+    let body = vec![7; 2000];
+    site.change(&body);
+    // Two seconds for the last bytes.
+    site.upstream.fault("/file", Fault::Drip(1900));
+    let fetch = || {
+        let patience = Duration::from_millis(1200);
+        let cache = Arc::new(Cache::open(site.directory.path()).unwrap());
+        let fetcher = Fetcher::new(cache, FetchOptions { patience, ..World::options() }).unwrap();
+        site.fetch_by(&fetcher).unwrap()
+    };
+    std::thread::scope(|scope| {
+        let first = scope.spawn(fetch);
+        std::thread::sleep(Duration::from_millis(200));
+        assert_eq!(fetch(), body);
+        assert_eq!(first.join().unwrap(), body);
+    });
+    assert_eq!(site.upstream.take_log().len(), 1);
+}
+
+#[test]
 fn how_long_an_answer_holds_is_the_upstreams_word() {
     let day = Duration::from_secs(86_400);
     let modified = |ago| format!("Date: {}\r\nLast-Modified: {}\r\n", date(Duration::ZERO), date(ago));
