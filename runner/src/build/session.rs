@@ -254,7 +254,8 @@ impl<'a> Session<'a> {
     fn keep_cache_small(&self, fetcher: &Fetcher) -> Result<(), BuildError> {
         let most = cache::limit(|name| std::env::var_os(name))?;
         let shrunk = match fetcher.cache().shrink(most, None) {
-            Err(error @ StoreError::Unread { .. }) => {
+            // Somebody else who needs the room makes it, and says what is in the way.
+            Err(error @ (StoreError::Unread { .. } | StoreError::Locked { .. })) => {
                 self.environment.sink.event(Event::Warning(in_one_line(&error)));
                 return Ok(());
             }

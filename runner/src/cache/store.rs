@@ -32,8 +32,8 @@ use super::writer::{Scratch, Writer};
 
 /// For one that lists or evicts, which takes a while where there is much.
 const SHARED_PATIENCE: Duration = Duration::from_secs(120);
-/// For all others, which hold the lock for moments only.
-const ALONE_PATIENCE: Duration = Duration::from_secs(10);
+/// For all others, which hold the lock for moments only; less than a build has that is told to stop.
+const ALONE_PATIENCE: Duration = Duration::from_secs(4);
 
 /// Why the cache cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -31,8 +31,18 @@ use hostler_runner::calls::restore_default;
 use hostler_runner::causes::in_one_line;
 use hostler_runner::watchdog::WatchdogError;
 use nix::sys::signal::Signal;
+use tracing_subscriber::EnvFilter;
 
 /// Runs the program.
+/// What is no failure and has no place in an answer is told on standard error: what a damaged cache costs, for
+/// example. `HOSTLER_LOG` says how much of it; libraries tell errors only.
+fn warn_on_stderr() {
+    let filter =
+        EnvFilter::try_from_env("HOSTLER_LOG").unwrap_or_else(|_| EnvFilter::new("error,hostler=warn"));
+    let lines = tracing_subscriber::fmt().with_writer(io::stderr).without_time().with_target(false);
+    lines.with_ansi(false).with_env_filter(filter).init();
+}
+
 pub(crate) fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
@@ -43,6 +53,7 @@ pub(crate) fn main() -> ExitCode {
             return if wrong { Exit::Usage.into() } else { Exit::Done.into() };
         }
     };
+    warn_on_stderr();
     // A caller that ignores SIGCHLD has its children ignore it, and then no process hears of the end of its own.
     // `run` hears of its command's, which is to start with what the caller wanted.
     if !matches!(arguments.command, Command::Run(_)) {
