@@ -273,11 +273,17 @@ impl Fetcher {
         result
     }
 
-    /// Waits until the shared store has been given what it lacked, for so long at most. How many files it was
-    /// not given.
+    /// Waits until the shared store has been given what it lacked, for so long at most and until it is told to
+    /// stop. How many files it was not given.
     pub fn settle(&self, limit: Duration) -> u64 {
+        let enough = async {
+            tokio::select! {
+                () = tokio::time::sleep(limit) => {}
+                _ = given_up(self.stop()) => {}
+            }
+        };
         // Without a runtime there is nothing under way.
-        let _ = self.run(self.core.settle(limit));
+        let _ = self.run(self.core.settle(enough));
         self.counted().remote.ungiven
     }
 

@@ -320,13 +320,15 @@ impl Core {
         gifts.spawn(async move { remote.give(&cache, digest).await });
     }
 
-    /// Waits until the shared store has been given all, for so long at most; what is left then it is not given.
-    pub(super) async fn settle(&self, limit: Duration) {
+    /// Waits until the shared store has been given all, or it is enough; what is left then it is not given.
+    pub(super) async fn settle(&self, enough: impl Future<Output = ()>) {
         let mut gifts = std::mem::take(&mut *self.gifts.lock().unwrap_or_else(PoisonError::into_inner));
-        let all = async { while gifts.join_next().await.is_some() {} };
-        if tokio::time::timeout(limit, all).await.is_err()
-            && let Some(remote) = &self.options.remote
-        {
+        let is_all = tokio::select! {
+            () = async { while gifts.join_next().await.is_some() {} } => true,
+            () = enough => false,
+        };
+        while gifts.try_join_next().is_some() {}
+        if let Some(remote) = self.options.remote.as_ref().filter(|_| !is_all) {
             remote.count_ungiven(gifts.len() as u64);
         }
     }

@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hostler_runner::cache::{Cache, Digest, FetchOptions, Fetcher, LeastPace, Remote, Wanted};
+use hostler_runner::cancel::Cancel;
 use hostler_runner::event::{Silent, Stage};
+use hostler_runner::stop::Stop;
 
 use super::upstream::Upstream;
 use super::world::World;
@@ -208,6 +210,22 @@ fn a_store_that_takes_nothing_holds_nobody_and_nothing_piles_up() {
     assert_eq!(fetcher.settle(Duration::from_secs(1)), 100);
     assert!(begun.elapsed() < Duration::from_secs(25), "it was waited for");
     assert_eq!((fetcher.counted().remote.given, upstream.take_log().len()), (0, 100));
+
+    // A wish to stop is heard at once.
+    let cancel = Arc::new(Cancel::new().unwrap());
+    let other = tempfile::tempdir().unwrap();
+    let stop = Stop::new(Arc::clone(&cancel));
+    let fetcher = host(port, other.path(), FetchOptions { stop, ..World::options() });
+    fetcher.fetch_all(files(&upstream, 4), Stage::Fetch, &Silent).unwrap();
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(300));
+            cancel.cancel();
+        });
+        assert_eq!(fetcher.settle(Duration::from_secs(60)), 4);
+    });
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
 #[test]
