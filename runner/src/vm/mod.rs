@@ -1,16 +1,19 @@
 //! Virtual machines: started, watched, judged and ended.
 //!
 //! Data flows one way. [`argv`] turns a [`argv::VmSpec`] into qemu's arguments; [`launch`] starts
-//! the shim (`hostler __vm`), which confines itself and becomes qemu; [`run`] reads the machine's
-//! channels through the pure parsers [`console`], [`control`] and [`qmp`], and lets the pure
-//! [`watch`] judge. [`canary`] uses all of that to find an accelerator that really runs a guest.
+//! the shim (`hostler __vm`), which confines itself and becomes qemu; [`run`] sees one boot through: `attend`
+//! reads the machine's channels through the pure parsers [`console`], [`control`] and [`qmp`], and lets the pure
+//! [`watch`] judge, `afterwards` ends it. [`canary`] uses all of that to find an accelerator that really runs a guest.
 //! [`initramfs`] and [`modules`] make what a guest boots from.
 //!
 //! Deliberately absent: libvirt, any TCP or VNC port on the host, any reuse of a machine.
 
+mod afterwards;
 pub mod argv;
+mod attend;
 mod bounded;
 pub mod canary;
+mod channels;
 pub mod confinement;
 pub mod console;
 pub mod control;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use hostler_runner::cancel::Cancel;
 use hostler_runner::vm::control_group::{Group, Unlimited};
 use hostler_runner::vm::outcome::Outcome;
+use hostler_runner::vm::watch::Limits;
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use super::{Guest, limits};
@@ -51,7 +52,8 @@ fn a_machine_has_limits_where_a_group_is_delegated_to_its_user() {
     let guest = Guest {
         memory_mib: 1792,
         files,
-        limits: limits(Duration::from_secs(80)),
+        // Much memory is written, under emulation.
+        limits: Limits { total: Duration::from_secs(240), ..limits(Duration::from_secs(120)) },
         ..Guest::new(SCRIPT, &cancel)
     };
     let report = guest.boot();
