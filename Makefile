@@ -78,7 +78,7 @@ test-cache: setup-tests
 
 # Real guests; RECIPES="FILE…" takes only some, CACHE=DIR keeps what was downloaded.
 test-repeat:
-	@tests/setup.sh run
+	@tests/setup.sh repeat
 	@$(MAKE) --no-print-directory build
 	@CACHE='$(CACHE)' tests/repeat.sh $(target)/release $(RECIPES)
 

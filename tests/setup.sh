@@ -2,6 +2,7 @@
 # Installs what Hostler needs on a Debian 12 machine, as far as it is missing.
 #
 #   setup.sh run    to build images and to run the demo
+#   setup.sh repeat also what `make test-repeat` reads their results with
 #   setup.sh test   also what the tests use as independent parts
 #   setup.sh bench  what `make bench` compares with
 #   setup.sh lint   what `make lint` uses
@@ -10,7 +11,7 @@
 # Says what it installs. Without root it installs nothing, and says what is missing.
 set -euo pipefail
 
-what=${1:?run, test, bench, lint or fuzz}
+what=${1:?run, repeat, test, bench, lint or fuzz}
 # What is there may be where an ordinary user does not look; and apt is to speak English to this.
 export PATH=$PATH:/usr/sbin:/sbin LC_ALL=C.UTF-8
 
@@ -22,6 +23,11 @@ need() {
     *) command -v "$1" >/dev/null || missing+=("$2") ;;
     esac
 }
+
+if [ "$what" = repeat ]; then
+    need sfdisk fdisk
+    what=run
+fi
 
 if ! command -v cargo >/dev/null; then
     echo "setup: cargo is missing; install Rust 1.91 or newer (Debian 12's own is too old), for example with rustup" >&2
