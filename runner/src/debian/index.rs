@@ -67,7 +67,11 @@ pub(crate) fn decompress(
     };
     let came = read.map_err(failed)? as u64;
     if came == limit {
-        return Err(failed(std::io::Error::other("it is larger than its Release file says")));
+        let why = match plain_size {
+            Some(size) if size <= LIMIT => "it is larger than its Release file says".to_owned(),
+            _ => format!("it is larger than {}, the most that is read", bytesize::ByteSize(LIMIT)),
+        };
+        return Err(failed(std::io::Error::other(why)));
     }
     if plain_size.is_some_and(|size| came < size) {
         return Err(failed(std::io::Error::other("it is shorter than its Release file says")));
