@@ -246,6 +246,8 @@ pub fn measure(place: &Place, size: Size) -> Section {
     let everything: Vec<String> = small.iter().cloned().chain([large.clone()]).collect();
     let total = nginx.fetch(&everything);
     let folder = place.directory("kept");
+    // What was written for the measurement is on the disk before it begins.
+    program::succeed("sync", [Path::new("--file-system"), &folder]);
     let begun = Instant::now();
     assert_eq!(nginx.fetch_into(&everything, Some(&folder)), total);
     program::succeed("sync", [Path::new("--file-system"), &folder]);

@@ -74,7 +74,7 @@ impl Row {
     pub fn times(what: &str, own: Duration, against: &str, other: Duration, goal: Goal) -> Self {
         let ratio = own.as_secs_f64() / other.as_secs_f64();
         let (shown, goal, met) = match goal {
-            Goal::AtMost(limit) => (format!("{ratio:.2} ×"), format!("≤ {limit:.1} ×"), Some(ratio <= limit)),
+            Goal::AtMost(limit) => (format!("{ratio:.2} ×"), format!("≤ {limit:?} ×"), Some(ratio <= limit)),
             Goal::TimesFaster(limit) => {
                 let faster = 1.0 / ratio;
                 (format!("{faster:.1} × faster"), format!("≥ {limit:.0} × faster"), Some(faster >= limit))
