@@ -75,6 +75,8 @@ pub enum Refusal {
     Unavailable,
     /// The guest has had all that may be downloaded for it.
     Limit,
+    /// It is a file beside the recipe, and cannot be read or is not what its index says.
+    Beside,
 }
 
 /// A request that could not be answered.
@@ -228,7 +230,7 @@ impl Shared {
         // Addresses that nothing names are told of, and must not keep what may end a build from being so.
         let limit = match refusal {
             Refusal::Unnamed => FAILURES_LIMIT / 2,
-            Refusal::Unavailable | Refusal::Limit => FAILURES_LIMIT,
+            Refusal::Unavailable | Refusal::Limit | Refusal::Beside => FAILURES_LIMIT,
         };
         if failures.len() < limit {
             let path = path.chars().take(300).collect();
@@ -268,6 +270,10 @@ impl Shared {
             Err(error @ FetchError::Spent { .. }) => {
                 self.note(path, Refusal::Limit, None, in_one_line(&error));
                 Err(Status::Spent)
+            }
+            Err(error @ (FetchError::Local { .. } | FetchError::Changed { .. })) => {
+                self.note(path, Refusal::Beside, None, in_one_line(&error));
+                Err(Status::BadGateway)
             }
             Err(error) => {
                 let reason = in_one_line(&error);

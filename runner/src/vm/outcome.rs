@@ -38,6 +38,7 @@ impl Refused {
     fn class(&self) -> Class {
         match self.refusal {
             Refusal::Limit => Class::DownloadLimit,
+            Refusal::Beside => Class::RecipeFiles,
             Refusal::Unnamed | Refusal::Unavailable => Class::DownloadFailed,
         }
     }
@@ -304,6 +305,9 @@ mod tests {
         let limit = Box::new(Refused { refusal: Refusal::Limit, ..*refused() });
         let greedy = Failure::Recognised { finding: finding.clone(), because: because(limit) };
         assert_eq!(greedy.class(), Class::DownloadLimit);
+        let beside = Box::new(Refused { refusal: Refusal::Beside, status: None, ..*refused() });
+        let own = Failure::Recognised { finding: finding.clone(), because: because(beside) };
+        assert_eq!(own.class(), Class::RecipeFiles);
         let failure = Failure::Recognised { finding, because: because(refused()) };
         assert_eq!(failure.class(), Class::DownloadFailed);
         assert_eq!(
