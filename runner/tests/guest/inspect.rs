@@ -12,6 +12,7 @@ use hostler_runner::build::finish::{GuestPrograms, Task, Tell, Work, initramfs};
 use hostler_runner::cancel::Cancel;
 use hostler_runner::child::find_program;
 use hostler_runner::event::{Silent, Stage};
+use hostler_runner::media::seed;
 use hostler_runner::vm::NO_TIMER_CHECK;
 use hostler_runner::vm::argv::{Accelerator, Boot, CONTROL_PORT, Disk, DiskFormat, Network, VmSpec};
 use hostler_runner::vm::outcome::Outcome;
@@ -65,21 +66,39 @@ fn system(folder: &Path, fstab: &str) {
     fs::write(folder.join("home/file"), "x").unwrap();
 }
 
-/// A disk with a partition for each of these folders.
-fn disk(folder: &Path, partitions: &[(&str, &[&str])]) -> PathBuf {
+/// What tells where the partitions are.
+#[derive(Clone, Copy, PartialEq)]
+enum Table {
+    Mbr,
+    Gpt,
+}
+
+/// A disk with a partition for each of these folders: ext4 made with these options, or a FAT volume.
+fn disk(folder: &Path, table: Table, partitions: &[(&str, &[&str])]) -> PathBuf {
     let image = folder.join("disk.raw");
     let count = u64::try_from(partitions.len()).unwrap();
     let file = File::create(&image).unwrap();
-    file.set_len((1 << 20) + count * SIZE).unwrap();
+    file.set_len((2 << 20) + count * SIZE).unwrap();
     let mut record = [0_u8; 512];
     record[440..444].copy_from_slice(&DISK_ID);
     record[510..].copy_from_slice(b"\x55\xaa");
+    let mut entries = [0_u8; 128 * 128];
     for (number, (name, options)) in (0..).zip(partitions) {
         let offset = (1 << 20) + number * SIZE;
-        let entry = &mut record[446 + 16 * usize::try_from(number).unwrap()..];
+        let place = usize::try_from(number).unwrap();
+        let entry = &mut record[446 + 16 * (place % 4)..];
         entry[4] = 0x83;
         entry[8..12].copy_from_slice(&u32::try_from(offset / SECTOR).unwrap().to_le_bytes());
         entry[12..16].copy_from_slice(&u32::try_from(SIZE / SECTOR).unwrap().to_le_bytes());
+        let entry = &mut entries[128 * place..];
+        entry[..16].fill(7);
+        entry[16..32].copy_from_slice(&partition_id(u8::try_from(number + 1).unwrap()));
+        entry[32..40].copy_from_slice(&(offset / SECTOR).to_le_bytes());
+        entry[40..48].copy_from_slice(&((offset + SIZE) / SECTOR - 1).to_le_bytes());
+        if *options == ["vfat"] {
+            file.write_all_at(&seed::volume(&[("a long name.efi", b"x")]).unwrap(), offset).unwrap();
+            continue;
+        }
         let made = Command::new(find_program("mke2fs").unwrap())
             .args(["-q", "-F", "-t", "ext4", "-d"])
             .arg(folder.join(name))
@@ -92,8 +111,42 @@ fn disk(folder: &Path, partitions: &[(&str, &[&str])]) -> PathBuf {
             .unwrap();
         assert!(made.status.success(), "{made:?}");
     }
+    if table == Table::Gpt {
+        record[446..510].fill(0);
+        record[450] = 0xee;
+        record[454] = 1;
+        record[458..462].fill(0xff);
+        file.write_all_at(&header(&entries, file.metadata().unwrap().len() / SECTOR - 1), SECTOR).unwrap();
+        file.write_all_at(&entries, 2 * SECTOR).unwrap();
+    }
     file.write_all_at(&record, 0).unwrap();
     image
+}
+
+fn partition_id(number: u8) -> [u8; 16] {
+    [number, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]
+}
+
+/// The header of a GPT whose entries follow it.
+fn header(entries: &[u8], last: u64) -> [u8; 92] {
+    let checksum = |bytes: &[u8]| {
+        !bytes.iter().fold(u32::MAX, |sum, byte| {
+            (0..8).fold(sum ^ u32::from(*byte), |sum, _| (sum >> 1) ^ (0xedb8_8320 * (sum & 1)))
+        })
+    };
+    let mut header = [0_u8; 92];
+    header[..8].copy_from_slice(b"EFI PART");
+    header[10] = 1;
+    header[12] = 92;
+    for (place, sector) in [(24, 1), (32, last), (40, 34), (48, last - 33), (72, 2)] {
+        header[place..place + 8].copy_from_slice(&u64::to_le_bytes(sector));
+    }
+    for (place, number) in [(80, 128), (84, 128), (88, checksum(entries))] {
+        header[place..place + 4].copy_from_slice(&u32::to_le_bytes(number));
+    }
+    let sum = checksum(&header);
+    header[16..20].copy_from_slice(&sum.to_le_bytes());
+    header
 }
 
 /// What the guest tells, and the archives that it wrote: of the packages, and of the root file system.
@@ -159,47 +212,132 @@ fn names(archive: &Path) -> Vec<String> {
     entries.map(|entry| entry.unwrap().path().unwrap().display().to_string()).collect()
 }
 
+/// The packages' list that was told.
+fn told_status(results: &Path) -> String {
+    let mut told = tar::Archive::new(File::open(results).unwrap());
+    let mut entries = told.entries().unwrap().map(Result::unwrap);
+    let mut entry = entries.find(|entry| entry.path().unwrap() == Path::new("dpkg-status")).unwrap();
+    let mut status = String::new();
+    entry.read_to_string(&mut status).unwrap();
+    status
+}
+
+/// Without a partition for it, `/usr` is what the root file system has.
+fn usr_in_root(folder: &Path, programs: &[&str]) {
+    let folder = folder.join("root/usr/bin");
+    fs::create_dir_all(&folder).unwrap();
+    for program in programs {
+        symlink("/bin/busybox", folder.join(program)).unwrap();
+    }
+}
+
 #[test]
 fn all_of_a_system_is_told_wherever_it_lies() {
     let folder = tempfile::tempdir().unwrap();
     let uuid = "0f0e0d0c-0b0a-4908-8706-050403020100";
-    let fstab = format!(
-        "# what is where\n/dev/sda1 / ext4 defaults 0 1\nLABEL=var /var ext4 defaults 0 2\nUUID={uuid} /usr ext4 ro 0 2\nPARTUUID=12345678-04 /home auto defaults 0 2\ntmpfs /tmp tmpfs defaults 0 0\n/dev/sr0 /media/cdrom udf,iso9660 user,noauto 0 0\nUUID=absent none swap sw 0 0\n"
-    );
-    system(folder.path(), &fstab);
-    let image =
-        disk(folder.path(), &[("root", &[]), ("usr", &["-U", uuid]), ("var", &["-L", "var"]), ("home", &[])]);
+    let fstab = [
+        "# what is where",
+        "/dev/sda1 / ext4 defaults 0 1",
+        "LABEL=var#1 /var xfs,ext4 defaults 0 2",
+        &format!("UUID={uuid} /usr/ ext4 ro 0 2"),
+        "PARTUUID=12345678-04 /home auto noauto,x-systemd.automount 0 2",
+        "tmpfs /tmp tmpfs defaults 0 0",
+        "/dev/sr0 /media/cdrom udf,iso9660 user,noauto 0 0",
+        "UUID=absent none swap sw 0 0",
+        "LABEL=absent /data ext4 nofail 0 2",
+        "server:/srv /srv nfs defaults 0 0",
+        "/home /mnt ext4 rw,bind 0 0",
+        "",
+    ];
+    system(folder.path(), "");
+    let etc = folder.path().join("root/etc");
+    fs::remove_file(etc.join("fstab")).unwrap();
+    fs::write(etc.join("fstab.here"), fstab.join("\n")).unwrap();
+    symlink("/etc/fstab.here", etc.join("fstab")).unwrap();
+    fs::create_dir_all(etc.join("systemd/system")).unwrap();
+    symlink("/dev/null", etc.join("systemd/system/var-lib.mount")).unwrap();
+    let partitions: [(&str, &[&str]); 4] =
+        [("root", &[]), ("usr", &["-U", uuid]), ("var", &["-L", "var#1"]), ("home", &[])];
+    let image = disk(folder.path(), Table::Mbr, &partitions);
     let (report, results, archive) = inspect(folder.path(), &image);
     assert_eq!(report.outcome, Outcome::Proven, "{}", report.screen);
-    let mut told = tar::Archive::new(File::open(&results).unwrap());
-    let mut status = String::new();
-    for entry in told.entries().unwrap() {
-        let mut entry = entry.unwrap();
-        if entry.path().unwrap() == Path::new("dpkg-status") {
-            entry.read_to_string(&mut status).unwrap();
-        }
-    }
-    assert_eq!(status, STATUS);
+    assert_eq!(told_status(&results), STATUS);
     let names = names(&archive);
     for name in ["./bin/sh", "./usr/bin/env", "./var/lib/dpkg/status", "./home/file"] {
         assert!(names.iter().any(|one| one == name), "{name} is not in {names:?}");
     }
-    let is_below = |name: &String| ["./proc/", "./run/"].iter().any(|of| name.starts_with(of) && name != of);
+    let is_below = |name: &String| {
+        ["./proc/", "./run/", "./dev/", "./sys/"].iter().any(|of| name.starts_with(of) && name != of)
+    };
     assert!(!names.iter().any(is_below), "{names:?}");
+}
+
+#[test]
+fn file_systems_below_each_other_are_found_by_a_gpt() {
+    let folder = tempfile::tempdir().unwrap();
+    let fstab = [
+        // Lines in another order than they are to be mounted in.
+        "PARTUUID=03020103-0504-0706-0809-0a0b0c0d0e0f /var/lib ext4 defaults 0 2",
+        "PARTUUID=03020102-0504-0706-0809-0A0B0C0D0E0F /var ext4 defaults 0 2",
+        "/dev/disk/by-partuuid/03020104-0504-0706-0809-0a0b0c0d0e0f /boot/efi vfat umask=0077 0 1",
+        "/dev/sda5 /srv/my\\040data ext4 defaults 0 2",
+        "",
+    ];
+    system(folder.path(), &fstab.join("\n"));
+    usr_in_root(folder.path(), &["env"]);
+    for name in ["root/boot/efi", "root/srv/my data", "outer/lib/hidden"] {
+        fs::create_dir_all(folder.path().join(name)).unwrap();
+    }
+    let partitions: [(&str, &[&str]); 5] =
+        [("root", &[]), ("outer", &[]), ("var/lib", &[]), ("efi", &["vfat"]), ("home", &[])];
+    let image = disk(folder.path(), Table::Gpt, &partitions);
+    let (report, results, archive) = inspect(folder.path(), &image);
+    assert_eq!(report.outcome, Outcome::Proven, "{}", report.screen);
+    assert_eq!(told_status(&results), STATUS);
+    let names = names(&archive);
+    for name in ["./var/lib/dpkg/status", "./boot/efi/a long name.efi", "./srv/my data/file"] {
+        assert!(names.iter().any(|one| one == name), "{name} is not in {names:?}");
+    }
+    assert!(!names.iter().any(|name| name.contains("hidden")), "{names:?}");
 }
 
 #[test]
 fn a_list_that_would_lack_packages_is_a_failure_that_names_the_file_system() {
     let folder = tempfile::tempdir().unwrap();
-    let fstab = "/dev/sda2 /usr ext4 defaults 0 1\n/dev/mapper/vg-var /var ext4 defaults 0 2\n";
+    let fstab = "/dev/sda2 /usr ext4 defaults 0 1\nserver:/var /var nfs defaults 0 2\n";
     system(folder.path(), fstab);
     // What lies below the mount point is another list.
     fs::create_dir_all(folder.path().join("root/var/lib/dpkg")).unwrap();
     let mut file = File::create(folder.path().join("root/var/lib/dpkg/status")).unwrap();
     file.write_all(b"Package: old\nStatus: install ok installed\nArchitecture: all\nVersion: 1\n").unwrap();
-    let image = disk(folder.path(), &[("root", &[]), ("usr", &[])]);
+    let image = disk(folder.path(), Table::Mbr, &[("root", &[]), ("usr", &[])]);
     let (report, _, _) = inspect(folder.path(), &image);
     let told = super::failure(&report).to_string();
     assert!(told.contains("step mount-file-systems"), "{told}");
-    assert!(report.screen.contains("/dev/mapper/vg-var for /var"), "{}", report.screen);
+    assert!(report.screen.contains("server:/var for /var"), "{}", report.screen);
+}
+
+#[test]
+fn a_mount_point_that_leads_out_of_the_image_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    system(folder.path(), "/dev/sda2 /var ext4 defaults 0 1\n");
+    usr_in_root(folder.path(), &["env"]);
+    fs::remove_dir(folder.path().join("root/var")).unwrap();
+    symlink("/proc/1/root/bin", folder.path().join("root/var")).unwrap();
+    let image = disk(folder.path(), Table::Mbr, &[("root", &[]), ("var", &[])]);
+    let (report, _, _) = inspect(folder.path(), &image);
+    let told = super::failure(&report).to_string();
+    assert!(told.contains("step mount-file-systems"), "{told}");
+    assert!(report.screen.contains("the mount point /var, which is no folder"), "{}", report.screen);
+}
+
+#[test]
+fn a_system_that_has_the_tools_and_no_database_has_no_packages() {
+    let folder = tempfile::tempdir().unwrap();
+    system(folder.path(), "");
+    usr_in_root(folder.path(), &["env", "dpkg", "rpm"]);
+    let image = disk(folder.path(), Table::Mbr, &[("root", &[])]);
+    let (report, results, _) = inspect(folder.path(), &image);
+    assert_eq!(report.outcome, Outcome::Proven, "{}", report.screen);
+    assert_eq!(told_status(&results), "");
 }

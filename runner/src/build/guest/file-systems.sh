@@ -1,5 +1,9 @@
-# Mounts what a system has beside its root file system, as far as it is asked for: its packages' list may lie on
-# a file system of its own, and an archive of it is to have all. Sourced by init.sh, for images made elsewhere.
+# Mounts what an image made elsewhere has beside its root file system: its packages' list may lie on a file
+# system of its own, and an archive of it is to have all. Sourced by init.sh, which does this before /target/proc
+# is there: a mount point may be a link to /proc/1/root, which leads out of the image.
+
+# A program of the builder's busybox, which sees the image by the image's own links.
+in_image() { chroot /target /run/hostler/busybox "$@" 3>&-; }
 
 # The number that the partition table has for a partition of the disk, as fstab(5) writes it.
 partition_uuid() {
@@ -41,72 +45,109 @@ device_of() {
     esac
 }
 
+# Whether the packages' list, or what reads it, lies at this mount point or below it.
+holds_packages() {
+    case $1 in
+    /usr/local | /usr/local/* | /usr/src | /usr/src/*) ;;
+    /usr | /usr/* | /var | /var/lib | /var/lib/dpkg | /var/lib/rpm) return 0 ;;
+    esac
+    for folder in /usr /var /var/lib /var/lib/dpkg /var/lib/rpm; do
+        case $(in_image realpath "$folder" 2>/dev/null)/ in "$1"/*) return 0 ;; esac
+    done
+    return 1
+}
+
 # Whether what is told of the system would lack something without this mount point.
 is_needed() {
     case $1 in
-    /usr | /usr/* | /var | /var/lib | /var/lib/dpkg | /var/lib/rpm) return 0 ;;
-    /boot) [ -n "$wants_kernel$root_archive" ] ;;
-    *) [ -n "$root_archive" ] ;;
+    /boot) [ -n "$wants_kernel$root_archive" ] || holds_packages "$1" ;;
+    *) [ -n "$root_archive" ] || holds_packages "$1" ;;
     esac
 }
 
-# What was mounted, the last first.
-mounted=
+# Mounts one line of fstab(5), and fails where that cannot be and something would be lacking.
+mount_line() {
+    # Spaces and such are written as octal numbers.
+    point=$(printf '%b' "$1") spec=$(printf '%b' "$2") types=$3 options=,$4,
+    case $point/ in
+    [!/]* | //) return 0 ;;
+    */./* | */../* | *//*)
+        echo "hostler: /etc/fstab has the mount point $point: write it without . and .. and doubled /"
+        return 1
+        ;;
+    # What is there is made anew at each start.
+    /dev/* | /proc/* | /run/* | /sys/*) return 0 ;;
+    esac
+    case $types in
+    swap | proc | sysfs | tmpfs | ramfs | devtmpfs | devpts | mqueue | hugetlbfs | cgroup* | debugfs | tracefs | securityfs | efivarfs) return 0 ;;
+    esac
+    case $options in
+    *,x-systemd.automount,*) ;;
+    *,noauto,*) return 0 ;;
+    esac
+    place=$(in_image realpath "$point" 2>/dev/null)
+    is_needed "$point" || is_needed "${place:-$point}" || return 0
+    can_lack=yes
+    if holds_packages "$point" || holds_packages "${place:-$point}"; then can_lack=; fi
+    # What lies on no disk of the image, or is another name for what lies there: an archive of it lacks nothing.
+    case $options$types, in
+    *,bind,* | *,rbind,* | *,none,* | *,overlay,* | *,_netdev,* | *,nfs,* | *,nfs4,* | *,cifs,* | *,smb3,* | *,9p,* | *,virtiofs,* | *,fuse* | *,iso9660,* | *,udf,*)
+        [ -z "$can_lack" ] || return 0
+        ;;
+    esac
+    if ! device=$(device_of "$spec") || [ ! -b "$device" ]; then
+        case $options in *,nofail,*) [ -z "$can_lack" ] || { echo "hostler: $spec for $point is not there, which /etc/fstab allows for"; return 0; } ;; esac
+        echo "hostler: /etc/fstab names $spec for $point, which is no file system of this disk that can be mounted here (partitions with ext2, ext3, ext4, xfs, btrfs, vfat): what is told of the system would lack what lies there"
+        return 1
+    fi
+    case $place/ in
+    / | // | /dev/* | /proc/* | /run/* | /sys/*)
+        echo "hostler: /etc/fstab has the mount point $point, which is no folder of this image or leads to ${place:-nowhere}"
+        return 1
+        ;;
+    esac
+    subvolume=$(echo "$options" | tr ',' '\n' | grep '^subvol' | tr '\n' ',')
+    [ "$types" != auto ] || types=ext4,xfs,btrfs,vfat
+    for type in $(echo "$types" | tr ',' ' '); do
+        case $type in ext2 | ext3 | ext4 | xfs | btrfs | vfat) ;; *) continue ;; esac
+        # There is no link in this path, and no program of the image mounts it.
+        mount -i -t "$type" -o "$subvolume$foreign" "$device" "/target$place" || continue
+        echo "hostler: $point is $device, $type"
+        mounted="$mounted$point
+"
+        return 0
+    done
+    echo "hostler: $device, which /etc/fstab names for $point, cannot be mounted as $types"
+    return 1
+}
 
-mount_more() {
+mount_fstab() {
     cp /bin/busybox /target/run/hostler/busybox || return 1
-    [ -r /target/etc/fstab ] || return 0
+    : >/fstab
+    if in_image test -e /etc/fstab || in_image test -L /etc/fstab; then
+        in_image cat /etc/fstab >/fstab || { echo "hostler: /etc/fstab cannot be read"; return 1; }
+    fi
     # Those above before those below.
-    sed -e 's/[[:space:]]*#.*//' /target/etc/fstab | awk 'NF >= 3 { print $2, $1, $3, $4 }' | sort >/fstab
-    while read -r point spec file_system options; do
-        case $point in / | none | swap | [!/]*) continue ;; esac
-        case $file_system in
-        swap | proc | sysfs | tmpfs | ramfs | devtmpfs | devpts | mqueue | hugetlbfs | cgroup* | debugfs | securityfs | efivarfs | overlay | nfs* | cifs | 9p | fuse* | iso9660 | udf) continue ;;
-        esac
-        case ,$options, in *,noauto,*) continue ;; esac
-        is_needed "$point" || continue
-        point=$(printf '%b' "$point")
-        case $file_system in
-        ext2 | ext3 | ext4 | xfs | btrfs | vfat | auto) ;;
-        # Another name for what is there already, which an archive has anyway.
-        none | bind) case $point in /usr | /usr/* | /var | /var/lib*) ;; *) continue ;; esac ;;
-        esac
-        if ! device=$(device_of "$spec") || [ ! -b "$device" ]; then
-            echo "hostler: /etc/fstab names $spec for $point, which is no file system of this disk that can be mounted here (partitions with ext2, ext3, ext4, xfs, btrfs, vfat): what is told of the system would lack what lies there"
-            return 1
-        fi
-        subvolume=$(echo "$options" | tr ',' '\n' | grep '^subvol' | tr '\n' ',')
-        # By the system's own links, and never out of it. -t is left out for "auto".
-        set -- -o "$subvolume$foreign" "$device" "$point"
-        [ "$file_system" = auto ] || set -- -t "$file_system" "$@"
-        if ! chroot /target /run/hostler/busybox mount "$@"; then
-            echo "hostler: $device, which /etc/fstab names for $point, cannot be mounted as $file_system"
-            return 1
-        fi
-        echo "hostler: $point is $device, $file_system"
-        mounted="$point
-$mounted"
-    done </fstab
+    awk '!/^[[:space:]]*#/ && NF >= 2 {
+        gsub("/+", "/", $2)
+        if ($2 != "/") sub("/$", "", $2)
+        print $2, $1, (NF > 2 ? $3 : "auto"), (NF > 3 ? $4 : "defaults")
+    }' /fstab | sort >/fstab.sorted || return 1
+    mounted=
+    while read -r point spec types options; do
+        mount_line "$point" "$spec" "$types" "$options" </dev/null || return 1
+    done </fstab.sorted
     for unit in usr var var-lib var-lib-dpkg var-lib-rpm; do
         point=/$(echo "$unit" | tr - /)
-        if [ -e "/target/etc/systemd/system/$unit.mount" ] && ! echo "$mounted" | grep -qx "$point"; then
-            echo "hostler: the unit $unit.mount mounts $point, which is only done for /etc/fstab here: what is told of the system would lack what lies there"
+        ! echo "$mounted" | grep -qxF "$point" || continue
+        for folder in /etc /usr/local/lib /usr/lib /lib; do
+            file=$folder/systemd/system/$unit.mount
+            in_image test -e "$file" || in_image test -L "$file" || continue
+            # Masked: by a link to nothing, or by an empty file.
+            case $(in_image readlink "$file") in *dev/null) break ;; esac
+            in_image test -s "$file" || in_image test -L "$file" || break
+            echo "hostler: the unit $file mounts $point, which is only done for /etc/fstab here: what is told of the system would lack what lies there"
             return 1
-        fi
-    done
-}
-
-# The same once more, where an archive is made of the root file system.
-mount_below() {
-    echo "$mounted" | sort | while read -r point; do
-        [ -z "$point" ] || chroot /target /run/hostler/busybox mount -o bind "$point" "/run/hostler/root$point" || exit 1
-    done
-}
-
-unmount_more() {
-    echo "$mounted" | while read -r point; do
-        [ -n "$point" ] || continue
-        [ -z "$root_archive" ] || chroot /target /run/hostler/busybox umount "/run/hostler/root$point" || exit 1
-        chroot /target /run/hostler/busybox umount "$point" || exit 1
+        done
     done
 }

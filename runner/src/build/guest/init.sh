@@ -113,30 +113,31 @@ else
     mount -t "$file_system" -o noatime,nobarrier,data=writeback "$root_device" /target || fail mount $?
 fi
 
+mount -t tmpfs -o mode=755 tmpfs /target/run || fail mount $?
+mkdir -p /target/run/hostler /target/run/lock
+chmod 0700 /target/run/hostler
+
+if [ -n "$foreign" ]; then
+    . /hostler/file-systems
+    mount_fstab || fail mount-file-systems 1
+fi
+
+if [ -n "$root_archive" ]; then
+    # The system's own file systems, without what is mounted on them for this.
+    mkdir -p /target/run/hostler/root &&
+        mount -o rbind /target /target/run/hostler/root &&
+        umount /target/run/hostler/root/run || fail mount $?
+fi
+
 mount -t proc proc /target/proc &&
     mount -t sysfs sysfs /target/sys &&
-    mount -t tmpfs -o mode=755 tmpfs /target/run &&
     mount -t tmpfs -o mode=1777 tmpfs /target/tmp &&
     mount -t devtmpfs devtmpfs /target/dev &&
     mkdir -p /target/dev/pts /target/dev/shm &&
     mount -t devpts devpts /target/dev/pts &&
     mount -t tmpfs -o mode=1777 tmpfs /target/dev/shm || fail mount $?
 
-mkdir -p /target/run/hostler /target/run/lock
-chmod 0700 /target/run/hostler
 [ ! -d /hostler/files ] || cp -R /hostler/files/. /target/run/hostler/ || fail stage-files $?
-
-if [ -n "$foreign" ]; then
-    . /hostler/file-systems
-    mount_more || fail mount-file-systems 1
-fi
-
-if [ -n "$root_archive" ]; then
-    # The system's own file systems, without what is mounted on them for this.
-    mkdir -p /target/run/hostler/root
-    mount -o bind /target /target/run/hostler/root || fail mount $?
-    [ -z "$foreign" ] || mount_below || fail mount $?
-fi
 
 if [ -n "$mirror" ]; then
     stage network
@@ -165,7 +166,7 @@ enter() {
     fi
 }
 
-# The port is closed for the steps, so that nothing in the chroot inherits it.
+# The port is closed for the steps, so that no program of the system inherits it.
 for script in /hostler/steps/*; do
     name="${script##*/}"
     name="${name#*-}"
@@ -194,21 +195,24 @@ stage unmount
 # A daemon that a package left running would keep the file system busy: everything that has its
 # root in the chroot ends now.
 for link in /proc/[0-9]*/root; do
-    if [ "$(readlink "$link")" = /target ]; then
+    case $(readlink "$link") in
+    /target | /target/*)
         process="${link#/proc/}"
         kill -9 "${process%/root}"
-    fi
+        ;;
+    esac
 done
-[ -z "$foreign" ] || unmount_more || fail unmount $?
-[ -z "$root_archive" ] || umount /target/run/hostler/root || fail unmount $?
-for mountpoint in dev/shm dev/pts dev tmp run sys proc; do
+# By the kernel's own list, whose paths have no links in them, and the last first.
+awk '$2 ~ "^/target/" { path[++count] = $2 } END { while (count) print path[count--] }' /proc/mounts >/mounts
+while read -r mountpoint; do
+    mountpoint=$(printf '%b' "$mountpoint")
     tries=0
-    until umount "/target/$mountpoint"; do
+    until umount "$mountpoint"; do
         tries=$((tries + 1))
         [ "$tries" -lt 20 ] || fail unmount 1
         sleep 0.1
     done
-done
+done </mounts
 [ -n "$foreign" ] || fstrim /target || echo "hostler: this disk takes no trim"
 umount /target || fail unmount $?
 if [ -n "$foreign" ]; then
