@@ -109,14 +109,15 @@ impl Manifest {
         Ok(Self::new(System::Dpkg, packages, os_release))
     }
 
-    /// Reads the lines that `guest/report.sh` has rpm write.
+    /// Reads what `guest/report.sh` has rpm write: a package ends with ASCII's record separator, its fields with
+    /// the unit separator.
     ///
     /// # Errors
     /// The list would not have all packages.
-    pub fn of_rpm(lines: &str, os_release: &str) -> Result<Self, ManifestError> {
+    pub fn of_rpm(records: &str, os_release: &str) -> Result<Self, ManifestError> {
         let mut packages = Vec::new();
-        for (number, line) in (1..).zip(lines.lines()) {
-            let mut fields = line.split('\t').map(one_line);
+        for (number, record) in (1..).zip(records.split_terminator('\x1e')) {
+            let mut fields = record.split('\x1f').map(|field| one_line(&field.replace(['\n', '\t'], " ")));
             let mut field = |lacks| {
                 let field = fields.next().filter(|field| !field.is_empty());
                 field.ok_or(ManifestError::Damaged { number, lacks })
@@ -225,10 +226,14 @@ mod tests {
 
     #[test]
     fn rpm_has_epochs_and_licences() {
-        let lines = "bash\t0\t5.2\t1.fc40\tx86_64\tGPL-3.0-or-later\nvim\t2\t9.1\t1.fc40\tx86_64\t\ngpg-pubkey\t0\t1\t2\t(none)\t\n";
-        let manifest = Manifest::of_rpm(lines, "ID=fedora\nVERSION_ID=40\n").unwrap();
+        let records = [
+            "bash\x1f0\x1f5.2\x1f1.fc40\x1fx86_64\x1fGPL-3.0-or-later\nand\tMIT\x1e",
+            "vim\x1f2\x1f9.1\x1f1.fc40\x1fx86_64\x1f\x1e",
+            "gpg-pubkey\x1f0\x1f1\x1f2\x1f(none)\x1f\x1e",
+        ];
+        let manifest = Manifest::of_rpm(&records.concat(), "ID=fedora\nVERSION_ID=40\n").unwrap();
         assert_eq!(manifest.packages.len(), 2);
-        assert_eq!(manifest.packages[0].license.as_deref(), Some("GPL-3.0-or-later"));
+        assert_eq!(manifest.packages[0].license.as_deref(), Some("GPL-3.0-or-later and MIT"));
         assert_eq!(manifest.packages[1].version, "2:9.1-1.fc40");
         assert_eq!(
             manifest.address(&manifest.packages[1]),
@@ -245,8 +250,11 @@ mod tests {
         assert_eq!(error("Package: b\n"), ManifestError::Damaged { number: 1, lacks: "Status" });
         assert_eq!(error(&whole.repeat(MOST_PACKAGES + 1)), ManifestError::TooMany);
         let error = |text: &str| Manifest::of_rpm(text, DEBIAN).unwrap_err();
-        assert_eq!(error("a\t0\t1\n"), ManifestError::Damaged { number: 1, lacks: "release" });
-        assert_eq!(error(&"a\t0\t1\t1\tnoarch\t\n".repeat(MOST_PACKAGES + 1)), ManifestError::TooMany);
+        assert_eq!(error("a\x1f0\x1f1\x1e"), ManifestError::Damaged { number: 1, lacks: "release" });
+        assert_eq!(
+            error(&"a\x1f0\x1f1\x1f1\x1fnoarch\x1f\x1e".repeat(MOST_PACKAGES + 1)),
+            ManifestError::TooMany
+        );
     }
 
     proptest::proptest! {

@@ -6,14 +6,20 @@ cd /run/hostler/report || exit
 : >dpkg-status
 : >rpm-packages
 cat /etc/os-release >os-release
+database=
+for folder in /var/lib/dpkg /var/lib/rpm /usr/lib/sysimage/rpm /usr/share/rpm; do
+    if [ -e "$folder" ] || [ -L "$folder" ]; then database="$database $folder"; fi
+done
 if [ -s /var/lib/dpkg/status ]; then
     cat /var/lib/dpkg/status >dpkg-status
-elif command -v rpm >/dev/null; then
+elif [ -n "$database" ] && command -v rpm >/dev/null; then
+    # A licence may have tabs and lines of its own: fields and packages end with what ASCII has for that.
+    unit=$(printf '\037')
     rpm --query --all --queryformat \
-        '%{NAME}\t%{EPOCH}\t%{VERSION}\t%{RELEASE}\t%{ARCH}\t%{LICENSE}\n' >rpm-packages
+        "%{NAME}$unit%{EPOCH}$unit%{VERSION}$unit%{RELEASE}$unit%{ARCH}$unit%{LICENSE}$(printf '\036')" >rpm-packages
 fi
-if [ ! -s dpkg-status ] && [ ! -s rpm-packages ] && { command -v dpkg || command -v rpm || [ -d /var/lib/dpkg ]; } >/dev/null; then
-    echo "there is a package manager, and no list of its packages: does that lie on a file system that /etc/fstab does not name?"
+if [ -n "$database" ] && [ ! -s dpkg-status ] && [ ! -s rpm-packages ]; then
+    echo "there is$database, and no list of packages in it: does that lie on a file system that /etc/fstab does not name, or is there no program rpm?"
     exit 1
 fi
 set -- os-release dpkg-status rpm-packages
