@@ -134,6 +134,8 @@ pub fn choose(levels: &[Level], own: &[u32]) -> Result<Choice, Unlimited> {
 pub struct Group {
     path: PathBuf,
     parent: PathBuf,
+    /// Where the machine's process came from.
+    origin: PathBuf,
     /// Where this process went meanwhile.
     aside: Option<PathBuf>,
     /// The most memory, in bytes.
@@ -166,10 +168,10 @@ impl Group {
         let choice = choose(&levels, &[std::process::id(), process])?;
         let parent = choice.parent.clone();
         let refused = |error: io::Error| Unlimited::Refused { path: parent, why: error.to_string() };
-        Self::make(choice, process, memory_mib).map_err(refused)
+        Self::make(choice, own, process, memory_mib).map_err(refused)
     }
 
-    fn make(choice: Choice, process: u32, memory_mib: u64) -> io::Result<Self> {
+    fn make(choice: Choice, origin: PathBuf, process: u32, memory_mib: u64) -> io::Result<Self> {
         let Choice { parent, begins, steps_aside } = choice;
         sweep(&parent);
         let named = |end: &str| parent.join(format!("{NAME}{}-{end}", std::process::id()));
@@ -179,6 +181,7 @@ impl Group {
             memory: memory_mib.saturating_mul(1 << 20).saturating_add(BESIDE_THE_GUEST),
             threads: MOST_THREADS,
             parent,
+            origin,
         };
         // From here on it is undone when it is dropped.
         for path in std::iter::once(&group.path).chain(&group.aside) {
@@ -212,12 +215,17 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // What fails here leaves an empty group, which the next machine's removes, or the unit's end.
-        remove(&self.path);
-        if let Some(aside) = &self.aside {
+        // What fails here leaves a group, which the next machine's removes once it is empty, or the unit's end.
+        if self.aside.is_some() {
             let _ = fs::write(self.parent.join("cgroup.subtree_control"), "-memory -pids");
             let _ = fs::write(self.parent.join("cgroup.procs"), "0");
-            remove(aside);
+        }
+        // Its process is still there when the group could not be made as a whole.
+        for process in fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default().lines() {
+            let _ = fs::write(self.origin.join("cgroup.procs"), process);
+        }
+        for path in std::iter::once(&self.path).chain(&self.aside) {
+            remove(path);
         }
     }
 }

@@ -85,11 +85,18 @@ fn a_user_to_whom_a_group_is_delegated() {
         .spawn()
         .unwrap();
     let process = child.id();
+    let groups = || fs::read_dir(ci).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir()).count();
+    let group_of =
+        |process: &str| fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap().trim().to_owned();
+    // What the kernel takes for no limit is none, which is seen when the process is in the group already.
+    let refused = Group::around(process, Some(process), u64::MAX).unwrap_err();
+    assert!(matches!(refused, Unlimited::Refused { .. }), "{refused}");
+    assert_eq!([group_of("self"), group_of(&process.to_string())], ["0::/ci", "0::/ci"]);
+    assert_eq!(groups(), 0, "a group is left");
     let group = Group::around(process, Some(process), 1).unwrap();
     assert_eq!(group.memory, (1 << 30) + (1 << 20));
     let own = std::process::id();
-    let its = fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap();
-    assert_eq!(its.trim(), format!("0::/ci/hostler-{own}-{process}"));
+    assert_eq!(group_of(&process.to_string()), format!("0::/ci/hostler-{own}-{process}"));
     assert_eq!(own_group(), format!("0::/ci/hostler-{own}-aside"));
     assert!(!ci.join("hostler-999999-7").exists());
     child.stdin.take().unwrap().write_all(b"go\n").unwrap();
@@ -101,8 +108,7 @@ fn a_user_to_whom_a_group_is_delegated() {
     drop(group);
     assert_eq!(own_group(), "0::/ci");
     assert_eq!(fs::read_to_string(ci.join("cgroup.subtree_control")).unwrap().trim(), "");
-    let left = fs::read_dir(ci).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir()).count();
-    assert_eq!(left, 0, "a group is left");
+    assert_eq!(groups(), 0, "a group is left");
 }
 
 #[test]
