@@ -198,7 +198,7 @@ impl Job<'_> {
             for entry in data.entries().map_err(damaged)? {
                 let mut entry = entry.map_err(damaged)?;
                 let described = describe(&entry)?;
-                let absolute = format!("/{}", described.path.trim_start_matches("./").trim_matches('/'));
+                let absolute = absolute(&described.path);
                 if !(self.filter)(&absolute) {
                     continue;
                 }
@@ -257,6 +257,9 @@ impl Job<'_> {
                     for entry in data.entries().map_err(damaged)? {
                         let mut entry = entry.map_err(damaged)?;
                         let described = describe(&entry)?;
+                        if !(self.filter)(&absolute(&described.path)) {
+                            continue;
+                        }
                         makes
                             .entry(&described, |left, right| self.replaces(left, right), &mut entry)
                             .map_err(|source| UnpackError::Tree { path: described.path.clone(), source })?;
@@ -268,6 +271,11 @@ impl Job<'_> {
         }
         Ok(())
     }
+}
+
+/// An entry's path as a filter takes it.
+fn absolute(path: &str) -> String {
+    format!("/{}", path.trim_start_matches("./").trim_matches('/'))
 }
 
 fn damaged(source: io::Error) -> UnpackError {

@@ -231,11 +231,12 @@ impl Builder {
         let cancel = Arc::new(Cancel::new()?);
         let stop = Stop::new(Arc::clone(&cancel));
         signals::watch(move |number| {
-            cancel.cancel();
             told.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Instant::now);
             // Gone already: then there is nobody to tell. Not as a signal, which it could get before
             // it has learnt to listen.
             let _ = send(&to_builder, &FromRoot::Stop(number), None);
+            // After that: a copy that is given up is to be heard of by one who knows why.
+            cancel.cancel();
         })?;
         let mut open = true;
         loop {
