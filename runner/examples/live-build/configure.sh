@@ -1,3 +1,4 @@
+#!/bin/sh
 # What the live system is: configure.sh MIRROR
 #
 # The other archives that live-build knows by heart are out of the machine's reach. A well-packed file
