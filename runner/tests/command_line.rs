@@ -182,3 +182,24 @@ fn a_cache_limit_that_is_none_is_told_before_anything_is_downloaded() {
         assert!(said.contains("HOSTLER_CACHE_LIMIT is \"much\""), "{option}: {said}");
     }
 }
+
+#[test]
+fn what_is_wrong_with_a_cache_is_told_beside_the_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let stat = |folder: &Path| {
+        let output = hostler(folder, &["--json", "cache", "stat"]);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        output
+    };
+    assert_eq!(text(&stat(folder.path()).stderr), "");
+    // Root has one for each user that it builds as.
+    let cache = folder.path().join("cache");
+    let each = std::fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().path());
+    let cache = each.chain([cache.clone()]).find(|place| place.join("uses").is_dir()).unwrap();
+    // What root cannot read either.
+    std::fs::create_dir(cache.join("uses/unreadable")).unwrap();
+    let output = stat(folder.path());
+    let told = text(&output.stderr);
+    assert!(told.contains("counts as in use") && told.contains("uses/unreadable"), "{told}");
+    serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap();
+}

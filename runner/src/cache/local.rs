@@ -13,7 +13,7 @@ use super::allowance::Allowance;
 use super::fetch::Wanted;
 use super::fetch_error::FetchError;
 use super::offer::Local;
-use super::transfer::Core;
+use super::transfer::{Begun, Core};
 
 impl Core {
     /// The file out of the cache, copied into it where it is missing; that is taken from the allowance.
@@ -23,15 +23,10 @@ impl Core {
         local: Local,
         allowance: Option<&Allowance>,
     ) -> Result<File, FetchError> {
-        if let Some(file) = self.cache.get_known(wanted.digest, wanted.size) {
-            self.count_kept(&file);
-            return Ok(file);
-        }
-        let flight = self.flight(wanted.digest);
-        let _flight = flight.lock().await;
-        if let Some(file) = self.kept_file(wanted).await? {
-            return Ok(file);
-        }
+        let _flight = match self.kept_or_flight(wanted).await? {
+            Begun::Kept(file) => return Ok(file),
+            Begun::Flight(flight) => flight,
+        };
         // Not every index tells a size, and then the file itself does.
         let lies_there = || local.folder.file(&local.path).ok()?.metadata().ok();
         let size = wanted.size.or_else(|| Some(lies_there()?.len())).unwrap_or(0);

@@ -8,9 +8,9 @@ use reqwest::header::{ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED};
 use crate::causes::in_one_line;
 
 use super::download::next_chunk;
-use super::failures::Failures;
 use super::fetch_error::{FetchError, METADATA_LIMIT};
 use super::remembered::Remembered;
+use super::rounds::Rounds;
 use super::transfer::Core;
 
 /// The answer of an address that has no digest: a signed Release file.
@@ -39,26 +39,14 @@ impl Core {
             let (url, bytes) = kept.ok_or_else(|| FetchError::Offline { name: name.to_owned() })?;
             return Ok(Metadata { bytes, stale: None, url: url.clone(), validators: None });
         }
-        let mut failures = Failures::default();
-        for attempt in 0..self.options.attempts.max(1) {
-            if attempt > 0 {
-                tokio::time::sleep(self.options.backoff.saturating_mul(1 << (attempt - 1).min(6))).await;
-            }
-            let order = self.ledger().order(urls);
-            for place in order.into_iter().filter(|place| failures.may_do_better(*place)).collect::<Vec<_>>()
-            {
-                match self.ask(name, &urls[place]).await {
-                    Ok(answer) => return Ok(answer),
-                    Err(error) => {
-                        self.blame(&urls[place], urls, &error);
-                        failures.note(place, error);
-                    }
-                }
-            }
-            if !failures.are_transient() {
-                break;
+        let mut rounds = Rounds::new(self, urls);
+        while let Some(url) = rounds.next().await {
+            match self.ask(name, url).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => rounds.failed(error),
             }
         }
+        let failures = rounds.into_failures();
         let kept = failures.away(urls).find_map(|url| Some((url.clone(), self.kept(url)?.1)));
         let failure = failures.into_error(name, urls);
         let Some((url, bytes)) = kept else { return Err(failure) };

@@ -15,25 +15,19 @@
 //! Deliberately absent: what goes when it is too large (see `evict`), and the network.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 
 use super::digest::{Digest, Hasher};
 use super::uses::Uses;
 use super::writer::{Scratch, Writer};
-
-/// For one that lists or evicts, which takes a while where there is much.
-const SHARED_PATIENCE: Duration = Duration::from_secs(120);
-/// For all others, which hold the lock for moments only; less than a build has that is told to stop.
-const ALONE_PATIENCE: Duration = Duration::from_secs(4);
 
 /// Why the cache cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -158,34 +152,6 @@ impl Identity {
     }
 }
 
-/// The directory that an environment asks for: `HOSTLER_CACHE`, else `XDG_CACHE_HOME/hostler`, else
-/// `HOME/.cache/hostler`.
-///
-/// # Errors
-/// None of them is set.
-pub fn default_directory(
-    variable: impl Fn(&str) -> Option<std::ffi::OsString>,
-) -> Result<PathBuf, StoreError> {
-    let path = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    // The XDG specification has relative paths ignored.
-    path("HOSTLER_CACHE")
-        .or_else(|| path("XDG_CACHE_HOME").filter(|path| path.is_absolute()).map(|path| path.join("hostler")))
-        .or_else(|| path("HOME").map(|path| path.join(".cache/hostler")))
-        .ok_or(StoreError::NoDirectory)
-}
-
-/// How large the cache may become in bytes: `HOSTLER_CACHE_LIMIT`, else 32 GiB.
-///
-/// # Errors
-/// It is no size.
-pub fn limit(variable: impl Fn(&str) -> Option<std::ffi::OsString>) -> Result<u64, StoreError> {
-    let Some(text) = variable("HOSTLER_CACHE_LIMIT").filter(|value| !value.is_empty()) else {
-        return Ok(32 << 30);
-    };
-    let text = text.to_string_lossy();
-    text.parse::<bytesize::ByteSize>().map(|size| size.0).map_err(|_| StoreError::Limit(text.into_owned()))
-}
-
 impl Cache {
     /// Opens the cache at `root`, makes it where it is missing, and sweeps what dead writers left.
     ///
@@ -228,46 +194,6 @@ impl Cache {
     pub(super) fn path(&self, digest: Digest) -> PathBuf {
         let name = digest.to_string();
         self.root.join("sha256").join(&name[..2]).join(name)
-    }
-
-    /// The lock under which nobody sweeps or evicts.
-    pub(super) fn shared(&self) -> Result<File, StoreError> {
-        self.locked(FlockOperation::NonBlockingLockShared, SHARED_PATIENCE)
-    }
-
-    /// The lock under which nobody else begins to use or write anything.
-    pub(super) fn alone(&self) -> Result<File, StoreError> {
-        self.locked(FlockOperation::NonBlockingLockExclusive, ALONE_PATIENCE)
-    }
-
-    /// Never waits in the kernel: one that is stopped with the lock would stop all others.
-    fn locked(&self, how: FlockOperation, patience: Duration) -> Result<File, StoreError> {
-        let lock = self.birth_lock()?;
-        let path = || self.root.join("lock");
-        let deadline = Instant::now() + patience;
-        loop {
-            match flock(&lock, how) {
-                Ok(()) => return Ok(lock),
-                Err(Errno::WOULDBLOCK | Errno::INTR) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                Err(Errno::WOULDBLOCK | Errno::INTR) => {
-                    return Err(StoreError::Locked { path: path(), patience });
-                }
-                Err(error) => return Err(StoreError::Write { path: path(), source: error.into() }),
-            }
-        }
-    }
-
-    fn birth_lock(&self) -> Result<File, StoreError> {
-        let path = self.root.join("lock");
-        OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|source| StoreError::Write { path, source })
     }
 
     /// Removes temporary files that no living writer holds.
@@ -515,18 +441,6 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_another_keeps_is_not_waited_for_without_end() {
-        let (directory, cache) = cache();
-        let stopped = Cache::open(directory.path()).expect("usable");
-        let lock = stopped.alone().expect("free");
-        let patience = Duration::from_millis(50);
-        let error = cache.locked(FlockOperation::NonBlockingLockShared, patience).expect_err("it is locked");
-        assert!(matches!(error, StoreError::Locked { .. }), "{error}");
-        drop(lock);
-        cache.locked(FlockOperation::NonBlockingLockShared, patience).expect("free again");
-    }
-
-    #[test]
     fn abandoned_temporary_files_are_swept_and_living_ones_are_not() {
         let (directory, cache) = cache();
         let abandoned = directory.path().join("temporary/dead.part");
@@ -564,31 +478,5 @@ mod tests {
         });
         let left = fs::read_dir(directory.path().join("temporary")).expect("listed").count();
         assert_eq!(left, 0);
-    }
-
-    #[test]
-    fn the_environment_chooses_the_directory() {
-        let choose = |set: &[(&str, &str)]| {
-            let set: HashMap<String, String> =
-                set.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-            default_directory(|name| set.get(name).map(Into::into)).ok()
-        };
-        assert_eq!(choose(&[("HOSTLER_CACHE", "/c"), ("HOME", "/h")]), Some(PathBuf::from("/c")));
-        assert_eq!(choose(&[("XDG_CACHE_HOME", "/x"), ("HOME", "/h")]), Some(PathBuf::from("/x/hostler")));
-        assert_eq!(
-            choose(&[("XDG_CACHE_HOME", "x"), ("HOME", "/h")]),
-            Some(PathBuf::from("/h/.cache/hostler"))
-        );
-        assert_eq!(choose(&[]), None);
-    }
-
-    #[test]
-    fn a_limit_is_a_size() {
-        let limit = |text: Option<&str>| limit(|_| text.map(Into::into)).ok();
-        assert_eq!(
-            (limit(None), limit(Some("")), limit(Some("1MiB"))),
-            (Some(32 << 30), Some(32 << 30), Some(1 << 20))
-        );
-        assert_eq!(limit(Some("much")), None);
     }
 }

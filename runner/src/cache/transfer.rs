@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use reqwest::Client;
+use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinSet;
 
 use crate::lock::LockedFile;
@@ -84,6 +85,12 @@ pub(super) struct Core {
     /// What the shared store is being given, or is to be.
     gifts: Mutex<JoinSet<()>>,
     flights: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+/// How bringing a file begins.
+pub(super) enum Begun {
+    Kept(File),
+    Flight(OwnedMutexGuard<()>),
 }
 
 impl Core {
@@ -236,21 +243,27 @@ impl Core {
         Ok(file)
     }
 
+    /// The file where it is there; else the right to bring it, which only one of this process has.
+    pub(super) async fn kept_or_flight(&self, wanted: &Wanted) -> Result<Begun, FetchError> {
+        if let Some(file) = self.cache.get_known(wanted.digest, wanted.size) {
+            self.count_kept(&file);
+            return Ok(Begun::Kept(file));
+        }
+        let flight = self.flight(wanted.digest).lock_owned().await;
+        // Whoever had it may just have brought the file.
+        Ok(self.kept_file(wanted).await?.map_or(Begun::Flight(flight), Begun::Kept))
+    }
+
     /// The file, which nobody needs to know of afterwards.
     pub(super) async fn bring(
         &self,
         wanted: &Wanted,
         allowance: Option<&Allowance>,
     ) -> Result<File, FetchError> {
-        if let Some(file) = self.cache.get_known(wanted.digest, wanted.size) {
-            self.count_kept(&file);
-            return Ok(file);
-        }
-        let flight = self.flight(wanted.digest);
-        let _flight = flight.lock().await;
-        if let Some(file) = self.kept_file(wanted).await? {
-            return Ok(file);
-        }
+        let _flight = match self.kept_or_flight(wanted).await? {
+            Begun::Kept(file) => return Ok(file),
+            Begun::Flight(flight) => flight,
+        };
         if self.options.supply.offline {
             return Err(FetchError::Offline { name: wanted.name.clone() });
         }

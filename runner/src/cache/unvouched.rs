@@ -13,10 +13,10 @@ use crate::causes::in_one_line;
 
 use super::digest::Digest;
 use super::download::{UNKNOWN_SIZE_LIMIT, next_chunk};
-use super::failures::Failures;
 use super::fetch::Wanted;
 use super::fetch_error::FetchError;
 use super::remembered::Remembered;
+use super::rounds::Rounds;
 use super::transfer::Core;
 
 /// An answer that is kept, with the rules that it came with.
@@ -68,26 +68,14 @@ impl Core {
             }
             return Err(FetchError::Offline { name: name.to_owned() });
         }
-        let mut failures = Failures::default();
-        for attempt in 0..self.options.attempts.max(1) {
-            if attempt > 0 {
-                tokio::time::sleep(self.options.backoff.saturating_mul(1 << (attempt - 1).min(6))).await;
-            }
-            let order = self.ledger().order(urls);
-            for place in order.into_iter().filter(|place| failures.may_do_better(*place)).collect::<Vec<_>>()
-            {
-                match self.ask_for_unvouched(name, &urls[place]).await {
-                    Ok(answered) => return Ok(answered),
-                    Err(error) => {
-                        self.blame(&urls[place], urls, &error);
-                        failures.note(place, error);
-                    }
-                }
-            }
-            if !failures.are_transient() {
-                break;
+        let mut rounds = Rounds::new(self, urls);
+        while let Some(url) = rounds.next().await {
+            match self.ask_for_unvouched(name, url).await {
+                Ok(answered) => return Ok(answered),
+                Err(error) => rounds.failed(error),
             }
         }
+        let failures = rounds.into_failures();
         let away: Vec<String> = failures.away(urls).cloned().collect();
         let failure = failures.into_error(name, urls);
         for url in &away {
