@@ -11,13 +11,13 @@ use crate::event::{Event, Stage};
 use crate::recipe::Format;
 use crate::vm::argv::{Accelerator, Disk, DiskFormat};
 
+use super::artifacts;
 use super::error::BuildError;
 use super::finish::{Task, Tell};
 use super::image;
 use super::machines::Guest;
 use super::preflight::Host;
 use super::session::{Packages, Session};
-use super::workspace;
 
 /// The longest list of packages that is read, in bytes.
 const LONGEST_LIST: u64 = 64 << 20;
@@ -85,7 +85,7 @@ impl Session<'_> {
             wanted.extend(["kernel", "initrd"]);
         }
         let wanted: Vec<String> = wanted.into_iter().map(str::to_owned).collect();
-        let files = workspace::take(&telling.results, &wanted, &folder, &self.stop)?;
+        let files = artifacts::take(&telling.results, &wanted, &folder, &self.stop)?;
         fs::remove_file(&telling.results).map_err(written(&telling.results))?;
         let text = |path: &Path| -> Result<String, BuildError> {
             let mut bytes = Vec::new();
@@ -119,7 +119,7 @@ impl Session<'_> {
         };
         let root = match telling.root {
             Some(root) => {
-                workspace::cut(&root, &self.stop)?;
+                artifacts::cut(&root, &self.stop)?;
                 Some(named(&root, "tar")?)
             }
             None => None,

@@ -11,6 +11,7 @@
 //! goes with all that is in it, and only the console's log is kept. Deliberately absent: printing,
 //! signals, privileges; the program's edge has those.
 
+mod artifacts;
 pub mod bundle;
 pub mod checkpoint;
 pub mod delivery;

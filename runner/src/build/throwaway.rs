@@ -2,7 +2,7 @@
 //!
 //! The machine is made of packages once and kept as a [`checkpoint`]; each build works on an overlay of it,
 //! which nobody ever reads. The workspace goes in and the artifacts come out as archives on disks of their
-//! own ([`workspace`]). Loop devices, mounts and whatever else a command leaves behind die with the machine.
+//! own ([`workspace`], [`artifacts`]). Loop devices, mounts and whatever else a command leaves behind die with the machine.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ use super::machines::{Guest, Worked, preinst_lines};
 use super::preflight::Host;
 use super::product::Product;
 use super::session::{Packages, Session};
-use super::workspace;
+use super::{artifacts, workspace};
 
 impl Session<'_> {
     /// Runs the recipe's commands in a throwaway machine.
@@ -69,7 +69,7 @@ impl Session<'_> {
         let folder = self.scratch.path().join("artifacts");
         let mut files = self.stage(Stage::Collect, |session| {
             fs::create_dir(&folder).map_err(|source| BuildError::Write { path: folder.clone(), source })?;
-            let files = workspace::take(&results, &wanted, &folder, &session.stop)?;
+            let files = artifacts::take(&results, &wanted, &folder, &session.stop)?;
             fs::remove_file(&results).map_err(|source| BuildError::Write { path: results, source })?;
             Ok(files)
         })?;

@@ -18,6 +18,7 @@ mod directory;
 mod manifest;
 pub mod rpm;
 mod serve;
+mod snapshot_name;
 
 pub use directory::{Directory, DirectoryError, Published, Verified};
 pub use manifest::{Entry, Folder, Manifest};

@@ -10,7 +10,8 @@ use hostler_protocol::why::{Held, Holder, Reason};
 use super::attribute::Ownership;
 use super::graph::{Edge, Node, holders, identity_of, node_of};
 use super::index::{Block, Index};
-use crate::model::{MapKind, Mount, ResourceIdentity, Snapshot, SwapIdentity};
+use super::remedy::remedy;
+use crate::model::{MapKind, Mount, ResourceIdentity, Snapshot};
 
 /// How deep a chain of holders is followed. Real chains have fewer than ten links; text that a user
 /// controls cannot make them longer, but stacked mounts can.
@@ -190,7 +191,7 @@ impl Answer {
                     answer.named[place].left_out = Some(LeftOut::More(edge.reason, edges.len() - at));
                     break;
                 }
-                let mut remedy = narrator.remedy(node, edge);
+                let mut command = remedy(narrator.index, node, edge);
                 let named = match edge.holder {
                     None => Named::plain(sentence_without_holder(edge.reason)),
                     Some(holder) if access(holder) == Access::Hidden => {
@@ -204,7 +205,7 @@ impl Answer {
                                 answer.named[*first].what = format!("{count} {several} of other users");
                                 continue;
                             }
-                            remedy.clear();
+                            command.clear();
                             Named::plain(format!("{one} of another user's"))
                         }
                     }
@@ -217,9 +218,9 @@ impl Answer {
                         Named { told_at, ..Named::of(holder, narrator) }
                     }
                 };
-                answer.length += named.what.len() + remedy.len();
+                answer.length += named.what.len() + command.len();
                 answer.named.push(named);
-                answer.named[place].holders.push((edge.reason, remedy, to));
+                answer.named[place].holders.push((edge.reason, command, to));
             }
         }
         answer
@@ -400,97 +401,6 @@ impl Narrator<'_> {
     fn is_protected(&self, node: Node) -> bool {
         identity_of(node, self.index).is_some_and(|identity| self.ownership.protected.contains(&identity))
     }
-
-    /// The command that would end just this hold of `held`; empty when there is none.
-    fn remedy(&self, held: Node, edge: &Edge) -> String {
-        let snapshot = self.index.snapshot;
-        match (edge.reason, edge.holder) {
-            (Reason::Frozen, Some(Node::Filesystem(at))) => self.thaw(held, &snapshot.filesystems[at]),
-            (_, Some(Node::Process(at))) => format!("kill {}", snapshot.processes[at].identity.pid),
-            (_, Some(Node::Mount(at))) => self.unmount(self.index.mount(at.0)),
-            (_, Some(Node::Swap(at))) => match snapshot.swaps[at].identity {
-                SwapIdentity::Device(_) | SwapIdentity::File(_) => {
-                    format!("swapoff {}", quoted(&snapshot.swaps[at].path))
-                }
-                SwapIdentity::Unreachable(_) => String::new(),
-            },
-            (_, Some(Node::Block(Block::Loop(at)))) => {
-                format!("losetup -d /dev/loop{}", snapshot.loops[at].number)
-            }
-            (_, Some(Node::Block(Block::Map(at)))) => {
-                let map = &snapshot.maps[at];
-                match map.identity.kind {
-                    MapKind::DeviceMapper => format!("dmsetup remove {}", quoted(map.name.as_bytes())),
-                    MapKind::Array => format!("mdadm --stop /dev/{}", printable(map.name.as_bytes())),
-                }
-            }
-            (_, Some(Node::Block(Block::Nbd(at)))) => {
-                format!("qemu-nbd --disconnect /dev/nbd{}", snapshot.nbds[at].number)
-            }
-            (Reason::FuseHung, None) => match held {
-                Node::Mount(at) => {
-                    let minor = self.index.mount(at.0).device().minor;
-                    format!("echo 1 > /sys/fs/fuse/connections/{minor}/abort")
-                }
-                _ => String::new(),
-            },
-            (_, Some(Node::Partition(_) | Node::Filesystem(_)) | None) => String::new(),
-        }
-    }
-
-    fn thaw(&self, held: Node, filesystem: &crate::model::Filesystem) -> String {
-        let mounted = filesystem.blocks.iter().chain(&filesystem.shown_as);
-        let mount = mounted.flat_map(|device| self.index.mounts_of(*device)).next();
-        match (mount, held) {
-            (Some(at), _) => format!("fsfreeze --unfreeze {}", quoted(&self.index.mount(*at).point)),
-            (None, Node::Block(Block::Loop(at))) => {
-                let node = format!("/dev/loop{}", self.index.snapshot.loops[at].number);
-                format!("mount {node} /mnt && fsfreeze --unfreeze /mnt && umount /mnt")
-            }
-            (None, _) => String::new(),
-        }
-    }
-
-    fn unmount(&self, mount: &Mount) -> String {
-        let snapshot = self.index.snapshot;
-        let point = quoted(&mount.point);
-        if self.index.is_host(mount.identity.namespace) {
-            return format!("umount {point}");
-        }
-        let inside =
-            snapshot.processes.iter().find(|process| process.namespace == Some(mount.identity.namespace));
-        let kept = snapshot.mounts.iter().find(|other| {
-            other.kept_namespace() == Some(mount.identity.namespace)
-                && self.index.is_host(other.identity.namespace)
-        });
-        match (inside, kept) {
-            (Some(process), _) => format!("nsenter -m -t {} umount {point}", process.identity.pid),
-            (None, Some(file)) => format!("nsenter --mount={} umount {point}", quoted(&file.point)),
-            (None, None) => String::new(),
-        }
-    }
-}
-
-/// A word for a shell that means exactly these bytes.
-fn quoted(bytes: &[u8]) -> String {
-    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(byte);
-    if !bytes.is_empty() && bytes.iter().all(is_plain) {
-        return String::from_utf8_lossy(bytes).into_owned();
-    }
-    let is_harmless = |byte: &u8| (b' '..=b'~').contains(byte) && !b"'\\".contains(byte);
-    if bytes.iter().all(is_harmless) {
-        return format!("'{}'", String::from_utf8_lossy(bytes));
-    }
-    let mut word = String::from("$'");
-    for byte in bytes {
-        if is_harmless(byte) {
-            word.push(char::from(*byte));
-        } else {
-            word.push_str(&format!("\\x{byte:02x}"));
-        }
-    }
-    word.push('\'');
-    word
 }
 
 /// What made a map, by the uuid that it gave it.

@@ -6,7 +6,7 @@ use super::super::fixture::{
     ROOT_DISK, any_host, host, lease, loop_device, loop_identity, loop_number, map, map_number, mount,
     process, standing,
 };
-use super::{Access, NAMED_LIMIT, explain, quoted, reasons_for};
+use super::{Access, NAMED_LIMIT, explain, reasons_for};
 use crate::model::{
     DeviceNumber, FileHold, Filesystem, LoopState, MountNamespace, MountNumber, Namespace, Partition, Phase,
     Place, ResourceIdentity, Snapshot, Swap, SwapIdentity,
@@ -219,14 +219,6 @@ fn a_mount_elsewhere_names_who_keeps_its_namespace() {
     let tree = why("/dev/loop3", &snapshot);
     assert_eq!(tree.holders[0].remedy, "nsenter --mount=/run/ns umount '/w x'");
     assert_eq!(tree.holders[0].by.holders[1].remedy, "umount /run/ns");
-}
-
-#[test]
-fn a_command_means_the_same_bytes_to_a_shell() {
-    assert_eq!(quoted(b"/plain/path-1.img"), "/plain/path-1.img");
-    assert_eq!(quoted(b"/a b"), "'/a b'");
-    assert_eq!(quoted(b"/a'b\n\xff"), "$'/a\\x27b\\x0a\\xff'");
-    assert_eq!(quoted(b""), "''");
 }
 
 #[test]

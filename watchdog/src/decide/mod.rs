@@ -23,6 +23,7 @@ mod plan;
 pub mod policy;
 mod propagation;
 mod protect;
+mod remedy;
 mod requested;
 mod settled;
 mod verify;
